@@ -1,0 +1,101 @@
+"""Digests: sha256 of whole things, and Merkle roots over the leaves of a span.
+
+A span is cut into leaves of LEAF_SIZE bytes from its start, the last one shorter. A leaf's digest is the
+sha256 of its bytes; two neighbours make a parent, sha256(left + right); an odd one out goes up unchanged.
+The tree's shape follows from the span's length, which stands in the same signed-for table as the root, so
+leaves and parents cannot be taken for each other and need no prefix.
+"""
+
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Final
+
+from indexer.errors import FormatError
+
+LEAF_SIZE: Final = 4096
+DIGEST_SIZE: Final = 32
+ZERO_LEAF: Final = bytes(LEAF_SIZE)
+
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+
+
+def sha256_digest(data: bytes | bytearray | memoryview) -> str:
+    """The OCI digest of `data`: "sha256:" and 64 hexadecimal digits."""
+    return "sha256:" + sha256(data).hexdigest()
+
+
+def digest_hex(digest: str) -> str:
+    """The hexadecimal part of a sha256 digest, safe as a file name.
+
+    Raises:
+        FormatError: this is not a sha256 digest.
+    """
+    if not _SHA256.fullmatch(digest):
+        raise FormatError(f"not a sha256 digest: {digest[:100]!r}")
+    return digest[7:]
+
+
+def leaf_count(size: int) -> int:
+    """How many leaves hold `size` bytes."""
+    return -(-size // LEAF_SIZE)
+
+
+def leaf_digests(data: bytes | bytearray | memoryview) -> list[bytes]:
+    """The digests of the leaves of one span's bytes, in order."""
+    view = memoryview(data)
+    return [sha256(view[start : start + LEAF_SIZE]).digest() for start in range(0, len(view), LEAF_SIZE)]
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """The root over leaf digests; that of no leaves is the sha256 of nothing."""
+    if not leaves:
+        return sha256(b"").digest()
+    level = list(leaves)
+    while len(level) > 1:
+        parents = [sha256(level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            parents.append(level[-1])
+        level = parents
+    return level[0]
+
+
+def span_root(data: bytes | bytearray | memoryview) -> bytes:
+    """The Merkle root of one span's bytes."""
+    return merkle_root(leaf_digests(data))
+
+
+def leaf_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The sibling digests, from the leaf upward, that lead from leaf `index` to the root."""
+    proof = []
+    level = list(leaves)
+    while len(level) > 1:
+        sibling = index ^ 1
+        if sibling < len(level):
+            proof.append(level[sibling])
+        parents = [sha256(level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            parents.append(level[-1])
+        level = parents
+        index //= 2
+    return proof
+
+
+def root_from_proof(leaf: bytes, index: int, count: int, proof: Sequence[bytes]) -> bytes:
+    """The root that `leaf` (a digest), as number `index` of `count`, has under `proof`.
+
+    Raises:
+        FormatError: the proof is too short or too long for a tree of `count` leaves.
+    """
+    node, rest = leaf, list(proof)
+    while count > 1:
+        if index ^ 1 < count:
+            if not rest:
+                raise FormatError("Merkle proof is too short")
+            sibling = rest.pop(0)
+            node = sha256(sibling + node if index & 1 else node + sibling).digest()
+        index //= 2
+        count = (count + 1) // 2
+    if rest:
+        raise FormatError("Merkle proof is too long")
+    return node

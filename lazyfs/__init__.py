@@ -1,0 +1,1 @@
+"""Mount container images lazily: only the bytes that are read are fetched."""

@@ -1,0 +1,75 @@
+"""What can go wrong outside the formats. Each face has one table from these to its own codes.
+
+    LazyfsError
+      BadReference        an image name that cannot be one
+      ConfigError         a configuration file, variable or flag that cannot be used
+      SourceError         a registry, layout or archive did not give what was asked
+        Unauthorized      it wants other credentials
+        NotFound          it has no such thing
+        RangeRefused      it cannot serve this byte range
+        Unreachable       it did not answer in time, or not at all
+      CacheError          the cache cannot be used; reading goes on without it where that is possible
+      MountError          the kernel or fusermount3 refused
+        AlreadyMounted    something is mounted there
+        NotMounted        nothing of ours is mounted there
+
+Content that breaks its format or digest raises `indexer.errors.IndexerError`.
+"""
+
+
+class LazyfsError(Exception):
+    """The root of what lazyfs raises. Messages say what to do next and never hold a secret."""
+
+
+class BadReference(LazyfsError):
+    """An image name that cannot be one."""
+
+
+class ConfigError(LazyfsError):
+    """A configuration file, variable or flag that cannot be used."""
+
+
+class SourceError(LazyfsError):
+    """A registry, layout or archive did not give what was asked.
+
+    Attributes:
+        url: what was asked, without credentials or query; or a path.
+        status: HTTP status, or None.
+    """
+
+    def __init__(self, message: str, *, url: str = "", status: int | None = None) -> None:
+        self.url = url
+        self.status = status
+        super().__init__(message)
+
+
+class Unauthorized(SourceError):
+    """The source wants other credentials."""
+
+
+class NotFound(SourceError):
+    """The source has no such thing."""
+
+
+class RangeRefused(SourceError):
+    """The source cannot serve this byte range."""
+
+
+class Unreachable(SourceError):
+    """The source did not answer in time, or not at all."""
+
+
+class CacheError(LazyfsError):
+    """The cache cannot be used."""
+
+
+class MountError(LazyfsError):
+    """The kernel or fusermount3 refused."""
+
+
+class AlreadyMounted(MountError):
+    """Something is mounted there already."""
+
+
+class NotMounted(MountError):
+    """Nothing of ours is mounted there."""
