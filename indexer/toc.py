@@ -101,7 +101,7 @@ class Span(NamedTuple):
     """What is fetched, decompressed and verified at once.
 
     Attributes:
-        index: position in the table.
+        number: position in the table.
         uncompressed_start: first byte of the span in the address space.
         uncompressed_end: end of the span.
         compressed_start: first compressed byte needed to produce the span from its entry.
@@ -115,7 +115,7 @@ class Span(NamedTuple):
         root: Merkle root over the span's leaves (indexer.digest).
     """
 
-    index: int
+    number: int
     uncompressed_start: int
     uncompressed_end: int
     compressed_start: int
@@ -190,7 +190,7 @@ class SpanTable(Sequence[Span]):
 
     @classmethod
     def from_spans(cls, spans: Sequence[Span]) -> "SpanTable":
-        """A table of given spans; their index, starts, leaves and window starts are implied by order."""
+        """A table of given spans; their numbers, starts, leaves and window starts are implied by order."""
         return cls(
             ends=array("Q", (s.uncompressed_end for s in spans)),
             compressed_starts=array("Q", (s.compressed_start for s in spans)),
@@ -217,7 +217,7 @@ class SpanTable(Sequence[Span]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return Span(
-            index=index,
+            number=index,
             uncompressed_start=self._starts[index],
             uncompressed_end=self._ends[index],
             compressed_start=self._compressed_starts[index],
