@@ -1,0 +1,126 @@
+"""Inflate from any bit of a deflate stream, without inflatePrime.
+
+The checkpoint's first `bits` bits are the top bits of a byte whose lower bits belong to the block before. A
+prefix of empty, non-final blocks, `8 - bits` bits long modulo 8, brings the stream to that bit: its last,
+unfinished byte takes the top bits of the checkpoint's first byte (RFC 1951 section 3.2 on block bits). Moving
+the whole stream by some bits instead would be wrong: stored blocks realign to bytes.
+"""
+
+from typing import Final
+
+from isal import isal_zlib
+
+from indexer.errors import FormatError
+
+_TRAILER_SIZE: Final = 8
+
+
+def _bits(value: int, count: int) -> list[int]:
+    return [value >> i & 1 for i in range(count)]
+
+
+def _code(code: int, count: int) -> list[int]:
+    """A Huffman code: most significant bit first (RFC 1951 section 3.1.1)."""
+    return [code >> i & 1 for i in range(count - 1, -1, -1)]
+
+
+def _empty_fixed_block() -> list[int]:
+    return [*_bits(0, 1), *_bits(1, 2), *_code(0, 7)]
+
+
+def _empty_dynamic_block() -> list[int]:
+    """An empty block with tables of its own, 93 bits: with it odd lengths can be reached."""
+    order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+    code_lengths = {18: 1, 0: 2, 1: 2}
+    head = [*_bits(0, 1), *_bits(2, 2), *_bits(0, 5), *_bits(0, 5), *_bits(15, 4)]
+    lengths = [bit for symbol in order for bit in _bits(code_lengths.get(symbol, 0), 3)]
+    # 256 unused literals as two runs of zeros (138 + 118), then end-of-block of length 1, then no distance.
+    runs = [*_code(0b0, 1), *_bits(138 - 11, 7), *_code(0b0, 1), *_bits(118 - 11, 7)]
+    return [*head, *lengths, *runs, *_code(0b11, 2), *_code(0b10, 2), *_code(0, 1)]
+
+
+def _prefixes() -> tuple[tuple[int, int], ...]:
+    """For each number of borrowed bits 0-7: the prefix as (value, length in bits)."""
+    found: dict[int, list[int]] = {}
+    for fixed in range(4):
+        for dynamic in (0, 1):
+            block = _empty_dynamic_block() * dynamic + _empty_fixed_block() * fixed
+            found.setdefault(len(block) % 8, block)
+    by_bits = [found[(8 - bits) % 8] for bits in range(8)]
+    return tuple((sum(bit << i for i, bit in enumerate(block)), len(block)) for block in by_bits)
+
+
+_PREFIXES: Final = _prefixes()
+
+
+def aligned(data: bytes | memoryview, bits: int) -> bytes:
+    """`data`, of whose first byte only the top `bits` bits count, as a deflate stream that starts at a byte."""
+    if bits == 0:
+        return bytes(data)
+    value, length = _PREFIXES[bits]
+    value |= (data[0] >> (8 - bits)) << length
+    return value.to_bytes((length + bits) // 8, "little") + data[1:]
+
+
+def resume(data: bytes | memoryview, bits: int, window: bytes, max_size: int) -> bytes:
+    """Up to `max_size` bytes of the one deflate stream that goes on in `data`.
+
+    Raises:
+        FormatError: this is not deflate, or refers to bytes before the window.
+    """
+    inflater = isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    try:
+        return bytes(inflater.decompress(aligned(data, bits), max_size))
+    except isal_zlib.error as error:
+        raise FormatError(f"deflate: {error}") from error
+
+
+def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int) -> bytes:
+    """Exactly `size` bytes from a checkpoint inside a deflate stream, going on into later gzip members.
+
+    Raises:
+        FormatError: damaged, or too short.
+    """
+    inflater = isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    head, rest = _inflate(inflater, aligned(data, bits), size)
+    if rest is None:
+        return head
+    return head + read_members(rest[_TRAILER_SIZE:], size - len(head))
+
+
+def read_members(data: bytes | memoryview, size: int) -> bytes:
+    """Exactly `size` bytes from gzip members that begin at the start of `data`.
+
+    Raises:
+        FormatError: damaged, or too short.
+    """
+    pieces = []
+    rest: bytes | None = bytes(data)
+    while size:
+        rest = (rest or b"").lstrip(b"\0")
+        if not rest:
+            raise FormatError(f"gzip ends {size} bytes before the span does")
+        piece, rest = _inflate(isal_zlib.decompressobj(wbits=31), rest, size)
+        pieces.append(piece)
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _inflate(inflater: "isal_zlib.Decompress", data: bytes, size: int) -> tuple[bytes, bytes | None]:
+    """Inflate up to `size` bytes: these, and what follows the stream's end if it came before them."""
+    pieces = []
+    left = size
+    try:
+        while left:
+            piece = inflater.decompress(data, left)
+            pieces.append(piece)
+            left -= len(piece)
+            if inflater.eof:
+                break
+            data = inflater.unconsumed_tail
+            if not piece and not data:
+                raise FormatError(f"deflate ends {left} bytes before the span does")
+    except isal_zlib.error as error:
+        raise FormatError(f"deflate: {error}") from error
+    output = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return output, (inflater.unused_data if left and inflater.eof else None)

@@ -1,0 +1,94 @@
+"""What the scanners of all compressions share: they take compressed bytes and tell output and checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from indexer.errors import LimitExceeded
+from indexer.toc import Entry
+
+
+class Checkpoint(NamedTuple):
+    """Where a span begins.
+
+    Attributes:
+        uncompressed_start: first byte of the span.
+        compressed_start: first compressed byte needed to enter it.
+        previous_end: end of the compressed bytes that the span before may need.
+        entry: how decompression begins here.
+        bits: for DEFLATE, how many top bits of the first byte count; 0 for whole bytes.
+        skip: decompressed bytes between the entry and the span's start.
+    """
+
+    uncompressed_start: int
+    compressed_start: int
+    previous_end: int
+    entry: Entry
+    bits: int = 0
+    skip: int = 0
+
+
+class Receiver(Protocol):
+    """What a scanner reports to, in stream order."""
+
+    def output(self, data: bytes) -> None:
+        """The next uncompressed bytes."""
+
+    def checkpoint(self, point: Checkpoint) -> None:
+        """A span begins right after the output so far."""
+
+    def window(self, uncompressed_start: int, window: bytes) -> None:
+        """The sparse window of the checkpoint at `uncompressed_start`; comes some output later."""
+
+
+class Scanner(Protocol):
+    """Decompresses a layer and finds its checkpoints, at least `span_size` bytes of output apart."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next compressed bytes, cut anywhere."""
+
+    def close(self) -> None:
+        """The input has ended.
+
+        Raises:
+            FormatError: it ended too early.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds against decompression bombs and other greed.
+
+    Attributes:
+        max_uncompressed: bytes of one layer.
+        max_ratio: uncompressed bytes per compressed byte; layers below `ratio_floor` are never refused for it.
+        ratio_floor: uncompressed bytes from which the ratio counts.
+        max_members: entries of one layer.
+    """
+
+    max_uncompressed: int = 1 << 40
+    max_ratio: int = 200
+    ratio_floor: int = 128 << 20
+    max_members: int = 4_000_000
+
+    def allowance(self, compressed_size: int) -> int:
+        """How many bytes a layer of `compressed_size` bytes may become."""
+        return min(self.max_uncompressed, max(self.ratio_floor, self.max_ratio * compressed_size))
+
+
+def bounded(limits: Limits, compressed_size: int) -> Callable[[int], None]:
+    """A check of how much a layer has become so far, cheap enough for every piece of output.
+
+    Raises:
+        LimitExceeded: (from the check) too much.
+    """
+    allowance = limits.allowance(compressed_size)
+
+    def check(size: int) -> None:
+        if size > allowance:
+            raise LimitExceeded(
+                f"a layer of {compressed_size} bytes becomes more than {allowance} bytes: "
+                "a decompression bomb, or raise the limit"
+            )
+
+    return check
