@@ -9,6 +9,7 @@ the whole stream by some bits instead would be wrong: stored blocks realign to b
 from typing import Final
 
 from isal import isal_zlib
+from isal.igzip_lib import IsalError
 
 from indexer.errors import FormatError
 
@@ -54,12 +55,18 @@ _PREFIXES: Final = _prefixes()
 
 
 def aligned(data: bytes | memoryview, bits: int) -> bytes:
-    """`data`, of whose first byte only the top `bits` bits count, as a deflate stream that starts at a byte."""
+    """`data`, of whose first byte only the top `bits` bits count, as a stream that starts at a byte."""
     if bits == 0:
         return bytes(data)
     value, length = _PREFIXES[bits]
     value |= (data[0] >> (8 - bits)) << length
     return value.to_bytes((length + bits) // 8, "little") + data[1:]
+
+
+def _raw_inflater(window: bytes) -> "isal_zlib.Decompress":
+    if window:
+        return isal_zlib.decompressobj(wbits=-15, zdict=window)
+    return isal_zlib.decompressobj(wbits=-15)
 
 
 def resume(data: bytes | memoryview, bits: int, window: bytes, max_size: int) -> bytes:
@@ -68,10 +75,12 @@ def resume(data: bytes | memoryview, bits: int, window: bytes, max_size: int) ->
     Raises:
         FormatError: this is not deflate, or refers to bytes before the window.
     """
-    inflater = isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    inflater = (
+        isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    )
     try:
         return bytes(inflater.decompress(aligned(data, bits), max_size))
-    except isal_zlib.error as error:
+    except IsalError as error:
         raise FormatError(f"deflate: {error}") from error
 
 
@@ -81,7 +90,9 @@ def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int
     Raises:
         FormatError: damaged, or too short.
     """
-    inflater = isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    inflater = (
+        isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
+    )
     head, rest = _inflate(inflater, aligned(data, bits), size)
     if rest is None:
         return head
@@ -120,7 +131,7 @@ def _inflate(inflater: "isal_zlib.Decompress", data: bytes, size: int) -> tuple[
             data = inflater.unconsumed_tail
             if not piece and not data:
                 raise FormatError(f"deflate ends {left} bytes before the span does")
-    except isal_zlib.error as error:
+    except IsalError as error:
         raise FormatError(f"deflate: {error}") from error
     output = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     return output, (inflater.unused_data if left and inflater.eof else None)

@@ -1,4 +1,4 @@
-"""Checkpoints of a gzip layer, found while it streams by, and a span inflated from its checkpoint.
+"""Checkpoints of a gzip layer, found while it streams by. `gzip_read` inflates from them.
 
 A deflate stream can be entered at any block (RFC 1951 section 3.2.3) given the bit it starts at and the
 32 KiB of output before it. A checkpoint is the first block, or the first member, that starts at least
@@ -7,12 +7,11 @@ A deflate stream can be entered at any block (RFC 1951 section 3.2.3) given the 
 
 from typing import Final
 
-from indexer.deflate_resume import read_members, resume_members
 from indexer.errors import FormatError, Unsupported
 from indexer.gzip_windows import WINDOW_SIZE, sparse_window
 from indexer.libz import BlockInflater
 from indexer.scan import Checkpoint, Receiver
-from indexer.toc import Entry, Span
+from indexer.toc import Entry
 
 _BUFFER_SIZE: Final = WINDOW_SIZE + (512 << 10)
 _FEED_SIZE: Final = 256 << 10
@@ -93,9 +92,7 @@ class GzipScanner:
                 if self._pending:
                     self._pending.extend(data[pending_from:position])
                     self._resolve_window()
-            elif (
-                self._inflater.at_block_start and self._produced - self._point_at >= self._span_size
-            ):
+            elif self._inflater.at_block_start and self._produced - self._point_at >= self._span_size:
                 if self._pending:
                     self._resolve_window()
                 self._begin_span()
@@ -177,24 +174,3 @@ class _PendingWindow:
 
     def sparse(self) -> bytes:
         return sparse_window(self._window, bytes(self._data), self._bits)
-
-
-def inflate_span(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
-    """The uncompressed bytes of a span.
-
-    Args:
-        span: the span; its entry is GZIP_MEMBER or DEFLATE.
-        data: the compressed bytes [compressed_start, compressed_end).
-        window: its sparse window, decompressed; b"" where it has none.
-
-    Raises:
-        FormatError: damaged or too short. Whether the bytes are the right ones, their root tells.
-    """
-    size = span.skip + span.size
-    if span.entry is Entry.DEFLATE:
-        if not data:
-            raise FormatError("no compressed bytes for a span", span.compressed_start)
-        output = resume_members(data, span.bits, window, size)
-    else:
-        output = read_members(data, size)
-    return output[span.skip :] if span.skip else output

@@ -79,7 +79,7 @@ class BlockInflater:
             FormatError: not gzip, or damaged. The offset counts from the start of `data`.
         """
         stream = self._stream
-        source = ctypes.cast(data, ctypes.c_void_p).value or 0
+        source = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
         available = len(data) - position
         room = len(self.buffer) - self.filled
         stream.next_in = source + position

@@ -61,7 +61,7 @@ class Limits:
 
     Attributes:
         max_uncompressed: bytes of one layer.
-        max_ratio: uncompressed bytes per compressed byte; layers below `ratio_floor` are never refused for it.
+        max_ratio: uncompressed bytes per compressed byte, for layers above `ratio_floor`.
         ratio_floor: uncompressed bytes from which the ratio counts.
         max_members: entries of one layer.
     """

@@ -1,0 +1,69 @@
+"""The merged tree of an image: what `merge` makes and `erofs_write` compiles."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from indexer.toc import Kind
+
+MAX_DEPTH: Final = 1024
+"""Components of the deepest path a tree may have."""
+
+MAX_NAME: Final = 255
+"""Bytes of the longest name (NAME_MAX)."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode. Two names of the same node are hard links.
+
+    Attributes:
+        kind: what it is; HARDLINK does not occur in a finished tree.
+        mode: permission, setuid, setgid and sticky bits.
+        uid: numeric owner.
+        gid: numeric group.
+        mtime_ns: modification time, nanoseconds since 1970, may be negative.
+        size: bytes of content of a regular file; else 0.
+        layer: number of the layer, from 0 at the bottom, that holds the content.
+        data_start: uncompressed offset of the content in that layer; 0 where size is 0.
+        link: a symlink's target; else b"".
+        device: (major, minor) of a device; else (0, 0).
+        xattrs: sorted pairs of name and value.
+        children: a directory's nodes by name; None for anything else.
+        nlink: names of the node in the whole tree; of a directory 2 and its subdirectories.
+        nid: the number of the inode in the metadata image; 0 before it is written.
+    """
+
+    kind: Kind
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    size: int = 0
+    layer: int = 0
+    data_start: int = 0
+    link: bytes = b""
+    device: tuple[int, int] = (0, 0)
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    children: "dict[bytes, Node] | None" = field(default=None, repr=False)
+    nlink: int = field(default=0, repr=False)
+    nid: int = field(default=0, repr=False)
+
+
+def new_directory() -> Node:
+    """An empty directory that no member described: 0755, owned by root, of 1970."""
+    return Node(Kind.DIRECTORY, children={})
+
+
+def count_links(root: Node) -> None:
+    """Set `nlink` of every node under a `root` whose nodes are all still at 0."""
+    root.nlink = 2
+    stack = [root]
+    while stack:
+        directory = stack.pop()
+        for child in (directory.children or {}).values():
+            if child.children is None:
+                child.nlink += 1
+            else:
+                child.nlink = 2
+                directory.nlink += 1
+                stack.append(child)
