@@ -1,0 +1,69 @@
+"""Which bytes a read needs, decided without touching a network or a disk."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from indexer.toc import Extent, Span
+
+
+class Fetch(NamedTuple):
+    """Spans that are fetched by one range request.
+
+    Attributes:
+        spans: in order of their place in the layer; all enter by themselves (`skip` is 0).
+        compressed_start: first byte of the range.
+        compressed_end: its end.
+    """
+
+    spans: tuple[Span, ...]
+    compressed_start: int
+    compressed_end: int
+
+
+def plan_fetches(spans: Sequence[Span], *, max_bytes: int, max_gap: int) -> list[Fetch]:
+    """Few requests for many spans: neighbours are joined.
+
+    Args:
+        spans: the spans wanted, ascending.
+        max_bytes: compressed bytes of one request, which a single larger span may exceed.
+        max_gap: compressed bytes between two wanted spans that are rather fetched in vain than skipped.
+    """
+    fetches: list[Fetch] = []
+    for span in spans:
+        last = fetches[-1] if fetches else None
+        if (
+            last
+            and span.compressed_start - last.compressed_end <= max_gap
+            and span.compressed_end - last.compressed_start <= max_bytes
+        ):
+            end = max(last.compressed_end, span.compressed_end)
+            fetches[-1] = Fetch((*last.spans, span), last.compressed_start, end)
+        else:
+            fetches.append(Fetch((span,), span.compressed_start, span.compressed_end))
+    return fetches
+
+
+class Piece(NamedTuple):
+    """Part of a read of the tail: `length` bytes of the stream at `start`, or zeros where start is None."""
+
+    start: int | None
+    length: int
+
+
+def tail_pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Piece]:
+    """What the tail (indexer.toc) shows in [start, end): stream bytes by its extents, zeros between them."""
+    number = max(bisect_right(extents, start, key=lambda extent: extent.start) - 1, 0)
+    for extent in extents[number:]:
+        if extent.start >= end:
+            break
+        if extent.start + extent.length <= start:
+            continue
+        if extent.start > start:
+            yield Piece(None, extent.start - start)
+            start = extent.start
+        stop = min(end, extent.start + extent.length)
+        yield Piece(extent.tar_start + start - extent.start, stop - start)
+        start = stop
+    if start < end:
+        yield Piece(None, end - start)

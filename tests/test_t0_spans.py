@@ -1,0 +1,201 @@
+"""Spans of every encoding: what is read from a checkpoint is what the whole stream says."""
+
+import random
+import struct
+import zlib
+from hashlib import sha256
+from io import BytesIO
+
+import indexed_gzip
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer.build import LayerBuilder
+from indexer.digest import span_root
+from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
+from indexer.scan import Limits
+from indexer.spans import read_span, sniff
+from indexer.toc import Compression, Entry
+from indexer.toc_codec import decompress_window
+from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
+from tests.support.tars import file, tar
+
+
+def _tar_bytes(seed: int = 1, size: int = 1_500_000) -> bytes:
+    """Text with far repetitions, noise, and zeros: blocks of every type come out of it."""
+    rng = random.Random(seed)
+    words = [rng.randbytes(rng.randint(2, 9)) for _ in range(3000)]
+    parts = []
+    left = size
+    while left > 0:
+        kind = rng.random()
+        if kind < 0.7:
+            part = b" ".join(rng.choices(words, k=4000))
+        elif kind < 0.9:
+            part = rng.randbytes(rng.randint(1, 60_000))
+        else:
+            part = bytes(rng.randint(1, 200_000))
+        parts.append(part)
+        left -= len(part)
+    return tar(*(file(b"f%d" % n, part) for n, part in enumerate(parts)))
+
+
+TAR = _tar_bytes()
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_span_reads_as_the_stream_says(name):
+    blob = ENCODINGS[name](TAR)
+    built = build(blob)
+    toc = built.toc
+    assert toc.header.diff_id == digest_of(TAR)
+    assert toc.spans.uncompressed_size == len(TAR)
+    assert len(toc.spans) > 5
+    for span in toc.spans:
+        window = decompress_window(built.windows[span.window_start : span.window_end])
+        data = blob[span.compressed_start : span.compressed_end]
+        assert read_span(span, data, window) == TAR[span.uncompressed_start : span.uncompressed_end]
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_any_cut_of_the_input_gives_the_same_toc(name):
+    blob = ENCODINGS[name](TAR[:400_000])
+    whole = build(blob)
+    assert build(blob, step=997) == whole
+    assert build(blob, step=65_537) == whole
+
+
+def test_spans_are_as_large_as_asked_where_blocks_are_small():
+    toc = build(gzip_layer(TAR), span_size=128 << 10).toc
+    sizes = [span.size for span in toc.spans][:-1]
+    assert min(sizes) >= 128 << 10
+    assert max(sizes) < 512 << 10
+
+
+def test_windows_hold_only_what_later_data_refers_to():
+    """The sparse window gives the same bytes as the full one, and most of it is zeros."""
+    blob = gzip_layer(TAR)
+    built = build(blob)
+    sparse = [
+        decompress_window(built.windows[s.window_start : s.window_end])
+        for s in built.toc.spans
+        if s.entry is Entry.DEFLATE
+    ]
+    assert all(len(window) <= 32768 for window in sparse)
+    kept = sum(len(window) - window.count(0) for window in sparse)
+    assert 0 < kept < 0.7 * 32768 * len(sparse)
+
+
+def test_indexed_gzip_reads_the_same_bytes_at_our_checkpoints():
+    """An independent reader agrees about what stands where."""
+    blob = gzip_layer(TAR)
+    spans = build(blob).toc.spans
+    with indexed_gzip.IndexedGzipFile(BytesIO(blob)) as oracle:
+        for span in spans:
+            oracle.seek(span.uncompressed_start)
+            assert span_root(oracle.read(span.size)) == span.root
+
+
+def test_pieces_of_a_large_zstd_frame_share_its_entry():
+    spans = build(zstd_frame(TAR)).toc.spans
+    assert {span.compressed_start for span in spans} == {0}
+    assert [span.skip for span in spans] == [span.uncompressed_start for span in spans]
+
+
+def test_an_empty_layer_has_no_members():
+    for blob in (b"", bytes(1024), gzip_layer(b""), gzip_layer(bytes(1024))):
+        toc = build(blob).toc
+        assert toc.members == []
+        assert toc.spans.uncompressed_size == toc.header.uncompressed_size
+
+
+def test_zero_padding_after_the_last_member_is_no_content():
+    assert build(gzip_layer(TAR) + bytes(512)).toc.spans.uncompressed_size == len(TAR)
+
+
+@pytest.mark.parametrize(
+    ("blob", "error"),
+    [
+        (gzip_layer(TAR)[:-1], FormatError),
+        (gzip_layer(TAR)[:5000], FormatError),
+        (gzip_layer(TAR) + b"garbage", FormatError),
+        (gzip_layer(TAR)[:-8] + bytes(8), FormatError),
+        (zstd_frame(TAR)[:-1], FormatError),
+        (zstd_frame(TAR) + b"garbage", FormatError),
+        (b"\x1f\x8b", FormatError),
+        (b"BZh91AY", Unsupported),
+        (b"\xfd7zXZ\0", Unsupported),
+        (b"\x04\x22\x4d\x18abc", Unsupported),
+        (b"hello world" * 100, FormatError),
+    ],
+)
+def test_a_damaged_or_foreign_layer_is_refused(blob, error):
+    with pytest.raises(error):
+        build(blob)
+
+
+def test_a_layer_that_is_not_what_its_descriptor_promises_is_refused():
+    blob = gzip_layer(TAR)
+    for size, digest in ((len(blob), digest_of(b"")), (len(blob) + 1, digest_of(blob))):
+        with pytest.raises((DigestMismatch, FormatError)), LayerBuilder(size, digest) as builder:
+            builder.feed(blob)
+            builder.finish()
+    with pytest.raises(FormatError, match="longer"), LayerBuilder(100, digest_of(blob)) as builder:
+        builder.feed(blob)
+
+
+@pytest.mark.parametrize("encode", [gzip_layer, zstd_frame])
+def test_a_bomb_is_refused_before_it_is_large(encode):
+    bomb = encode(bytes(60 << 20))
+    stored = []
+    limits = Limits(ratio_floor=4 << 20, max_ratio=50)
+    with pytest.raises(LimitExceeded, match="bomb"):
+        build(bomb, limits=limits, store=stored.append)
+    assert sum(map(len, stored)) < 16 << 20
+
+
+def test_an_error_on_the_second_thread_reaches_the_caller():
+    """The tar's error comes from the thread that parses it."""
+    with pytest.raises(FormatError):
+        build(gzip_layer(b"x" * 1_000_000))
+
+
+def test_the_store_gets_every_byte_in_order():
+    stored = []
+    build(gzip_layer(TAR), store=stored.append)
+    assert b"".join(stored) == TAR
+
+
+@pytest.mark.parametrize("name", ["plain", "gzip -9", "gzip mixed blocks", "zstd frames"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_spans_give_our_errors_only(name, data):
+    blob = _BLOBS.setdefault(name, ENCODINGS[name](TAR[:300_000]))
+    built = _BUILT.setdefault(name, build(blob))
+    span = data.draw(st.sampled_from(list(built.toc.spans)))
+    window = decompress_window(built.windows[span.window_start : span.window_end])
+    good = blob[span.compressed_start : span.compressed_end]
+    mutated = bytearray(good)
+    position = data.draw(st.integers(0, len(good) - 1))
+    mutated[position] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(0, len(good)))
+    for bad in (bytes(mutated), good[:cut]):
+        try:
+            assert sha256(read_span(span, bad, window)).digest() == sha256(
+                TAR[span.uncompressed_start : span.uncompressed_end]
+            ).digest()
+        except IndexerError:
+            pass
+
+
+_BLOBS: dict = {}
+_BUILT: dict = {}
+
+
+def test_sniffing_trusts_the_bytes():
+    assert sniff(b"\x1f\x8b\x08") is Compression.GZIP
+    assert sniff(struct.pack("<II", 0x184D2A5E, 4)) is Compression.ZSTD
+    assert sniff(zstd_frame(b"x")) is Compression.ZSTD
+    assert sniff(b"anything") is Compression.NONE
+    assert sniff(zlib.compress(b"x")) is Compression.NONE
