@@ -141,6 +141,10 @@ class LazyLayer:
             failures=self._failures,
         )
 
+    def sync(self) -> None:
+        """Make what was fetched outlast a power cut. Blocks; for a worker thread."""
+        self._entry.sync()
+
     def read_nowait(self, start: int, size: int) -> bytes | None:
         """Bytes [start, start + size) if all of them are local, else None."""
         data = self._local(start, size)
@@ -248,13 +252,14 @@ class LazyLayer:
             error = Unreachable(f"no answer within {self._settings.timeout_s:g} s")
         except (IndexerError, LazyfsError) as raised:
             error = raised
-        except Exception:
+        except Exception:  # noqa: BLE001  # a bug must reach the readers, not end the mount
             _log.exception("a bug while fetching spans of %r", self)
             error = LazyfsError("a bug; the log has its trace")
         finally:
             if error is not None:
                 self._failures += 1
-                _log.error("fetching %d spans from byte %d: %s", len(fetch.spans), fetch.compressed_start, error)
+                at = fetch.compressed_start
+                _log.error("fetching %d spans from byte %d failed: %s", len(fetch.spans), at, error)
             for span in fetch.spans:
                 self._under_way.pop(span.number).land(landed.get(span.number), error)
 
@@ -276,7 +281,7 @@ class LazyLayer:
         view = memoryview(data)
         unpacked = {}
         for span in spans:
-            window = decompress_window(self._read_window(span)) if span.window_end > span.window_start else b""
+            window = decompress_window(self._read_window(span))
             compressed = view[span.compressed_start - start : span.compressed_end - start]
             output = read_span(span, compressed, window)
             self._entry.put(span.uncompressed_start, span.first_leaf, output)

@@ -1,0 +1,140 @@
+"""An image ready to be read: its merged tree, and layers that fetch what is missing."""
+
+import mmap
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from indexer.compile import compile_image, image_key
+from indexer.erofs_read import MetadataImage
+from indexer.toc import Span
+from lazyfs.cache.cache import Cache
+from lazyfs.image.indexing import IndexedLayer, Indexer
+from lazyfs.image.layer import FetchSettings, LazyLayer
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import open_tasks, run_all
+from lazyfs.source.base import Source
+
+_PIECE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An open image.
+
+    Attributes:
+        resolved: what it is.
+        metadata: the merged tree.
+        layers: by number, as the tree's extents count them.
+    """
+
+    resolved: ResolvedImage
+    metadata: MetadataImage
+    layers: Sequence[LazyLayer]
+
+    async def read(self, nid: int, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of a regular file, fewer at its end.
+
+        Raises:
+            IndexerError: what came is damaged.
+            LazyfsError: it did not come.
+        """
+        size = min(size, self.metadata.inode(nid).size - offset)
+        extent = self.metadata.extent(nid)
+        if size <= 0 or extent is None:
+            return b""
+        number, start = extent
+        return await self.layers[number].read(start + offset, size)
+
+    async def pieces(self, nid: int) -> AsyncIterator[bytes]:
+        """A regular file's content in order, in pieces of at most 1 MiB. Raises what `read` does."""
+        size = self.metadata.inode(nid).size
+        for offset in range(0, size, _PIECE):
+            yield await self.read(nid, offset, _PIECE)
+
+
+async def index_layers(resolved: ResolvedImage, source: Source, indexer: Indexer) -> dict[str, IndexedLayer]:
+    """Indexes of all layers by layer digest, those that are missing made now.
+
+    Raises:
+        IndexerError: a layer is damaged, or not what the manifest promises.
+        LazyfsError: a layer cannot be had.
+    """
+    indexed: dict[str, IndexedLayer] = {}
+
+    async def ensure(digest: str) -> None:
+        descriptor = layers[digest]
+        indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
+
+    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    await run_all(partial(ensure, digest) for digest in layers)
+    return indexed
+
+
+async def compiled(
+    resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache
+) -> MetadataImage:
+    """The image's merged tree, compiled unless the cache has it.
+
+    Raises:
+        IndexerError: the layers make no tree.
+        CacheError: there is no room for it.
+    """
+    heads = [indexed[layer.descriptor.digest].head for layer in resolved.layers]
+    key = image_key([head.digest for head in heads])
+    path = cache.images.path(key)
+    if path is None:
+        async with cache.named_lock(f"compile-{key}"):
+            path = cache.images.path(key) or await trio.to_thread.run_sync(
+                cache.images.publish, key, partial(compile_image, heads)
+            )
+    with path.open("rb") as file:
+        return MetadataImage(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+
+
+@asynccontextmanager
+async def open_image(
+    resolved: ResolvedImage, source: Source, indexer: Indexer, cache: Cache, settings: FetchSettings
+) -> AsyncIterator[Image]:
+    """The image, open for reading. What was fetched is made durable at the end.
+
+    Raises:
+        IndexerError: a layer or its table is damaged.
+        LazyfsError: a layer that has no index cannot be had, or the cache cannot be used.
+    """
+    indexed = await index_layers(resolved, source, indexer)
+    metadata = await compiled(resolved, indexed, cache)
+    with ExitStack() as entries:
+        async with open_tasks() as nursery:
+            layers: dict[str, LazyLayer] = {}
+            for layer in resolved.layers:
+                digest = layer.descriptor.digest
+                if digest in layers:
+                    continue
+                found = indexed[digest]
+                spans = found.head.spans()
+                entry = entries.enter_context(
+                    cache.layer(digest, found.head.digest, found.head.header.device_size, spans.leaves)
+                )
+                layers[digest] = LazyLayer(
+                    spans=spans,
+                    extents=found.head.extents(),
+                    entry=entry,
+                    read_window=partial(_window, found.windows),
+                    blob=source.blob(layer.descriptor),
+                    nursery=nursery,
+                    settings=settings,
+                )
+            yield Image(resolved, metadata, [layers[layer.descriptor.digest] for layer in resolved.layers])
+            nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            for lazy in layers.values():
+                await trio.to_thread.run_sync(lazy.sync)
+
+
+def _window(windows: memoryview, span: Span) -> bytes:
+    return bytes(windows[span.window_start : span.window_end])

@@ -1,0 +1,136 @@
+"""Makes the index of a layer that has none, while the layer is pulled for the first time.
+
+The pull is paid once: compressed bytes go through the builder, uncompressed ones into the cache, and when
+both digests are right, table and content appear together. Between processes a layer is pulled by one.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from indexer.build import DEFAULT_SPAN_SIZE, BuiltToc, LayerBuilder
+from indexer.errors import IndexerError
+from indexer.scan import Limits
+from indexer.toc_codec import TocHead, decode_head, encode_toc
+from lazyfs.cache.cache import Cache
+from lazyfs.cache.filling import Filling
+from lazyfs.errors import CacheError
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.source.base import Blob
+
+PARALLEL_LAYERS: Final = 3
+
+Progress = Callable[[str, int, int], None]
+"""Told of a layer under way: its digest, compressed bytes so far, and in all. Called from worker threads."""
+
+
+def no_progress(_digest: str, _done: int, _total: int) -> None:
+    """Progress for nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """How layers are indexed.
+
+    Attributes:
+        span_size: uncompressed bytes per span aimed at.
+        limits: bounds against bombs.
+    """
+
+    span_size: int = DEFAULT_SPAN_SIZE
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def name(self) -> str:
+        """Under which tables of these settings are kept."""
+        return f"lazyfs-{self.span_size}"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLayer:
+    """A layer's index.
+
+    Attributes:
+        head: the table of contents.
+        windows: the window file its spans refer to, mapped.
+    """
+
+    head: TocHead
+    windows: memoryview
+
+
+class Indexer:
+    """Finds or makes the tables of contents of layers.
+
+    Args:
+        cache: where tables and content are kept.
+        settings: how to index.
+        progress: told of layers under way.
+    """
+
+    def __init__(self, cache: Cache, settings: IndexSettings, progress: Progress = no_progress) -> None:
+        self._cache = cache
+        self._settings = settings
+        self._progress = progress
+        self._limiter = trio.CapacityLimiter(PARALLEL_LAYERS)
+
+    def find(self, layer: Descriptor) -> IndexedLayer | None:
+        """The layer's index, if it is here and whole."""
+        tocs, name = self._cache.tocs, self._settings.name
+        data = tocs.load(layer.digest, name)
+        if data is None:
+            return None
+        with suppress(IndexerError):
+            head = decode_head(data)
+            windows = tocs.windows(layer.digest, name, head.header.windows_digest)
+            if head.header.layer_digest == layer.digest and windows is not None:
+                return IndexedLayer(head, windows)
+        return None
+
+    async def ensure(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
+        """The layer's index, made now if there is none.
+
+        Raises:
+            IndexerError: the layer is damaged, too large, or not what its descriptor promises.
+            LazyfsError: its source does not give it, or the cache cannot keep the table.
+        """
+        indexed = self.find(layer)
+        if indexed is not None:
+            return indexed
+        async with self._limiter, self._cache.named_lock(f"index-{layer.digest[7:]}"):
+            return self.find(layer) or await self._pull(layer, blob)
+
+    async def _pull(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
+        with (
+            self._cache.fill(layer.digest) as filling,
+            LayerBuilder(
+                layer.size,
+                layer.digest,
+                span_size=self._settings.span_size,
+                limits=self._settings.limits,
+                store=lambda piece: filling.write(filling.written, piece),
+            ) as builder,
+        ):
+            done = 0
+
+            def consume(piece: bytes | memoryview) -> None:
+                nonlocal done
+                builder.feed(bytes(piece))
+                done += len(piece)
+                self._progress(layer.digest, done, layer.size)
+
+            self._progress(layer.digest, 0, layer.size)
+            await blob.pull(consume)
+            return await trio.to_thread.run_sync(self._keep, layer, builder, filling)
+
+    def _keep(self, layer: Descriptor, builder: LayerBuilder, filling: Filling) -> IndexedLayer:
+        built: BuiltToc = builder.finish()
+        data = encode_toc(built.toc)
+        head = decode_head(data)
+        self._cache.tocs.save(layer.digest, self._settings.name, data, built.windows)
+        with suppress(CacheError):  # the content comes again when it is read
+            filling.commit(head.digest, head.header.device_size, built.toc.spans.leaves)
+        return IndexedLayer(head, memoryview(built.windows))

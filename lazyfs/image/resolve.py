@@ -1,0 +1,151 @@
+"""From an image's name to its manifest, configuration and layers."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from indexer.errors import FormatError, IndexerError
+from lazyfs.cache.documents import Documents
+from lazyfs.cache.references import References
+from lazyfs.errors import CacheError, NotFound, Unreachable
+from lazyfs.oci.choose import choose
+from lazyfs.oci.config import ImageConfig, ImageLayer, image_layers, parse_config
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.oci.image_name import ImageName, RegistryImage
+from lazyfs.oci.manifest import Manifest, parse_document
+from lazyfs.oci.platform import Platform
+from lazyfs.source.base import Source
+
+_log = logging.getLogger(__name__)
+
+MAX_NESTING: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """One platform's image.
+
+    Attributes:
+        name: what was asked for, in canonical form.
+        descriptor: of the manifest.
+        manifest: the manifest.
+        config: the configuration.
+        layers: the layers, the lowest first.
+        raw_manifest: the manifest's exact bytes.
+        raw_config: the configuration's exact bytes.
+    """
+
+    name: str
+    descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+    layers: tuple[ImageLayer, ...]
+    raw_manifest: bytes
+    raw_config: bytes
+
+
+class Resolver:
+    """Resolves names through a source, remembering what it learns.
+
+    Args:
+        source: where the image is.
+        documents: keeps manifests and configurations.
+        references: remembers what tags named.
+        offline: ask no source; use what is remembered.
+    """
+
+    def __init__(
+        self, source: Source, documents: Documents, references: References, *, offline: bool = False
+    ) -> None:
+        self._source = source
+        self._documents = documents
+        self._references = references
+        self._offline = offline
+
+    async def resolve(self, name: ImageName, platform: Platform) -> ResolvedImage:
+        """The image of this name for this platform.
+
+        Raises:
+            IndexerError: a document is damaged, or this is no image that can be mounted.
+            LazyfsError: the source does not give it.
+        """
+        descriptor = await self._named(name)
+        for _ in range(MAX_NESTING):
+            data = await self._document(descriptor)
+            document = parse_document(data, descriptor.media_type)
+            if isinstance(document, Manifest):
+                return await self._image(str(name), descriptor, document, data)
+            descriptor = choose(document, platform)
+        raise FormatError(f"image indexes are nested deeper than {MAX_NESTING}")
+
+    async def _named(self, name: ImageName) -> Descriptor:
+        if not isinstance(name, RegistryImage):
+            return await self._source.resolve()
+        key = str(name)
+        if self._offline:
+            return self._remembered(key)
+        try:
+            descriptor = await self._source.resolve()
+        except Unreachable as error:
+            try:
+                descriptor = self._remembered(key)
+            except NotFound:
+                raise error from None
+            _log.warning("%s; going on with what %s was when last seen", error, key)
+            return descriptor
+        self._remember(key, descriptor)
+        return descriptor
+
+    def _remember(self, key: str, descriptor: Descriptor) -> None:
+        facts = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+        known = self._references.recall(key)
+        if known is not None and known.descriptor == facts:
+            return
+        try:
+            self._references.remember(key, facts, time.time())
+        except CacheError as error:
+            _log.warning("%s", error)
+
+    def _remembered(self, key: str) -> Descriptor:
+        resolved = self._references.recall(key)
+        if resolved is None:
+            raise NotFound(f"{key} is not known here yet; name it once while its registry is up")
+        return _descriptor(resolved.descriptor)
+
+    async def _document(self, descriptor: Descriptor) -> bytes:
+        data = self._documents.get(descriptor.digest)
+        if data is not None:
+            return data
+        if self._offline:
+            raise NotFound(f"{descriptor.digest} is not in the cache; try without --offline")
+        data = await self._source.document(descriptor)
+        try:
+            self._documents.put(descriptor.digest, data)
+        except CacheError as error:
+            _log.warning("%s", error)
+        return data
+
+    async def _image(
+        self, name: str, descriptor: Descriptor, manifest: Manifest, raw_manifest: bytes
+    ) -> ResolvedImage:
+        raw_config = await self._document(manifest.config)
+        config = parse_config(raw_config)
+        return ResolvedImage(
+            name=name,
+            descriptor=descriptor,
+            manifest=manifest,
+            config=config,
+            layers=image_layers(manifest, config),
+            raw_manifest=raw_manifest,
+            raw_config=raw_config,
+        )
+
+
+def _descriptor(facts: dict[str, Any]) -> Descriptor:
+    try:
+        return Descriptor(
+            media_type=str(facts["mediaType"]), digest=str(facts["digest"]), size=int(facts["size"])
+        )
+    except (KeyError, TypeError, ValueError, IndexerError) as error:
+        raise NotFound("what is remembered of this image is damaged; resolve it again") from error
