@@ -1,0 +1,17 @@
+"""What is on disk: sparse layer files with presence maps, tables of contents, documents, metadata images.
+
+Layout below the cache directory (0700, files 0600):
+
+    version                                       the layout's number
+    layers/<layer hex>/<toc hex>/data             one layer's address space, sparse
+    layers/<layer hex>/<toc hex>/presence         one byte per leaf: absent, present in this boot, synced
+    layers/<layer hex>/<toc hex>/state            JSON: boot id, sizes, what was audited
+    tocs/<layer hex>/<name>.{toc,windows}         tables of contents and their checkpoint windows
+    images/<key>.erofs                            compiled metadata images
+    documents/sha256/<hex>                        manifests and configs
+    references/<hex>.json                         what a reference named when it was last asked
+    locks/  tmp/  mounts/                         named locks; what is being made; state of mounts
+
+Everything comes into being in tmp/ under a lock that dies with its maker, and is renamed into place. Plain
+methods block (a write, an fsync), but for a hit's `has` and `read`; callers put them into threads.
+"""

@@ -1,0 +1,90 @@
+"""Re-hashing what layer entries hold against the Merkle roots of their tables of contents."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from indexer.digest import LEAF_SIZE, merkle_root, span_root
+from indexer.toc import Span, SpanTable
+from lazyfs.cache.layer_entry import LayerEntry
+
+_PIECE: Final = 256 * LEAF_SIZE  # a power of two of leaves: a whole subtree
+
+
+@dataclass(frozen=True, slots=True)
+class EntryCheck:
+    """What re-hashing one entry found; spans by number.
+
+    Attributes:
+        layer_digest: digest of the layer's blob.
+        toc_digest: digest of the table of contents.
+        right: how many spans are wholly here and match.
+        wrong: spans that are wholly here and do not match.
+        unverifiable: spans that are here in part: a root cannot be had from some of its leaves.
+        without_toc: its table of contents is not here, so nothing could be compared.
+        repaired: spans found wrong or unverifiable were forgotten.
+    """
+
+    layer_digest: str
+    toc_digest: str
+    right: int = 0
+    wrong: tuple[int, ...] = ()
+    unverifiable: tuple[int, ...] = ()
+    without_toc: bool = False
+    repaired: bool = False
+
+
+def check_entry(
+    entry: LayerEntry, spans: SpanTable, layer_digest: str, toc_digest: str, *, repair: bool
+) -> EntryCheck:
+    """Re-hashes every span that is here; with `repair`, forgets those that do not match or cannot be checked.
+
+    Readers may be under way, in any process. The disk space of forgotten spans is given back only if nobody
+    else has the entry open.
+
+    Raises:
+        CacheError: the disk fails.
+    """
+    # What the page cache still knows would hide what the disk has made of it.
+    os.posix_fadvise(entry.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    right = 0
+    wrong: list[Span] = []
+    unverifiable: list[Span] = []
+    for span, present in _spans_here(entry, spans):
+        if present < span.end_leaf - span.first_leaf:
+            unverifiable.append(span)
+        elif _root(entry, span) == span.root:
+            right += 1
+        else:
+            wrong.append(span)
+    doomed = wrong + unverifiable
+    if repair and doomed:
+        with entry.try_exclusive() as alone:
+            if alone is not None:
+                alone.evict(doomed)
+            else:
+                entry.clear((span.first_leaf, span.end_leaf) for span in doomed)
+    return EntryCheck(
+        layer_digest=layer_digest,
+        toc_digest=toc_digest,
+        right=right,
+        wrong=tuple(span.number for span in wrong),
+        unverifiable=tuple(span.number for span in unverifiable),
+        repaired=repair and bool(doomed),
+    )
+
+
+def _spans_here(entry: LayerEntry, spans: SpanTable) -> Iterator[tuple[Span, int]]:
+    for span in spans:
+        present = entry.present(span.first_leaf, span.end_leaf)
+        if present:
+            yield span, present
+
+
+def _root(entry: LayerEntry, span: Span) -> bytes:
+    """The Merkle root over a span's bytes, read in pieces: one span may be a whole layer."""
+    pieces = range(span.uncompressed_start, span.uncompressed_end, _PIECE)
+    return merkle_root(
+        [span_root(entry.read(start, min(_PIECE, span.uncompressed_end - start))) for start in pieces]
+    )

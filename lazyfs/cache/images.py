@@ -1,0 +1,63 @@
+"""Compiled metadata images by key."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from lazyfs.cache.files import cache_errors
+from lazyfs.cache.scratch import Scratch
+from lazyfs.errors import CacheError
+
+_KEY: Final = re.compile(r"[0-9a-f]{16,128}", re.ASCII)
+
+
+class Images:
+    """Files `<key>.erofs`, each whole and on disk before it has its name.
+
+    A key stands for all that went into the image, so an image that is here is the image.
+    """
+
+    def __init__(self, directory: Path, scratch: Scratch) -> None:
+        self._directory = directory
+        self._scratch = scratch
+
+    def path(self, key: str) -> Path | None:
+        """Where the image of this key is; None if it is not here.
+
+        Raises:
+            CacheError: not a key in lower-case hexadecimal.
+        """
+        path = self._path(key)
+        return path if path.is_file() and not path.is_symlink() else None
+
+    def publish(self, key: str, writer: Callable[[BinaryIO], object]) -> Path:
+        """Where the image of this key is after `writer` has written it to a file. Blocks for the disk.
+
+        The image is synced before it is named: nothing in it says whether a power cut left it whole.
+
+        Raises:
+            CacheError: not a key in lower-case hexadecimal, there is no room, or the disk fails.
+        """
+        path = self._path(key)
+        with cache_errors("keep a metadata image"), self._scratch.file() as (descriptor, made):
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                writer(file)
+            os.fsync(descriptor)
+            made.rename(path)
+        return path
+
+    def remove(self, key: str) -> None:
+        """Removes an image, if it is here; mounts of it go on.
+
+        Raises:
+            CacheError: not a key in lower-case hexadecimal, or the disk fails.
+        """
+        with cache_errors("remove a metadata image"):
+            self._scratch.discard(self._path(key))
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise CacheError(f"not an image's key: {key[:100]!r}")
+        return self._directory / f"{key}.erofs"

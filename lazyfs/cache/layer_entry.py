@@ -1,0 +1,309 @@
+"""One layer's cache: a sparse file in the layer's address space, and a mark per leaf that is in it."""
+
+import fcntl
+import os
+import re
+import threading
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+from indexer.digest import leaf_count
+from indexer.toc import Span
+from lazyfs.cache.entry_files import ABSENT, PRESENT, SYNCED, EntryFiles, Geometry, LayerStore, State
+from lazyfs.cache.files import cache_errors, punch_hole, sync_path, write_sparse
+from lazyfs.cache.free_space import FreeSpace
+from lazyfs.cache.locks import try_flock, try_lock_byte, unlock_byte, wait_acquired
+from lazyfs.errors import CacheError
+
+_ABSENT_RUN: Final = re.compile(rb"\0+")
+
+
+@dataclass(frozen=True, slots=True)
+class EntryStatistics:
+    """A snapshot of an entry.
+
+    Attributes:
+        leaves: leaves of the layer.
+        present: how many of them are here.
+        synced: how many of those outlast a power cut.
+        allocated_bytes: bytes of disk that the data takes.
+        bytes_put: bytes written through this object.
+        puts_refused: writes that found no room, or no working disk, through this object.
+        full: the last word was that there is no room.
+    """
+
+    leaves: int
+    present: int
+    synced: int
+    allocated_bytes: int
+    bytes_put: int
+    puts_refused: int
+    full: bool
+
+
+class LayerEntry:
+    """The bytes of one layer under one table of contents, as far as they are here.
+
+    Holds the entry's lock shared, so that nobody evicts what `has` promised. Every method but `span_lock` may
+    be called from any thread; `has`, `missing` and `read` do not block. After `close` they raise CacheError;
+    calls that are under way in other threads end in peace.
+    """
+
+    def __init__(self, store: LayerStore, path: Path, geometry: Geometry, space: FreeSpace) -> None:
+        self.path = path
+        self._store = store
+        self._size, self._leaves = geometry
+        self._space = space
+        self._files: EntryFiles | None = store.attach(path, geometry)
+        self._durable = False
+        self._locked_spans: set[int] = set()
+        self._marks_mutex = threading.Lock()
+        self._counters = threading.Lock()
+        self._bytes_put = 0
+        self._refused = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._files is None else f"{self.statistics().present} of {self._leaves} leaves"
+        return f"<LayerEntry {self.path.parent.name[:12]}/{self.path.name[:12]}, {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the files and the lock back, as soon as no other thread is using them."""
+        self._files = None
+
+    def _open(self) -> EntryFiles:
+        files = self._files
+        if files is None:
+            raise CacheError("this cache entry is closed")
+        return files
+
+    # Reading
+
+    def has(self, first_leaf: int, end_leaf: int) -> bool:
+        """Whether all leaves [first_leaf, end_leaf) are here."""
+        return self._open().marks.find(ABSENT, first_leaf, end_leaf) < 0
+
+    def missing(self, first_leaf: int, end_leaf: int) -> list[tuple[int, int]]:
+        """The longest ranges [first, end) of leaves within [first_leaf, end_leaf) that are not here."""
+        return [run.span() for run in _ABSENT_RUN.finditer(self._open().marks, first_leaf, end_leaf)]
+
+    def present(self, first_leaf: int, end_leaf: int) -> int:
+        """How many of the leaves [first_leaf, end_leaf) are here."""
+        marks = self._open().marks[first_leaf:end_leaf]
+        return len(marks) - marks.count(ABSENT)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every leaf is here."""
+        return self.has(0, self._leaves)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Bytes [start, start + size) of the device; those of leaves that are not here are not to be trusted.
+
+        Raises:
+            CacheError: the range passes the end of the device, or the disk fails.
+        """
+        try:
+            data = os.pread(self._open().data, size, start)
+        except OSError as error:
+            raise CacheError(f"cannot read the cache: {error.strerror}") from error
+        if len(data) != size:
+            raise CacheError(f"no {size} bytes at {start} of a device of {self._size}")
+        return data
+
+    def fileno(self) -> int:
+        """The descriptor of the sparse file, until `close`, for sendfile(2) and its like. Do not write."""
+        return self._open().data
+
+    # Filling
+
+    def put(self, start: int, first_leaf: int, data: bytes) -> bool:
+        """Writes whole leaves of one span, which the caller has checked, and then marks them.
+
+        Args:
+            start: uncompressed offset of the first byte; where that leaf starts.
+            first_leaf: number of the first leaf.
+            data: leaf i is data[4096 * i : 4096 * (i + 1)]; the last is shorter where its span ends.
+
+        Returns:
+            False if there was no room, or the disk failed: nothing new is marked then.
+
+        Raises:
+            CacheError: the leaves are not of this layer.
+        """
+        files = self._open()
+        end_leaf = first_leaf + leaf_count(len(data))
+        if not (
+            0 <= start <= start + len(data) <= self._size and 0 <= first_leaf <= end_leaf <= self._leaves
+        ):
+            raise CacheError(f"no leaves [{first_leaf}, {end_leaf}) at {start} in a layer of {self._leaves}")
+        written = self._space.admits(len(data)) and self._write(files, start, first_leaf, end_leaf, data)
+        with self._counters:
+            self._bytes_put += len(data) if written else 0
+            self._refused += not written
+        return written
+
+    def _write(self, files: EntryFiles, start: int, first_leaf: int, end_leaf: int, data: bytes) -> bool:
+        try:
+            write_sparse(files.data, data, start)
+            files.mark(first_leaf, end_leaf, PRESENT)
+        except OSError:
+            self._space.exhausted()
+            return False
+        return True
+
+    @asynccontextmanager
+    async def span_lock(self, number: int) -> AsyncIterator[None]:
+        """Holds span `number` of this entry alone among all processes. Only from the trio thread.
+
+        Raises:
+            CacheError: the file system has no such locks.
+        """
+        files = self._open()
+
+        def acquire_nowait() -> bool:
+            if number in self._locked_spans:
+                return False
+            with cache_errors("lock a span"):
+                locked = try_lock_byte(files.data, number)
+            if locked:
+                self._locked_spans.add(number)
+            return locked
+
+        await wait_acquired(acquire_nowait)
+        try:
+            yield
+        finally:
+            self._locked_spans.discard(number)
+            unlock_byte(files.data, number)
+
+    # Durability
+
+    def sync(self) -> int:
+        """Makes what is here outlast a power cut; returns how many leaves it is new for. Blocks for the disk.
+
+        Raises:
+            CacheError: the disk did not take it. What was not synced before counts as absent then: after a
+                failed fsync(2) the page cache may forget what it could not write.
+        """
+        files = self._open()
+        with cache_errors("sync the cache"), self._marks_mutex, files.marks_locked():
+            runs = files.runs(PRESENT)
+            if not runs:
+                return 0
+            try:
+                os.fdatasync(files.data)
+            except OSError:
+                for first, end in files.runs(PRESENT):
+                    files.mark(first, end, ABSENT)
+                raise
+            for first, end in runs:
+                files.mark(first, end, SYNCED)
+            os.fdatasync(files.presence)
+            if not self._durable:
+                self._sync_names(files)
+                self._durable = True
+        return sum(end - first for first, end in runs)
+
+    def _sync_names(self, files: EntryFiles) -> None:
+        sync_path("state", files.directory)
+        os.fsync(files.directory)
+        sync_path(self.path.parent)
+        sync_path(self._store.layers)
+
+    @property
+    def audited(self) -> bool:
+        """Whether the layer has been compared with its table of contents, to the last byte."""
+        state = self._open().read_state()
+        return state is not None and state.audited
+
+    def record_audit(self) -> None:
+        """Remembers that the audit has passed.
+
+        Raises:
+            CacheError: it cannot be written.
+        """
+        files = self._open()
+        with cache_errors("record an audit"), self._marks_mutex, files.marks_locked():
+            state = files.read_state() or State(self._store.boot_id, self._size, self._leaves)
+            files.write_state(replace(state, audited=True))
+            self._durable = False
+
+    # Forgetting
+
+    def clear(self, leaf_ranges: Iterable[tuple[int, int]]) -> None:
+        """Forgets leaves, durably; their bytes stay on disk. Readers may be under way. Blocks for the disk.
+
+        Raises:
+            CacheError: it cannot be written; they may be forgotten until the next boot only.
+        """
+        files = self._open()
+        with cache_errors("clear marks"), self._marks_mutex, files.marks_locked():
+            for first_leaf, end_leaf in leaf_ranges:
+                files.mark(first_leaf, end_leaf, ABSENT)
+            os.fdatasync(files.presence)
+
+    @contextmanager
+    def try_exclusive(self) -> Iterator["Exclusive | None"]:
+        """Inside, nobody else has the entry open; or None, if somebody has.
+
+        The caller must be this object's only user. May block: for the shared lock afterwards, where another
+        process is evicting just then.
+
+        Raises:
+            CacheError: the file system has no such locks.
+        """
+        files = self._open()
+        with cache_errors("lock a layer's cache entry"):
+            alone = try_flock(files.directory)
+        try:
+            yield Exclusive(self, files) if alone else None
+        finally:
+            fcntl.flock(files.directory, fcntl.LOCK_SH)
+
+    def statistics(self) -> EntryStatistics:
+        """How much is here, and how writing went."""
+        files = self._open()
+        marks = files.marks[: self._leaves]
+        return EntryStatistics(
+            leaves=self._leaves,
+            present=len(marks) - marks.count(ABSENT),
+            synced=marks.count(SYNCED),
+            allocated_bytes=os.fstat(files.data).st_blocks * 512,
+            bytes_put=self._bytes_put,
+            puts_refused=self._refused,
+            full=self._space.low,
+        )
+
+
+class Exclusive:
+    """What only the one holder of an entry may do."""
+
+    def __init__(self, entry: LayerEntry, files: EntryFiles) -> None:
+        self._entry = entry
+        self._files = files
+
+    def evict(self, spans: Collection[Span]) -> bool:
+        """Forgets spans and gives their disk space back.
+
+        In this order, each step on disk before the next: a hole whose mark survives would read as zeros.
+
+        Returns:
+            False where the file system cannot punch holes: they are forgotten, the space stays taken.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        self._entry.clear((span.first_leaf, span.end_leaf) for span in spans)
+        with cache_errors("evict leaves"):
+            return all(
+                punch_hole(self._files.data, span.uncompressed_start, span.uncompressed_end) for span in spans
+            )

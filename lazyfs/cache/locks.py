@@ -1,0 +1,130 @@
+"""Locks between processes: byte ranges of one open file, and named files. The kernel frees them on death.
+
+Open file description locks (fcntl_locking(2), F_OFD_SETLK) belong to the descriptor, not to the process: they
+exclude other descriptors of the same process too, and closing another one does not drop them. Neither they
+nor flock(2) can be waited for in trio, so waiting is polling; what they guard takes milliseconds to minutes.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from lazyfs.cache.files import FILE_MODE, cache_errors, is_at, plain_name
+
+_FIRST_PAUSE_S: Final = 0.001
+_LONGEST_PAUSE_S: Final = 0.020
+
+
+def try_lock_byte(descriptor: int, offset: int) -> bool:
+    """Takes the exclusive lock on one byte, without waiting; the file need not have that byte.
+
+    Raises:
+        OSError: the file system has no such locks.
+    """
+    try:
+        _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            return False
+        raise
+    return True
+
+
+def unlock_byte(descriptor: int, offset: int) -> None:
+    """Gives the lock on one byte back."""
+    _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, offset)
+
+
+@contextmanager
+def byte_locked(descriptor: int, offset: int) -> Iterator[None]:
+    """Holds the exclusive lock on one byte; blocks until it is free.
+
+    Raises:
+        OSError: the file system has no such locks.
+    """
+    _set_lock(descriptor, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, offset)
+    try:
+        yield
+    finally:
+        unlock_byte(descriptor, offset)
+
+
+def _set_lock(descriptor: int, command: int, kind: int, offset: int) -> None:
+    # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid; the last must be 0 for OFD locks.
+    fcntl.fcntl(descriptor, command, struct.pack("hhqqi0q", kind, os.SEEK_SET, offset, 1, 0))
+
+
+def try_flock(descriptor: int) -> bool:
+    """Takes flock(2) exclusively, without waiting; a shared lock that this descriptor has may get lost."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def directory_locked(path: Path) -> Iterator[None]:
+    """Holds a directory's flock exclusively; blocks until it is free.
+
+    Raises:
+        OSError: there is no such directory.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def wait_acquired(acquire_nowait: Callable[[], bool]) -> None:
+    """Tries until it succeeds, with pauses from 1 to 20 ms; no checkpoint where the first try succeeds."""
+    pause = _FIRST_PAUSE_S
+    while not acquire_nowait():
+        await trio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+@asynccontextmanager
+async def named_lock(directory: Path, name: str) -> AsyncIterator[None]:
+    """Holds the lock `name`, alone among all tasks and processes that use `directory`.
+
+    The file goes when its holder leaves, so that names do not pile up.
+
+    Raises:
+        CacheError: the name is no plain file name, or the lock's file cannot be made.
+    """
+    path = directory / plain_name(name)
+    held: list[int] = []
+
+    def acquire_nowait() -> bool:
+        with cache_errors(f"take the lock {name}"):
+            descriptor = _try_lock_file(path)
+        if descriptor is None:
+            return False
+        held.append(descriptor)
+        return True
+
+    await wait_acquired(acquire_nowait)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(held.pop())
+
+
+def _try_lock_file(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+    if try_flock(descriptor) and is_at(descriptor, path):  # its last holder may have removed it meanwhile
+        return descriptor
+    os.close(descriptor)
+    return None
