@@ -1,0 +1,194 @@
+"""The life of a mount: mount, answer, and be unmounted, by us or by anybody.
+
+A session answers requests in a scope of its own, which is closed last: whatever mounts or unmounts over it
+does so in a worker thread while requests are still answered, since either may need an answer. It ends when
+
+* the caller cancels it: unmounted (if it is in use: lazily), then closed, which fails what still uses it;
+* anybody unmounts it: the connection dies with its last user, reads that nobody waits for are dropped;
+* pyfuse3 fails, which would be a bug: the same, and MountError.
+
+pyfuse3's session is a global of its module: one mount per process at a time.
+"""
+
+import logging
+import os
+import select
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from lazyfs.errors import MountError
+from lazyfs.mount.fuse_mount import Connection, MountOptions, attach, check_mount_point, connect
+from lazyfs.mount.mounts import Busy, Mount, mount_at, unmount_blocking
+from lazyfs.mount.tuning import raise_max_background, set_read_ahead
+
+# pyfuse3 runs a task per request under way. A read that waits for the network holds its task, so there must
+# always be one more for the look-up that needs no network; idle ones are kept down to the first number.
+_IDLE_TASKS: Final = 8
+_MOST_TASKS: Final = 1000
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(
+    operations: pyfuse3.Operations,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mounts `operations` at `mountpoint` and answers until it is unmounted or cancelled.
+
+    Reports, once it is mounted, the mount as the kernel's table has it.
+
+    Raises:
+        AlreadyMounted: something is mounted there.
+        MountError: it cannot be mounted; the message says what to do.
+    """
+    mount_point = await trio.to_thread.run_sync(check_mount_point, mountpoint)
+    connection = await trio.to_thread.run_sync(connect, mount_point, options)
+
+    def mount() -> Mount:
+        attach(connection, mount_point)
+        device = os.stat(mount_point).st_dev  # noqa: PTH116  # bytes; answered by us, after the first exchange
+        set_read_ahead(device, options.read_ahead_kb)
+        raise_max_background(device)
+        return find_mounted(mount_point)
+
+    await run_session(operations, connection, mount, task_status=task_status)
+
+
+async def run_session(
+    operations: pyfuse3.Operations,
+    connection: Connection,
+    mount: Callable[[], Mount],
+    *,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answers a connection until it dies or we are cancelled.
+
+    Args:
+        operations: the answers.
+        connection: whose descriptors this call closes.
+        mount: called in a worker thread once requests are answered; attaches what is to be seen.
+        task_status: gets what `mount` returns. That is what is unmounted at the end.
+
+    Raises:
+        MountError: from `mount`, or the session failed.
+    """
+    session = _Session(operations, connection.device_fd)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.answer)
+        mounted: Mount | None = None
+        try:
+            # Not to be cancelled before it begins: it must let go of the mount's descriptor.
+            with trio.CancelScope(shield=True):
+                mounted = await trio.to_thread.run_sync(_mount_and_let_go, mount, connection)
+                task_status.started(mounted)
+            await session.gone.wait()
+        except MountError as error:
+            session.failure = session.failure or error
+        finally:
+            with trio.CancelScope(shield=True):
+                if mounted is not None:
+                    await trio.to_thread.run_sync(_unmount_if_there, mounted)
+                session.scope.cancel()
+    if session.failure is not None:
+        raise session.failure
+
+
+def _mount_and_let_go(mount: Callable[[], Mount], connection: Connection) -> Mount:
+    """Calls `mount`, then closes the mount's descriptor: while it is open nobody can unmount."""
+    try:
+        return mount()
+    except OSError as error:
+        raise MountError(f"cannot mount: {error}") from error
+    finally:
+        if connection.mount_fd is not None:
+            os.close(connection.mount_fd)
+
+
+class _Session:
+    """Answers the requests of one connection.
+
+    Attributes:
+        scope: where requests are answered, out of reach of outer cancellation.
+        gone: set when no more will be answered.
+        failure: why, if it is an error.
+    """
+
+    def __init__(self, operations: pyfuse3.Operations, device_fd: int) -> None:
+        self._operations = operations
+        self._device_fd = device_fd
+        self.scope = trio.CancelScope(shield=True)
+        self.gone = trio.Event()
+        self.failure: MountError | None = None
+
+    async def answer(self) -> None:
+        """Answers until the connection dies or `scope` is cancelled; closes it."""
+        try:
+            pyfuse3.init(self._operations, f"/dev/fd/{self._device_fd}", set())
+        except RuntimeError as error:
+            os.close(self._device_fd)
+            self.failure = MountError(f"libfuse cannot begin: {error}")
+            self.gone.set()
+            return
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._cancel_when_dead, nursery.cancel_scope)
+                    nursery.start_soon(self._answer_all, nursery.cancel_scope)
+        finally:
+            pyfuse3.close(unmount=False)
+            self.gone.set()
+
+    async def _answer_all(self, scope: trio.CancelScope) -> None:
+        try:
+            await pyfuse3.main(_IDLE_TASKS, _MOST_TASKS)
+        except* Exception as errors:  # noqa: BLE001  # whatever it is, the mount must end in order
+            _log.exception("the FUSE session failed")
+            self.failure = MountError(f"the FUSE session failed: {errors.exceptions[0]!r}")
+        scope.cancel()
+
+    async def _cancel_when_dead(self, scope: trio.CancelScope) -> None:
+        """Ends reads under way when nobody can wait for them any more; by itself pyfuse3 lets them finish.
+
+        A dead connection is an error condition of its descriptor (`fuse_dev_poll`). To learn of that alone,
+        and not of each request, it is polled for no event at all, by an epoll that trio polls in turn.
+        """
+        with select.epoll() as poll:
+            poll.register(self._device_fd, 0)
+            while not poll.poll(0):
+                await trio.lowlevel.wait_readable(poll.fileno())
+        scope.cancel()
+
+
+def find_mounted(mount_point: bytes) -> Mount:
+    """What has just been mounted at `mount_point`.
+
+    Raises:
+        MountError: it is gone already.
+    """
+    mounted = mount_at(Path(os.fsdecode(mount_point)))
+    if mounted is None:
+        raise MountError(f"{os.fsdecode(mount_point)} was unmounted at once")
+    return mounted
+
+
+def _unmount_if_there(mounted: Mount) -> None:
+    """Unmounts this very mount, lazily if it is in use; nothing that was mounted there since."""
+    path = Path(os.fsdecode(mounted.mount_point))
+    there = mount_at(path)
+    if there is None or there.mount_id != mounted.mount_id:
+        return
+    try:
+        try:
+            unmount_blocking(path, lazy=False)
+        except Busy:
+            _log.warning("%s is still in use: whoever uses it will get errors", path)
+            unmount_blocking(path, lazy=True)
+    except MountError as error:
+        _log.warning("%s", error)

@@ -1,0 +1,162 @@
+"""The kernel's mount calls that Python lacks: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
+
+The new calls (Linux 5.2) are used rather than mount(2): they give a mount that is attached nowhere yet, take
+options of any number, and say in words why they refuse. Every call may wait for a file system's daemon, and
+so for ours: none of them belongs on the thread that answers FUSE requests.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+from types import TracebackType
+from typing import Final, Self
+
+from lazyfs.errors import MountError
+
+# The same on every architecture but alpha (include/uapi/asm-generic/unistd.h).
+_MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+
+# include/uapi/linux/mount.h
+_FSOPEN_CLOEXEC: Final = 1
+_FSMOUNT_CLOEXEC: Final = 1
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
+_AT_FDCWD: Final = -100
+
+MOUNT_READ_ONLY: Final = 1
+MOUNT_NO_SETUID: Final = 2
+MOUNT_NO_DEVICES: Final = 4
+
+LONGEST_VALUE: Final = 255  # fs/fsopen.c copies 256 bytes of a string, its NUL among them
+
+_LOG_LIMIT: Final = 4096
+
+
+class FsContext:
+    """A file system being configured, before it is mounted. A context manager.
+
+    Raises:
+        MountRefused: the kernel has no such call (ENOSYS) or file system (ENODEV), or we may not (EPERM).
+    """
+
+    def __init__(self, fstype: str) -> None:
+        self._fstype = fstype
+        try:
+            self._fd = _system_call(_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+        except OSError as error:
+            raise MountRefused(fstype, error, "") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def string(self, key: str, value: bytes) -> None:
+        """Sets an option that has a value, of at most LONGEST_VALUE bytes.
+
+        Raises:
+            MountRefused: the kernel does not take it.
+        """
+        self._configure(_FSCONFIG_SET_STRING, key, value)
+
+    def flag(self, key: str) -> None:
+        """Sets an option without a value.
+
+        Raises:
+            MountRefused: the kernel does not take it.
+        """
+        self._configure(_FSCONFIG_SET_FLAG, key, None)
+
+    def mount(self, attributes: int) -> int:
+        """A descriptor of the mounted file system, attached to no directory; the last one closed ends it.
+
+        Args:
+            attributes: of MOUNT_READ_ONLY, MOUNT_NO_SETUID and MOUNT_NO_DEVICES.
+
+        Raises:
+            MountRefused: the kernel cannot mount it.
+        """
+        self._configure(_FSCONFIG_CMD_CREATE, None, None)
+        try:
+            return _system_call(_FSMOUNT, self._fd, _FSMOUNT_CLOEXEC, attributes)
+        except OSError as error:
+            raise MountRefused(self._fstype, error, self._complaints()) from error
+
+    def _configure(self, command: int, key: str | None, value: bytes | None) -> None:
+        try:
+            _system_call(_FSCONFIG, self._fd, command, key.encode() if key else None, value, 0)
+        except OSError as error:
+            raise MountRefused(self._fstype, error, self._complaints()) from error
+
+    def _complaints(self) -> str:
+        """What the kernel says of the failure (fsopen(2): messages are read from the descriptor)."""
+        lines = []
+        with contextlib.suppress(OSError):
+            while line := os.read(self._fd, _LOG_LIMIT):
+                lines.append(line.decode(errors="replace").strip().removeprefix("e "))
+        return "; ".join(lines)
+
+
+class MountRefused(MountError):
+    """The kernel refused to mount.
+
+    Attributes:
+        errno: its error number.
+        complaints: its own words, or "".
+    """
+
+    def __init__(self, fstype: str, error: OSError, complaints: str) -> None:
+        self.errno = error.errno or errno.EIO
+        self.complaints = complaints
+        said = f" ({complaints})" if complaints else ""
+        super().__init__(f"the kernel cannot mount {fstype}: {os.strerror(self.errno)}{said}")
+
+
+def attach_mount(mount_fd: int, path: bytes) -> None:
+    """Puts a mount that is attached nowhere onto the directory `path`.
+
+    Raises:
+        OSError: the directory is missing, or no directory.
+    """
+    _system_call(_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def unmount_kernel(path: bytes, *, lazy: bool) -> None:
+    """Takes away the topmost mount at `path`; `lazy`: now from the tree, later from its users.
+
+    Raises:
+        OSError: EBUSY while something uses it, EINVAL where nothing is mounted, EPERM if we may not.
+    """
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc().umount2(path, flags) != 0:
+        _raise_errno()
+
+
+def _system_call(number: int, *arguments: int | bytes | None) -> int:
+    # syscall(2) is variadic: ctypes would pass a Python int as a C int, whose upper half is undefined there.
+    values = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result = int(_libc().syscall(ctypes.c_long(number), *values))
+    if result < 0:
+        _raise_errno()
+    return result
+
+
+def _libc() -> ctypes.CDLL:
+    # A CDLL gives up the interpreter's lock while it calls, without which our own daemon could not answer.
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _raise_errno() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

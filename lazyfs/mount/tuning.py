@@ -1,0 +1,60 @@
+"""The kernel's knobs of a mounted file system: how far it reads ahead, how many reads it has under way.
+
+Only root may turn them. Where they cannot be turned the mount works as the kernel likes it, more slowly.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from lazyfs.errors import LazyfsError
+from lazyfs.mount.syscalls import MOUNT_NO_DEVICES, MOUNT_NO_SETUID, FsContext
+
+DEFAULT_READ_AHEAD_KB: Final = 128
+
+MAX_BACKGROUND: Final = 64
+"""Reads through the page cache that may wait for us at once, for the kernel's 12: one stalled layer with a
+dozen readers would otherwise stall all others."""
+
+_BDI: Final = Path("/sys/class/bdi")
+
+_log = logging.getLogger(__name__)
+
+
+def set_read_ahead(device: int, kib: int) -> None:
+    """Sets how many KiB the kernel reads ahead of a sequential reader of the file system with this st_dev.
+
+    FUSE cuts it back to what was agreed in its first exchange, so set it after that.
+    """
+    knob = _BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
+    try:
+        knob.write_text(f"{kib}\n")
+    except OSError as error:
+        _log.info("read-ahead stays as it is: %s", error)
+
+
+def raise_max_background(device: int) -> None:
+    """Lets MAX_BACKGROUND reads of the FUSE file system with this st_dev be under way at once.
+
+    The knob lies in a file system of its own, fusectl, which is mounted out of sight for the purpose
+    (Documentation/filesystems/fuse.rst, "Control filesystem").
+    """
+    try:
+        with FsContext("fusectl") as context:
+            control = context.mount(MOUNT_NO_SETUID | MOUNT_NO_DEVICES)
+        try:
+            _write(control, f"{os.minor(device)}/max_background", MAX_BACKGROUND)
+            _write(control, f"{os.minor(device)}/congestion_threshold", MAX_BACKGROUND * 3 // 4)
+        finally:
+            os.close(control)
+    except (OSError, LazyfsError) as error:
+        _log.info("the number of reads under way stays as it is: %s", error)
+
+
+def _write(directory: int, name: str, value: int) -> None:
+    knob = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(knob, b"%d" % value)
+    finally:
+        os.close(knob)
