@@ -1,0 +1,95 @@
+"""What every test gets: a log without surprises, no mount left behind, the laboratory when asked for."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import Lab, LabRegistry, default_lab, serve
+from tests.support.mounts import mounts_below, unmount_lazily
+from tests.support.runner import LazyfsRunner
+
+LAB_FIXTURES = frozenset({"lab", "lab_image", "registry", "unpacked"})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of the log guard."""
+    config.addinivalue_line(
+        "markers", "expect_log(pattern): the test logs a WARNING or worse that matches, or it fails"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `lab` whatever uses the laboratory, so that `-m "not lab"` runs anywhere."""
+    for item in items:
+        if LAB_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("lab")
+
+
+@pytest.fixture(autouse=True)
+def log_guard(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test that logs a warning it does not expect, or does not log one it expects."""
+    yield
+    expected = [str(marker.args[0]) for marker in request.node.iter_markers("expect_log")]
+    messages = [
+        f"{record.levelname} {record.name}: {record.getMessage()}"
+        for phase in ("setup", "call")
+        for record in caplog.get_records(phase)
+        if record.levelno >= logging.WARNING
+    ]
+    surprises = [text for text in messages if not any(re.search(pattern, text) for pattern in expected)]
+    absent = [pattern for pattern in expected if not any(re.search(pattern, text) for text in messages)]
+    if surprises or absent:
+        lines = [f"unexpected: {text}" for text in surprises] + [f"never logged: {text}" for text in absent]
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def mount_guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves something mounted below its `tmp_path`, and take it away."""
+    if "tmp_path" not in request.fixturenames:
+        yield
+        return
+    tmp_path: Path = request.getfixturevalue("tmp_path")
+    yield
+    left = mounts_below(tmp_path)
+    for point in left:
+        unmount_lazily(point)
+    if left:
+        pytest.fail("left mounted: " + ", ".join(map(str, left)), pytrace=False)
+
+
+@pytest.fixture
+def lazyfs(tmp_path: Path) -> LazyfsRunner:
+    """The command line, with a home and a cache below `tmp_path`."""
+    return LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    """The real images of `tests/support/lab.py`. What is missing there is made at first use."""
+    return default_lab()
+
+
+@pytest.fixture(scope="session")
+def lab_image(lab: Lab) -> Callable[[str], Path]:
+    """From an image's name to its OCI layout, where its tag is "latest"."""
+    return lab.image
+
+
+@pytest.fixture(scope="session")
+def unpacked(lab: Lab) -> Callable[[str], Path]:
+    """From an image's name to its root as `umoci unpack` writes it; read only."""
+    return lab.unpacked
+
+
+@pytest.fixture(scope="session")
+def registry(lab: Lab) -> Iterator[LabRegistry]:
+    """A real registry with the laboratory's images, read only: one process per test process, one storage.
+
+    Ask `registry.reference(name)` for an image's name there.
+    """
+    with serve(lab) as running:
+        yield running

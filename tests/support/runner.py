@@ -1,0 +1,60 @@
+"""The installed command line as a test runs it: a process, with a home and a cache of its own."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMEOUT_S = 240
+
+
+@dataclass(frozen=True, slots=True)
+class LazyfsRunner:
+    """Call it like the command: `lazyfs("index", reference)`.
+
+    Attributes:
+        home: stands for the user's home, with configuration and runtime directories below.
+        cache_dir: given to every command as `--cache-dir`.
+    """
+
+    home: Path
+    cache_dir: Path
+
+    def __call__(
+        self, command: str, *arguments: str | Path, exit_code: int = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What the command printed, once it has ended.
+
+        Args:
+            command: the subcommand.
+            arguments: its arguments and options.
+            exit_code: what it must end with.
+            env: more environment variables.
+        """
+        done = subprocess.run(
+            [executable(), command, *map(str, arguments), "--cache-dir", str(self.cache_dir)],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            stdin=subprocess.DEVNULL,
+            env=self.environment() | (env or {}),
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == exit_code, (
+            f"lazyfs {command}: exit code {done.returncode}, expected {exit_code}\n{done.stdout}{done.stderr}"
+        )
+        return done
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment without what would lead out of `home`."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LAZYFS_", "XDG_"))}
+        runtime = self.home / "run"
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return kept | {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(runtime)}
+
+
+def executable() -> str:
+    """The command of the environment that runs the tests."""
+    return str(Path(sys.executable).with_name("lazyfs"))
