@@ -100,8 +100,8 @@ class _Merger:
                 children.clear()
         elif not base.startswith(_AUFS):
             hidden = base.removeprefix(_WHITEOUT)
-            # "`.wh.` ... it is not possible to create files or directories with that prefix", and one that
-            # names nothing, or a directory itself, is an error in moby too.
+            # ".wh." alone is invalid by the specification; one that names the directory itself or its parent
+            # is an error in moby too.
             if hidden in (b"", b".", b".."):
                 raise FormatError(f"a whiteout of nothing: {path[:200]!r}")
             if children is not None:
@@ -123,6 +123,8 @@ class _Merger:
         if not path:
             self._describe_root(member)
             return
+        if path.startswith(b"/"):
+            raise FormatError(f"a path from another root: {path[:200]!r}")
         head, _, name = path.rpartition(b"/")
         siblings = self._directories.get(head)
         if siblings is None:
@@ -134,8 +136,8 @@ class _Merger:
         if kind == Kind.HARDLINK:
             siblings[name] = self._link(member)
         elif kind == Kind.DIRECTORY and old is not None and old.children is not None:
-            # "the attributes ... MUST be replaced", children stay. Choice: all xattrs of the lower directory
-            # go as well, also between two entries of one layer; extraction with setxattr would keep them.
+            # "its attributes MUST be replaced" (Changeset over existing files); its children stay. Choice:
+            # all xattrs are replaced, also between two entries of one layer; extraction keeps old ones.
             _describe(old, member)
             return
         else:
@@ -153,7 +155,7 @@ class _Merger:
 
     def _new_node(self, member: Member) -> Node:
         xattrs = member.xattrs
-        # Choice: a character device 0:0 stays one. Engines over overlayfs turn it into a whiteout by accident.
+        # Choice: a character device 0:0 stays one; over overlayfs it becomes a whiteout by accident.
         return Node(
             member.kind,
             0o777 if member.kind == Kind.SYMLINK else member.mode & 0o7777,
