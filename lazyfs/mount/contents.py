@@ -50,8 +50,10 @@ class Contents:
         layer = self.layers[number]
         data = layer.read_nowait(start, size)
         if data is None:
-            with trio.fail_after(self.read_timeout_s):
+            with trio.move_on_after(self.read_timeout_s):
                 data = await layer.read(start, size)
+        if data is None:
+            raise trio.TooSlowError(f"no answer within {self.read_timeout_s:g} s")
         if len(data) != size:  # the kernel would show zeros instead
             raise RuntimeError(f"layer {number} gave {len(data)} bytes of [{start}, {start + size})")
         return data

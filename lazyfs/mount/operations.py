@@ -108,8 +108,7 @@ class TreeOperations(ReadOnlyOperations):
         """The size of the image and all its layers, as the kernel's EROFS has it; nothing is free."""
         del ctx
         data = pyfuse3.StatvfsData()
-        data.f_bsize = _PAGE
-        data.f_frsize = BLOCK_SIZE
+        data.f_bsize = data.f_frsize = BLOCK_SIZE
         data.f_blocks = self._image.total_size // BLOCK_SIZE
         data.f_files = self._image.inode_count
         data.f_namemax = _NAME_MAX
@@ -135,7 +134,7 @@ def attributes_of(inode: Inode) -> pyfuse3.EntryAttributes:
     entry.st_rdev = inode.rdev
     entry.st_size = inode.size
     entry.st_blksize = _PAGE
-    entry.st_blocks = -(-inode.size // 512)
+    entry.st_blocks = -(-inode.size // 512)  # of 512 bytes on Linux, whatever a block is elsewhere (stat(2))
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = inode.mtime_ns
     entry.entry_timeout = entry.attr_timeout = FOREVER_S
     return entry

@@ -89,8 +89,8 @@ def symlink(path: bytes, target: bytes) -> Entry:
     return Member(path, Kind.SYMLINK, 0o777, link=target), b""
 
 
-def hardlink(path: bytes, target: bytes) -> Entry:
-    return Member(path, Kind.HARDLINK, link=target), b""
+def hardlink(path: bytes, target: bytes, **attributes) -> Entry:
+    return Member(path, Kind.HARDLINK, link=target, **attributes), b""
 
 
 def special(path: bytes, kind: Kind, device: tuple[int, int] = (0, 0), **attributes) -> Entry:
