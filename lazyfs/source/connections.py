@@ -1,0 +1,206 @@
+"""HTTP/1.1 connections for worker threads: opened, kept alive, checked before they are used again.
+
+`http.client` in threads is the cheapest way measured to move megabytes in Python, over TLS above all.
+"""
+
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from typing import Final
+
+from lazyfs.errors import SourceError, Unreachable
+from lazyfs.source.proxy import Proxy, ProxyRules
+from lazyfs.source.retry import Transient
+from lazyfs.source.urls import Origin, is_link_local
+
+IDLE_S: Final = 30.0  # servers close idle connections; most wait longer than this
+
+
+@dataclass(slots=True)
+class Connection:
+    """A connection to one origin.
+
+    Attributes:
+        origin: who answers on it.
+        http: the connection itself.
+        socket: its socket, also when `http` has let go of it.
+        proxy: what it goes through, or None.
+        idle_since: seconds of the monotonic clock, while it is kept.
+    """
+
+    origin: Origin
+    http: http.client.HTTPConnection
+    socket: socket.socket
+    proxy: Proxy | None
+    idle_since: float = 0.0
+
+    def send(self, target: str, headers: Mapping[str, str]) -> HTTPResponse:
+        """Ask for a path with its query; the answer's head.
+
+        Raises:
+            OSError, http.client.HTTPException: the connection broke, or what came is not HTTP.
+        """
+        headers = dict(headers)
+        if self.proxy and self.origin.scheme == "http":
+            target = f"{self.origin}{target}"
+            if self.proxy.authorization:
+                headers["Proxy-Authorization"] = self.proxy.authorization
+        self.http.request("GET", target, headers=headers)
+        return self.http.getresponse()
+
+    def close(self) -> None:
+        """Close it. Harmless when repeated."""
+        self.http.close()
+        self.socket.close()
+
+    def is_fresh(self) -> bool:
+        """Whether nothing was heard on it while it was idle: neither an end nor a stray byte."""
+        if time.monotonic() - self.idle_since > IDLE_S:
+            return False
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLIN)
+            return not poll.poll(0)
+        except (OSError, ValueError):
+            return False
+
+
+class Connections:
+    """Opens connections and keeps the idle ones. Thread-safe.
+
+    Args:
+        tls: what to demand of servers.
+        proxies: which origins to reach through a proxy.
+        stall_timeout_s: longest wait for one byte, or for a connection.
+        most_idle: how many idle connections to keep.
+        trusted_hosts: hosts that the user named; these alone may have link-local addresses.
+    """
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        proxies: ProxyRules,
+        stall_timeout_s: float,
+        most_idle: int,
+        trusted_hosts: frozenset[str],
+    ) -> None:
+        self._tls = tls
+        self._proxies = proxies
+        self._stall_timeout_s = stall_timeout_s
+        self._most_idle = most_idle
+        self._trusted_hosts = trusted_hosts
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    def take_idle(self, origin: Origin) -> Connection | None:
+        """A kept connection to `origin` that seems alive, the last used first."""
+        while True:
+            with self._lock:
+                place = next(
+                    (n for n in range(len(self._idle) - 1, -1, -1) if self._idle[n].origin == origin), None
+                )
+                if place is None:
+                    return None
+                connection = self._idle.pop(place)
+            if connection.is_fresh():
+                return connection
+            connection.close()
+
+    def keep(self, connection: Connection) -> None:
+        """Keep a connection whose answer was read to its end."""
+        connection.idle_since = time.monotonic()
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+            surplus = self._idle.pop(0) if len(self._idle) > self._most_idle else None
+            dropped = connection if self._closed else surplus
+        if dropped:
+            dropped.close()
+
+    def close(self) -> None:
+        """Close the idle connections, and those that come back later."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def open(self, origin: Origin, timeout_s: float) -> Connection:
+        """A new connection.
+
+        Raises:
+            Transient: it did not come about this time.
+            Unreachable: the server's certificate is not trusted, or the proxy refused.
+            SourceError: the address is link-local.
+        """
+        proxy = self._proxies.proxy_for(origin)
+        http_connection = self._prepare(origin, proxy, min(timeout_s, self._stall_timeout_s))
+        try:
+            http_connection.connect()
+            self._check_peer(origin, proxy, http_connection.sock)
+            http_connection.sock.settimeout(self._stall_timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            http_connection.close()
+            raise untrusted(origin, error) from error
+        except (OSError, http.client.HTTPException) as error:
+            http_connection.close()
+            raise Transient(f"cannot connect to {origin}: {reason_of(error)}") from error
+        except BaseException:
+            http_connection.close()
+            raise
+        return Connection(origin, http_connection, http_connection.sock, proxy)
+
+    def _prepare(self, origin: Origin, proxy: Proxy | None, timeout_s: float) -> http.client.HTTPConnection:
+        host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        if origin.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+        if proxy:
+            headers = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+            connection.set_tunnel(origin.host, origin.port, headers=headers)
+        return connection
+
+    def _check_peer(self, origin: Origin, proxy: Proxy | None, connected: socket.socket) -> None:
+        """Refuse a name that a stranger made point to this machine's metadata service."""
+        if proxy or origin.host in self._trusted_hosts:
+            return
+        peer = str(connected.getpeername()[0])
+        if is_link_local(peer):
+            raise SourceError(f"refused: {origin.host} has the link-local address {peer}")
+
+
+def untrusted(origin: Origin, error: ssl.SSLCertVerificationError) -> Unreachable:
+    """The error for a server whose certificate does not convince."""
+    return Unreachable(
+        f"{origin}: its certificate is not trusted ({error.verify_message}); "
+        "name the authority that signed it in `ca_file`",
+        url=str(origin),
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a connection failed, in few words and without what was sent on it."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "closed without an answer"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return f"not HTTP ({type(error).__name__})"
+
+
+def shut_down(connected: socket.socket) -> None:
+    """Wake whoever is reading or writing on a socket in another thread, by ending both directions.
+
+    Called past `SSLSocket.shutdown`, which would switch TLS off under the reader.
+    """
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)

@@ -1,0 +1,193 @@
+"""Requests for documents, tokens and the like: whole bodies, bounded, over httpx.
+
+Nothing here follows a redirect or knows a credential by itself: `Host` and `Authenticator` decide both.
+"""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final
+
+import httpx
+import trio
+
+from indexer.errors import LimitExceeded
+from lazyfs.errors import SourceError
+from lazyfs.source.answers import EXCERPT_BYTES
+from lazyfs.source.connections import untrusted
+from lazyfs.source.counters import Counters
+from lazyfs.source.retry import Transient
+from lazyfs.source.settings import SourceSettings, user_agent
+from lazyfs.source.urls import is_link_local, origin_of, shown
+
+MAX_REPLY_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer; an `answers.Answer`.
+
+    Attributes:
+        status: HTTP status.
+        url: where it came from.
+        body: all of it.
+        fields: its headers.
+    """
+
+    status: int
+    url: str
+    body: bytes
+    fields: httpx.Headers
+
+    @property
+    def excerpt(self) -> bytes:
+        """The body's first bytes."""
+        return self.body[:EXCERPT_BYTES]
+
+    def header(self, name: str) -> str:
+        """The value of a header, or ""."""
+        values = self.headers(name)
+        return values[0] if values else ""
+
+    def headers(self, name: str) -> list[str]:
+        """All values of a header."""
+        return self.fields.get_list(name)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ControlClient:
+    """One exchange at a time, with our limits and our errors.
+
+    Args:
+        client: does the talking; see `new_client`.
+        settings: for the proxy rules.
+        counters: where requests and bytes are counted.
+        trusted_hosts: hosts that the user named; these alone may have link-local addresses.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        settings: SourceSettings,
+        counters: Counters,
+        trusted_hosts: frozenset[str],
+    ) -> None:
+        self._client = client
+        self._proxy = settings.proxy
+        self._counters = counters
+        self._checked_hosts = set(trusted_hosts)
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        content: bytes | None = None,
+        max_bytes: int = MAX_REPLY_BYTES,
+    ) -> Reply:
+        """Send one request; the answer, whatever its status.
+
+        Raises:
+            Transient: no answer came, or it broke off.
+            SourceError: the URL is none, or may not be asked; the answer is encoded.
+            Unreachable: the server is not trusted.
+            LimitExceeded: the body is longer than `max_bytes`.
+        """
+        await self._check_host(url)
+        self._counters.add("control_requests")
+        try:
+            async with self._client.stream(method, url, headers=dict(headers), content=content) as response:
+                body = await self._bounded(response, url, max_bytes)
+                return Reply(response.status_code, url, body, response.headers)
+        except httpx.InvalidURL:
+            raise SourceError(f"not a URL: {shown(url)}") from None
+        except httpx.TransportError as error:
+            certificate = _certificate_error(error)
+            if certificate:
+                raise untrusted(origin_of(url), certificate) from error
+            raise Transient(_reason(error, url)) from error
+
+    async def _bounded(self, response: httpx.Response, url: str, max_bytes: int) -> bytes:
+        encoding = response.headers.get("content-encoding", "identity").lower()
+        if encoding not in ("", "identity") and response.is_success:
+            raise SourceError(f"{shown(url)}: the server encodes documents ({encoding[:20]!r})")
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            self._counters.add("control_bytes", len(piece))
+            if len(body) > max_bytes:
+                raise LimitExceeded(f"{shown(url)}: more than {max_bytes} bytes")
+        return bytes(body)
+
+    async def _check_host(self, url: str) -> None:
+        """Refuse a host, named by a stranger, that lies where clouds keep their machines' credentials."""
+        origin = origin_of(url)
+        if origin.host in self._checked_hosts:
+            return
+        addresses = [origin.host]
+        if not self._proxy.proxy_for(origin):
+            try:
+                found = await trio.socket.getaddrinfo(origin.host, origin.port, type=trio.socket.SOCK_STREAM)
+            except OSError:
+                return  # connecting will say so
+            addresses += [str(entry[4][0]) for entry in found]
+        if any(map(is_link_local, addresses)):
+            raise SourceError(f"refused: {origin.host} is, or has, a link-local address", url=shown(url))
+        self._checked_hosts.add(origin.host)
+
+
+def new_client(settings: SourceSettings, tls: ssl.SSLContext) -> httpx.AsyncClient:
+    """An httpx client that keeps no cookies, reads no environment and follows no redirects."""
+    return httpx.AsyncClient(
+        transport=_ProxyingTransport(settings, tls),
+        headers={"User-Agent": user_agent(), "Accept-Encoding": "identity"},
+        timeout=httpx.Timeout(settings.stall_timeout_s),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        follow_redirects=False,
+        trust_env=False,
+    )
+
+
+class _ProxyingTransport(httpx.AsyncBaseTransport):
+    """Sends each request through the proxy that the rules give for it, or through none."""
+
+    def __init__(self, settings: SourceSettings, tls: ssl.SSLContext) -> None:
+        self._rules = settings.proxy
+        self._tls = tls
+        self._transports: dict[object, httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """As httpx wants it."""
+        proxy = self._rules.proxy_for(origin_of(str(request.url)))
+        if proxy not in self._transports:
+            headers = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+            through = httpx.Proxy(f"http://{proxy.host}:{proxy.port}", headers=headers) if proxy else None
+            self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._tls, proxy=through)
+        return await self._transports[proxy].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """As httpx wants it."""
+        for transport in self._transports.values():
+            await transport.aclose()
+
+
+def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """The distrust of a certificate among an error's causes."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: httpx.TransportError, url: str) -> str:
+    origin = origin_of(url)
+    if isinstance(error, httpx.TimeoutException):
+        return f"{origin} timed out"
+    if isinstance(error, httpx.ConnectError):
+        return f"cannot connect to {origin}"
+    return f"the connection to {origin} broke ({type(error).__name__})"

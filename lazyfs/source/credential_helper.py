@@ -1,0 +1,54 @@
+"""The protocol of docker-credential-helpers: a program that is asked for a registry's credentials."""
+
+import re
+import subprocess
+
+import trio
+
+from indexer.errors import FormatError
+from lazyfs.oci.json_fields import parse_object
+
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_NOT_FOUND = b"credentials not found in native keychain"
+
+
+class HelperFailed(Exception):
+    """The helper cannot be asked or gave no sense; the message shows nothing of what it said."""
+
+
+async def ask_helper(suffix: str, server: str, timeout_s: float) -> tuple[str, str] | None:
+    """User and secret that `docker-credential-SUFFIX` has for a server; None if it has none.
+
+    Args:
+        suffix: which helper.
+        server: the key it knows the registry by.
+        timeout_s: how long it may take.
+
+    Raises:
+        HelperFailed: there is no such helper, it failed, took too long, or answered nonsense.
+    """
+    if not _SUFFIX.fullmatch(suffix):
+        raise HelperFailed("the configured credential helper has no possible name")
+    program = f"docker-credential-{suffix}"
+    try:
+        with trio.fail_after(timeout_s):
+            done = await trio.run_process(
+                [program, "get"],
+                stdin=server.encode(),
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+    except trio.TooSlowError:
+        raise HelperFailed(f"{program} did not answer in {timeout_s:g} s") from None
+    except OSError as error:
+        raise HelperFailed(f"{program} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        if _NOT_FOUND in done.stdout:
+            return None
+        raise HelperFailed(f"{program} failed with exit code {done.returncode}")
+    try:
+        answer = parse_object(done.stdout, program)
+        return answer.text("Username", ""), answer.text("Secret", "")
+    except FormatError:
+        raise HelperFailed(f"{program} gave an answer that cannot be read") from None

@@ -1,0 +1,156 @@
+"""One host that serves one repository: requests with authorization, redirects and retries."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+from lazyfs.errors import Unreachable
+from lazyfs.source.answers import Answer, failure
+from lazyfs.source.control import MAX_REPLY_BYTES, ControlClient, Reply
+from lazyfs.source.counters import Counters
+from lazyfs.source.http_pool import ContentAnswer, RangeClient
+from lazyfs.source.retry import RETRIABLE_STATUSES, Retries, RetryPolicy, Transient
+from lazyfs.source.settings import Endpoint
+from lazyfs.source.tokens import Authenticator
+from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target, shown
+
+A = TypeVar("A", bound=Answer)
+
+PULL: Final = "pull"
+
+
+class Host:
+    """A repository at one endpoint.
+
+    Args:
+        endpoint: where.
+        repository: path in the registry.
+        authenticator: for this endpoint and repository.
+        control: for documents.
+        ranges: for blobs.
+        policy: how patient to be.
+        counters: where redirects and retries are counted.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        repository: str,
+        authenticator: Authenticator,
+        control: ControlClient,
+        ranges: RangeClient,
+        policy: RetryPolicy,
+        counters: Counters,
+    ) -> None:
+        self._endpoint = endpoint
+        self._repository = repository
+        self._origin = origin_of(endpoint.base_url)
+        self._authenticator = authenticator
+        self._control = control
+        self._ranges = ranges
+        self._policy = policy
+        self._counters = counters
+
+    def __repr__(self) -> str:
+        return f"<Host {shown(self._endpoint.base_url)} for {self._repository}>"
+
+    @property
+    def name(self) -> str:
+        """The registry and repository, for messages."""
+        return f"{self._endpoint.registry}/{self._repository}"
+
+    def url(self, path: str) -> str:
+        """The URL of a path below the repository, as "/blobs/sha256:…"."""
+        return self._endpoint.url(f"/{self._repository}{path}")
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        actions: str = PULL,
+        max_bytes: int = MAX_REPLY_BYTES,
+    ) -> Reply:
+        """Ask for something below the repository; the answer, whatever its status, unless it is transient.
+
+        Args:
+            method: GET and HEAD follow redirects, others do not.
+            path: as for `url`, or a whole URL at this endpoint.
+            what: what is wanted, for messages.
+            headers: further headers.
+            content: the body to send.
+            actions: what the token is to allow: "pull", or "pull,push".
+            max_bytes: bound of the answer's body.
+
+        Raises:
+            Unauthorized: other credentials are needed.
+            Unreachable: no answer, after retries.
+            SourceError: a redirect leads nowhere good.
+            LimitExceeded: the body is longer than `max_bytes`.
+        """
+        url = path if "://" in path else self.url(path)
+        retries = Retries(self._policy, self._counters, what, shown(url))
+        while True:
+            try:
+                return await self._once(method, url, what, headers or {}, content, actions, max_bytes)
+            except Transient as error:
+                await retries.wait_after(error)
+
+    async def _once(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        actions: str,
+        max_bytes: int,
+    ) -> Reply:
+        for _ in range(MAX_REDIRECTS + 1):
+
+            async def send(extra: Mapping[str, str], url: str = url) -> Reply:
+                return await self._control.exchange(
+                    method, url, {**headers, **extra}, content=content, max_bytes=max_bytes
+                )
+
+            reply = await self.authorised(url, send, actions)
+            if reply.status in RETRIABLE_STATUSES:
+                raise failure(reply, what)
+            if reply.status not in REDIRECTS or method not in ("GET", "HEAD"):
+                return reply
+            self._counters.add("redirects")
+            url = redirect_target(url, reply.header("location"))
+        raise Unreachable(f"{what}: more than {MAX_REDIRECTS} redirects", url=shown(url))
+
+    async def get_range(self, url: str, headers: Mapping[str, str]) -> ContentAnswer:
+        """Ask for bytes at a URL, with authorization if it is this endpoint's.
+
+        Raises:
+            Transient, Unauthorized, SourceError, Unreachable: as RangeClient.get and Authenticator say.
+        """
+
+        async def send(extra: Mapping[str, str]) -> ContentAnswer:
+            return await self._ranges.get(url, {**headers, **extra})
+
+        return await self.authorised(url, send, PULL)
+
+    async def authorised(
+        self, url: str, send: Callable[[Mapping[str, str]], Awaitable[A]], actions: str
+    ) -> A:
+        """Send with what authorization there is, and once more with a new one after a 401.
+
+        Another origin than the endpoint's gets no authorization.
+        """
+        if origin_of(url) != self._origin:
+            return await send({})
+        scope = f"repository:{self._repository}:{actions}"
+        header = await self._authenticator.authorization(scope)
+        answer = await send({"Authorization": header} if header else {})
+        if answer.status != 401:
+            return answer
+        challenges = answer.headers("www-authenticate")
+        answer.close()
+        header = await self._authenticator.renew(scope, challenges, header)
+        return await send({"Authorization": header})

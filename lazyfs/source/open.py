@@ -1,0 +1,60 @@
+"""The one door to all sources."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from lazyfs.oci.image_name import ImageName, RegistryImage
+from lazyfs.oci.reference import Reference
+from lazyfs.source.base import Source
+from lazyfs.source.connections import Connections
+from lazyfs.source.control import ControlClient, new_client
+from lazyfs.source.counters import Counters
+from lazyfs.source.host import Host
+from lazyfs.source.http_pool import HttpPool
+from lazyfs.source.registry import RegistrySource
+from lazyfs.source.settings import Endpoint, SourceSettings, endpoint_of, user_agent
+from lazyfs.source.tokens import Authenticator
+from lazyfs.source.urls import origin_of
+
+
+@asynccontextmanager
+async def open_source(image: ImageName, settings: SourceSettings) -> AsyncIterator[Source]:
+    """The source of an image, for as long as the context lasts. Nothing is asked of a registry yet.
+
+    Raises:
+        NotFound: a directory or file is not there.
+        FormatError: it is no layout or archive.
+        ConfigError: a certificate or key cannot be used.
+    """
+    if isinstance(image, RegistryImage):
+        async with open_registry(image.reference, settings) as registry:
+            yield registry
+
+
+@asynccontextmanager
+async def open_registry(
+    reference: Reference, settings: SourceSettings, mirrors: tuple[Endpoint, ...] = ()
+) -> AsyncIterator[RegistrySource]:
+    """A reference as a source; `mirrors` are asked before the registry itself, in order."""
+    endpoints = (*mirrors, endpoint_of(reference.registry, settings))
+    trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
+    tls = settings.tls_context()
+    counters = Counters()
+    connections = Connections(
+        tls, settings.proxy, settings.stall_timeout_s, settings.max_connections, trusted
+    )
+    headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"}
+    async with (
+        new_client(settings, tls) as client,
+        HttpPool(connections, settings.max_connections, headers, counters) as pool,
+    ):
+        control = ControlClient(client, settings, counters, trusted)
+        hosts = []
+        for endpoint in endpoints:
+            authenticator = Authenticator(
+                endpoint, reference.repository, settings.credentials, control, counters
+            )
+            hosts.append(
+                Host(endpoint, reference.repository, authenticator, control, pool, settings.retry, counters)
+            )
+        yield RegistrySource(reference, hosts, pool, settings.retry, counters)

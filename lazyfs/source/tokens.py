@@ -1,0 +1,217 @@
+"""Authorization for one registry: what to send, and how to get it when the registry says 401.
+
+Rules: distribution's token authentication (`docs/spec/auth/token`, `oauth`): GET with Basic for a user and
+password or for nobody, POST for an identity token. A token serves all tasks; one of them fetches it.
+"""
+
+import base64
+import math
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import trio
+
+from indexer.errors import FormatError
+from lazyfs.errors import SourceError, Unauthorized
+from lazyfs.oci.json_fields import parse_object
+from lazyfs.source.answers import failure
+from lazyfs.source.challenge import BearerChallenge, bearer_challenge, offers_basic, parse_challenges
+from lazyfs.source.control import ControlClient, Reply
+from lazyfs.source.counters import Counters
+from lazyfs.source.credentials import Credentials, CredentialsProvider
+from lazyfs.source.settings import Endpoint
+from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target, shown
+
+MIN_TOKEN_LIFETIME_S: Final = 60  # "for compatibility ... tokens must be good for at least 60 seconds"
+MAX_TOKEN_LIFETIME_S: Final = 86_400
+MAX_TOKEN_BYTES: Final = 1 << 20
+CLIENT_ID: Final = "lazyfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the registry accepted, or may.
+
+    Attributes:
+        header: the Authorization header.
+        renew_at: trio time from which a new one is fetched first; infinity for what does not expire.
+        challenge: how to get the next; None for what needs no token service.
+    """
+
+    header: str = field(repr=False)
+    renew_at: float
+    challenge: BearerChallenge | None
+
+
+class Authenticator:
+    """Authorization headers for a repository at one endpoint.
+
+    Args:
+        endpoint: where, and whose credentials.
+        repository: path in the registry, for namespaced credentials.
+        provider: looks credentials up, each time they are needed.
+        control: talks to the token service.
+        counters: where token requests are counted.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        repository: str,
+        provider: CredentialsProvider,
+        control: ControlClient,
+        counters: Counters,
+    ) -> None:
+        self._endpoint = endpoint
+        self._repository = repository
+        self._provider = provider
+        self._control = control
+        self._counters = counters
+        self._grants: dict[str, Grant] = {}
+        self._locks: dict[str, trio.Lock] = {}
+
+    def __repr__(self) -> str:
+        return f"<Authenticator for {self._endpoint.registry}, {len(self._grants)} grants>"
+
+    async def authorization(self, scope: str) -> str:
+        """The header to send for a scope; "" as long as nobody has asked for one.
+
+        Raises:
+            Unauthorized, SourceError, Transient: as for `renew`, when a token is about to expire.
+        """
+        grant = self._grants.get(scope)
+        if grant is None:
+            return ""
+        if grant.challenge and trio.current_time() >= grant.renew_at:
+            return await self._renewed(scope, grant.header, grant.challenge)
+        return grant.header
+
+    async def renew(self, scope: str, challenge_headers: list[str], rejected: str) -> str:
+        """A header to try after a 401; where another task already has one, that one.
+
+        Args:
+            scope: what is to be allowed.
+            challenge_headers: the values of `WWW-Authenticate`.
+            rejected: the header that was sent, or "".
+
+        Raises:
+            Unauthorized: there is nothing better to send.
+            SourceError: the token service gave no sense.
+            Transient: it failed for now.
+        """
+        challenges = parse_challenges(challenge_headers)
+        bearer = bearer_challenge(challenges)
+        if bearer:
+            return await self._renewed(scope, rejected, bearer)
+        if not offers_basic(challenges):
+            raise Unauthorized(
+                f"{self._endpoint.registry}: asks for a login that is not supported", status=401
+            )
+        async with self._lock(scope):
+            grant = self._grants.get(scope)
+            if grant is None or grant.header == rejected:
+                credentials = await self._credentials()
+                if credentials is None or not credentials.password:
+                    raise Unauthorized(f"{self._endpoint.registry}: wants a user and password", status=401)
+                grant = self._grants[scope] = Grant(_basic(credentials), math.inf, None)
+                if grant.header == rejected:
+                    raise self._refused()
+            return grant.header
+
+    async def _renewed(self, scope: str, rejected: str, challenge: BearerChallenge) -> str:
+        async with self._lock(scope):
+            grant = self._grants.get(scope)
+            if grant is None or grant.header == rejected:
+                grant = await self._fetch(scope, rejected, challenge)
+                self._grants[scope] = grant
+            return grant.header
+
+    def _lock(self, scope: str) -> trio.Lock:
+        return self._locks.setdefault(scope, trio.Lock())
+
+    async def _credentials(self) -> Credentials | None:
+        return await self._provider.lookup(self._endpoint.registry, self._repository)
+
+    def _refused(self) -> Unauthorized:
+        return Unauthorized(f"{self._endpoint.registry}: the credentials were refused", status=401)
+
+    async def _fetch(self, scope: str, rejected: str, challenge: BearerChallenge) -> Grant:
+        """A token from the service that the challenge names."""
+        credentials = await self._credentials()
+        if credentials and credentials.registry_token:
+            header = f"Bearer {credentials.registry_token}"
+            if header == rejected:
+                raise self._refused()
+            return Grant(header, math.inf, None)
+        self._check_realm(challenge.realm)
+        scopes = sorted({scope, *challenge.scopes})
+        if credentials and credentials.identity_token:
+            reply = await self._post(challenge, scopes, credentials)
+        else:
+            reply = await self._get(challenge, scopes, credentials)
+        return self._grant(reply, challenge)
+
+    def _check_realm(self, realm: str) -> None:
+        """Credentials go over TLS, unless the user chose http for the registry itself."""
+        chosen = origin_of(self._endpoint.base_url).scheme
+        if origin_of(realm).scheme == "http" and chosen != "http":
+            raise Unauthorized(
+                f"{self._endpoint.registry}: its token service {shown(realm)} does not use https", status=401
+            )
+
+    async def _get(
+        self, challenge: BearerChallenge, scopes: list[str], credentials: Credentials | None
+    ) -> Reply:
+        parts = urlsplit(challenge.realm)
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        query += [("service", challenge.service)] if challenge.service else []
+        query += [("scope", scope) for scope in scopes]
+        query += [("account", credentials.username)] if credentials else []
+        url = urlunsplit(parts._replace(query=urlencode(query), fragment=""))
+        headers = {"Authorization": _basic(credentials)} if credentials else {}
+        home = origin_of(url)
+        for _ in range(MAX_REDIRECTS):
+            allowed = headers if origin_of(url) == home else {}
+            reply = await self._ask("GET", url, allowed)
+            if reply.status not in REDIRECTS:
+                break
+            url = redirect_target(url, reply.header("location"))
+        return reply
+
+    async def _post(self, challenge: BearerChallenge, scopes: list[str], credentials: Credentials) -> Reply:
+        form = {
+            "grant_type": "refresh_token",
+            "refresh_token": credentials.identity_token,
+            "service": challenge.service,
+            "scope": " ".join(scopes),
+            "client_id": CLIENT_ID,
+        }
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return await self._ask("POST", challenge.realm, headers, urlencode(form).encode())
+
+    async def _ask(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None = None
+    ) -> Reply:
+        self._counters.add("token_requests")
+        return await self._control.exchange(method, url, headers, content=content, max_bytes=MAX_TOKEN_BYTES)
+
+    def _grant(self, reply: Reply, challenge: BearerChallenge) -> Grant:
+        """The token in the service's answer."""
+        if reply.status != 200:
+            raise failure(reply, f"token for {self._endpoint.registry}/{self._repository}")
+        try:
+            answer = parse_object(reply.body, "answer of the token service")
+            token = answer.text("token", "") or answer.text("access_token", "")
+            lifetime_s = answer.number("expires_in") if "expires_in" in answer else MIN_TOKEN_LIFETIME_S
+        except FormatError as error:
+            raise SourceError(f"{shown(reply.url)}: {error.what}", url=shown(reply.url)) from None
+        if not token or not token.isascii() or not token.isprintable():
+            raise SourceError(f"{shown(reply.url)}: the answer holds no token", url=shown(reply.url))
+        lifetime_s = min(max(lifetime_s, MIN_TOKEN_LIFETIME_S), MAX_TOKEN_LIFETIME_S)
+        return Grant(f"Bearer {token}", trio.current_time() + lifetime_s * 0.8, challenge)
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
