@@ -121,8 +121,8 @@ class EntryFiles:
     def mark(self, first_leaf: int, end_leaf: int, mark: bytes) -> None:
         """Stores one mark for leaves [first_leaf, end_leaf).
 
-        By pwrite(2): a store through the mapping into a page that the full file system cannot allocate, or
-        cannot copy, would be a SIGBUS, and here it is an OSError.
+        By pwrite(2): a store through the mapping into a page that a full file system cannot copy, as btrfs
+        does for every write, would be a SIGBUS, and here it is an OSError.
 
         Raises:
             OSError: the marks could not be written; perhaps some were.
@@ -285,7 +285,8 @@ def fill_directory(directory: int, state: State, mark: bytes) -> None:
             if name == "data":
                 os.ftruncate(descriptor, state.size)
             else:
-                os.ftruncate(descriptor, max(1, state.leaves))
+                # Not sparse: on a full tmpfs even reading a hole through a mapping is a SIGBUS.
+                os.posix_fallocate(descriptor, 0, max(1, state.leaves))
                 if mark != ABSENT:
                     write_all(descriptor, mark * state.leaves, 0)
         finally:

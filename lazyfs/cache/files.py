@@ -75,11 +75,11 @@ def is_at(descriptor: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(descriptor), there)
 
 
-def read_bounded(path: Path, limit: int) -> bytes | None:
-    """The content of a regular file of at most `limit` bytes; None where there is none, or a larger one.
+def open_regular(path: Path) -> int | None:
+    """A descriptor for reading the regular file at `path`; None where there is none, or something else.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -87,10 +87,24 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}:
             return None
         raise
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not is_regular(descriptor) or os.fstat(descriptor).st_size > limit:
-            return None
-        return file.read(limit)
+    if is_regular(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def read_bounded(path: Path, limit: int) -> bytes | None:
+    """The content of a regular file of at most `limit` bytes; None where there is none, or a larger one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = open_regular(path)
+    if descriptor is None:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(limit + 1)
+    return data if len(data) <= limit else None
 
 
 def is_regular(descriptor: int) -> bool:

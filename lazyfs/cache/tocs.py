@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from indexer.digest import digest_hex, sha256_digest
-from lazyfs.cache.files import cache_errors, is_regular, make_directories, plain_name, read_bounded
+from lazyfs.cache.files import cache_errors, make_directories, open_regular, plain_name, read_bounded
 from lazyfs.cache.scratch import Scratch
 
 _LARGEST_HEAD: Final = 1 << 30
@@ -101,13 +101,10 @@ class Tocs:
 
 
 def _map(path: Path) -> memoryview | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    descriptor = open_regular(path)
+    if descriptor is None:
         return None
     try:
-        if not is_regular(descriptor):
-            return None
         size = os.fstat(descriptor).st_size
         return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")
     finally:

@@ -1,0 +1,45 @@
+"""Layers for the cache: reproducible bytes cut into spans, with their Merkle roots."""
+
+import random
+
+from indexer.digest import leaf_count, span_root
+from indexer.toc import Entry, Span, SpanTable
+
+LAYER = "sha256:" + "1" * 64
+TOC = "sha256:" + "2" * 64
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    """`size` bytes: random ones, with runs of zeros that begin and end anywhere."""
+    source = random.Random(seed)
+    parts = []
+    left = size
+    while left > 0:
+        length = min(left, source.choice([1, 100, 4096, 5000, 8192, 20000]))
+        parts.append(bytes(length) if source.random() < 0.4 else source.randbytes(length))
+        left -= length
+    return b"".join(parts)
+
+
+def spans_of(data: bytes, span_size: int) -> SpanTable:
+    """The table of `data` cut every `span_size` bytes."""
+    spans = []
+    first_leaf = 0
+    for number, start in enumerate(range(0, len(data), span_size)):
+        end = min(start + span_size, len(data))
+        root = span_root(data[start:end])
+        spans.append(Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, first_leaf, root))
+        first_leaf += leaf_count(end - start)
+    return SpanTable.from_spans(spans)
+
+
+def wrong_leaves(data: bytes, spans: SpanTable, entry) -> list[int]:
+    """The leaves that `entry` says it has, and that do not read as `data`."""
+    wrong = []
+    for span in spans:
+        for leaf in range(span.first_leaf, span.end_leaf):
+            start = span.uncompressed_start + 4096 * (leaf - span.first_leaf)
+            end = min(start + 4096, span.uncompressed_end)
+            if entry.has(leaf, leaf + 1) and entry.read(start, end - start) != data[start:end]:
+                wrong.append(leaf)
+    return wrong
