@@ -117,19 +117,29 @@ def parse_object(data: bytes, where: str, max_bytes: int = MAX_DOCUMENT_BYTES) -
         FormatError: not UTF-8, not JSON, not an object, nested too deeply, or with a repeated key.
         LimitExceeded: longer than `max_bytes`.
     """
+    value = _load(data, where, max_bytes)
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: not a JSON object")
+    return Fields(value, where)
+
+
+def parse_objects(data: bytes, where: str, most: int) -> list[Fields]:
+    """The objects of the JSON list that `data` holds, at most `most`; errors as for `parse_object`."""
+    value = _load(data, where, MAX_DOCUMENT_BYTES)
+    return list(Fields({"": value}, where).children("", most))
+
+
+def _load(data: bytes, where: str, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise LimitExceeded(f"{where}: {len(data)} bytes, more than {max_bytes}")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except FormatError as error:
         raise FormatError(f"{where}: {error.what}") from None
     except RecursionError:
         raise FormatError(f"{where}: nested too deeply") from None
     except ValueError as error:
         raise FormatError(f"{where}: not JSON: {str(error)[:100]}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{where}: not a JSON object")
-    return Fields(value, where)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """The one door to all sources."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from lazyfs.oci.image_name import ImageName, RegistryImage
+from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference
+from lazyfs.source.archive import open_docker_archive, open_oci_archive
 from lazyfs.source.base import Source
 from lazyfs.source.connections import Connections
 from lazyfs.source.control import ControlClient, new_client
 from lazyfs.source.counters import Counters
 from lazyfs.source.host import Host
 from lazyfs.source.http_pool import HttpPool
+from lazyfs.source.layout import open_layout
 from lazyfs.source.registry import RegistrySource
 from lazyfs.source.settings import Endpoint, SourceSettings, endpoint_of, user_agent
 from lazyfs.source.tokens import Authenticator
@@ -26,9 +28,20 @@ async def open_source(image: ImageName, settings: SourceSettings) -> AsyncIterat
         FormatError: it is no layout or archive.
         ConfigError: a certificate or key cannot be used.
     """
-    if isinstance(image, RegistryImage):
-        async with open_registry(image.reference, settings) as registry:
-            yield registry
+    async with _opened(image, settings) as source:
+        yield source
+
+
+def _opened(image: ImageName, settings: SourceSettings) -> AbstractAsyncContextManager[Source]:
+    match image:
+        case RegistryImage(reference):
+            return open_registry(reference, settings)
+        case LayoutImage(directory, tag):
+            return open_layout(directory, tag)
+        case ArchiveImage(file, tag):
+            return open_oci_archive(file, tag)
+        case DockerArchiveImage(file, chosen):
+            return open_docker_archive(file, chosen)
 
 
 @asynccontextmanager
