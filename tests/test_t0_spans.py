@@ -3,7 +3,6 @@
 import random
 import struct
 import zlib
-from hashlib import sha256
 from io import BytesIO
 
 import indexed_gzip
@@ -42,6 +41,7 @@ def _tar_bytes(seed: int = 1, size: int = 1_500_000) -> bytes:
 
 
 TAR = _tar_bytes()
+SMALL_TAR = _tar_bytes(2, 300_000)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -60,7 +60,7 @@ def test_every_span_reads_as_the_stream_says(name):
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_any_cut_of_the_input_gives_the_same_toc(name):
-    blob = ENCODINGS[name](TAR[:400_000])
+    blob = ENCODINGS[name](SMALL_TAR)
     whole = build(blob)
     assert build(blob, step=997) == whole
     assert build(blob, step=65_537) == whole
@@ -171,7 +171,7 @@ def test_the_store_gets_every_byte_in_order():
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_spans_give_our_errors_only(name, data):
-    blob = _BLOBS.setdefault(name, ENCODINGS[name](TAR[:300_000]))
+    blob = _BLOBS.setdefault(name, ENCODINGS[name](SMALL_TAR))
     built = _BUILT.setdefault(name, build(blob))
     span = data.draw(st.sampled_from(list(built.toc.spans)))
     window = decompress_window(built.windows[span.window_start : span.window_end])
@@ -182,11 +182,10 @@ def test_damaged_spans_give_our_errors_only(name, data):
     cut = data.draw(st.integers(0, len(good)))
     for bad in (bytes(mutated), good[:cut]):
         try:
-            assert sha256(read_span(span, bad, window)).digest() == sha256(
-                TAR[span.uncompressed_start : span.uncompressed_end]
-            ).digest()
+            output = read_span(span, bad, window)
         except IndexerError:
-            pass
+            continue
+        assert output == SMALL_TAR[span.uncompressed_start : span.uncompressed_end]
 
 
 _BLOBS: dict = {}

@@ -89,9 +89,10 @@ async def compiled(
     path = cache.images.path(key)
     if path is None:
         async with cache.named_lock(f"compile-{key}"):
-            path = cache.images.path(key) or await trio.to_thread.run_sync(
-                cache.images.publish, key, partial(compile_image, heads)
-            )
+            path = cache.images.path(key)
+            if path is None:
+                publish = partial(cache.images.publish, key, partial(compile_image, heads))
+                path = await trio.to_thread.run_sync(publish)
     with path.open("rb") as file:
         return MetadataImage(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 

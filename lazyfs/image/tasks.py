@@ -1,8 +1,7 @@
 """Running several things at once without letting exception groups out."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from collections.abc import AsyncIterator
 
 import trio
 

@@ -1,0 +1,121 @@
+"""index, inspect."""
+
+import json
+from typing import Any
+
+import click
+
+from lazyfs.assembly import Workshop
+from lazyfs.cli.options import configured
+from lazyfs.cli.running import print_json, with_workshop
+from lazyfs.config import Config
+from lazyfs.image.image import compiled, index_layers
+from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.oci.config import chain_ids
+
+
+@click.command()
+@configured
+@click.argument("image")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def index(config: Config, image: str, as_json: bool) -> None:
+    """Build and store the index of IMAGE, so that every mount of it is immediate.
+
+    Layers that have an index already cost nothing. What is pulled for it stays in the cache.
+    """
+
+    async def work(workshop: Workshop) -> None:
+        resolved = await workshop.resolve()
+        indexed = await index_layers(resolved, workshop.source, workshop.indexer)
+        await compiled(resolved, indexed, workshop.cache)
+        rows = [_index_facts(layer.descriptor.digest, indexed) for layer in resolved.layers]
+        if as_json:
+            print_json({"image": resolved.name, "digest": resolved.descriptor.digest, "layers": rows})
+            return
+        for row in rows:
+            click.echo(f"{row['digest']}  {row['toc_digest']}  {row['spans']} spans")
+
+    with_workshop(config, image, work)
+
+
+def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any]:
+    found = indexed[digest]
+    return {
+        "digest": digest,
+        "toc_digest": found.head.digest,
+        "spans": len(found.head.spans()),
+        "windows_bytes": len(found.windows),
+        "uncompressed_bytes": found.head.header.uncompressed_size,
+    }
+
+
+@click.command()
+@configured
+@click.argument("image")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(config: Config, image: str, as_json: bool) -> None:
+    """Show IMAGE's manifest, configuration, history and layers, and whether it is indexed. Pulls no layer."""
+
+    async def work(workshop: Workshop) -> None:
+        resolved = await workshop.resolve()
+        facts = _image_facts(workshop, resolved)
+        if as_json:
+            print_json(facts)
+        else:
+            _print_image(facts)
+
+    with_workshop(config, image, work)
+
+
+def _image_facts(workshop: Workshop, resolved: ResolvedImage) -> dict[str, Any]:
+    chain = chain_ids([layer.diff_id for layer in resolved.layers])
+    layers = []
+    for layer, chain_id in zip(resolved.layers, chain, strict=True):
+        found = workshop.indexer.find(layer.descriptor)
+        layers.append(
+            {
+                "digest": layer.descriptor.digest,
+                "size": layer.descriptor.size,
+                "media_type": layer.descriptor.media_type,
+                "diff_id": layer.diff_id,
+                "chain_id": chain_id,
+                "index": {"toc_digest": found.head.digest} if found else None,
+            }
+        )
+    return {
+        "image": resolved.name,
+        "digest": resolved.descriptor.digest,
+        "media_type": resolved.manifest.media_type,
+        "platform": str(resolved.config.platform),
+        "size": sum(layer.descriptor.size for layer in resolved.layers),
+        "indexed": all(layer["index"] for layer in layers),
+        "layers": layers,
+        "manifest": json.loads(resolved.raw_manifest),
+        "config": json.loads(resolved.raw_config),
+    }
+
+
+def _print_image(facts: dict[str, Any]) -> None:
+    process = facts["config"].get("config") or {}
+    for name, value in (
+        ("image", facts["image"]),
+        ("digest", facts["digest"]),
+        ("platform", facts["platform"]),
+        ("created", facts["config"].get("created") or "not said"),
+        ("size", f"{facts['size']} bytes in {len(facts['layers'])} layers"),
+        ("entrypoint", " ".join(process.get("Entrypoint") or []) or "none"),
+        ("command", " ".join(process.get("Cmd") or []) or "none"),
+        ("user", process.get("User") or "root"),
+        ("working dir", process.get("WorkingDir") or "/"),
+        ("indexed", "yes" if facts["indexed"] else "no; the first mount, or lazyfs index, does it"),
+    ):
+        click.echo(f"{name:12}{value}")
+    click.echo("layers")
+    for layer in facts["layers"]:
+        mark = "indexed" if layer["index"] else "-"
+        click.echo(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
+    click.echo("history")
+    for step in facts["config"].get("history") or []:
+        empty = " (no layer)" if step.get("empty_layer") else ""
+        click.echo(f"  {' '.join(str(step.get('created_by') or '').split())[:100]}{empty}")

@@ -1,0 +1,210 @@
+"""mount, umount, stats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+
+from lazyfs.cli.options import configured
+from lazyfs.cli.progress import PullBar
+from lazyfs.cli.running import print_json
+from lazyfs.config import Config
+from lazyfs.control import MountStates, runtime_directory
+from lazyfs.errors import MountError, NotMounted
+from lazyfs.exit_codes import BUG
+from lazyfs.mount.mounts import mount_at, resolve_mount_point, unmount_blocking
+
+_DAEMON_END_S: Final = 20.0
+
+
+@click.command()
+@configured
+@click.argument("image")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Stay; unmount at Ctrl-C. The log goes to stderr.")
+@click.option(
+    "--driver", type=click.Choice(["auto", "erofs", "fuse"]), default="auto", show_default=True,
+    help="Who reads the metadata: the kernel (erofs) or the daemon (fuse).",
+)  # fmt: skip
+@click.option("--read-timeout", type=float, help="Seconds until a read that waits for the network fails.")
+@click.option("--suid", is_flag=True, help="Let setuid bits and file capabilities count (root only).")
+@click.option("--dev", is_flag=True, help="Let device nodes be opened (root only).")
+@click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
+def mount(
+    config: Config,
+    image: str,
+    directory: Path,
+    foreground: bool,
+    driver: str,
+    read_timeout: float | None,
+    suid: bool,
+    dev: bool,
+    as_json: bool,
+) -> int:
+    """Mount IMAGE at DIRECTORY, read-only, and return; a daemon goes on fetching what is read.
+
+    An image that was never indexed is pulled once for that; from then on every mount is immediate.
+
+    \b
+      lazyfs mount debian:12 /mnt
+      lazyfs mount --platform linux/arm64 oci:./layout:latest /mnt
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    settings = _plain(config)
+    if read_timeout is not None:
+        settings["read_timeout_s"] = read_timeout
+    order: dict[str, Any] = {
+        "image": image,
+        "mount_point": str(directory.absolute()),
+        "driver": driver,
+        "runtime_dir": str(runtime_directory(os.environ)),
+        "setuid": suid,
+        "devices": dev,
+    }
+    if not foreground:
+        order["log_file"] = str(_log_file(order["mount_point"], order["runtime_dir"]))
+    told = json.dumps({"order": order, "config": settings}).encode()
+    daemon = _start_daemon(told, foreground=foreground)
+    return _wait(daemon, foreground=foreground, as_json=as_json)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The configuration as JSON can carry it."""
+    values = {name: getattr(config, name) for name in config.__slots__}
+    values["auth_files"] = [str(path) for path in config.auth_files]
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if v is not None}
+    plain["cache_dir"] = str(config.cache_dir.absolute())
+    return plain
+
+
+def _log_file(mount_point: str, runtime_dir: str) -> Path:
+    return MountStates(Path(runtime_dir)).path(Path(mount_point)).with_suffix(".log")
+
+
+def _start_daemon(told: bytes, *, foreground: bool) -> "subprocess.Popen[bytes]":
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "lazyfs.daemon"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None if foreground else subprocess.DEVNULL,
+        start_new_session=not foreground,
+        cwd="/",
+    )
+    assert daemon.stdin is not None
+    daemon.stdin.write(told)
+    daemon.stdin.close()
+    return daemon
+
+
+def _wait(daemon: "subprocess.Popen[bytes]", *, foreground: bool, as_json: bool) -> int:
+    assert daemon.stdout is not None
+    try:
+        with PullBar("indexing") as bar:
+            outcome = _follow(daemon.stdout, bar)
+        if "ready" in outcome:
+            _tell(outcome, as_json=as_json)
+            return daemon.wait() if foreground else 0
+        daemon.wait()
+    except KeyboardInterrupt:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait()
+        raise
+    click.echo(f"lazyfs: {' '.join(str(outcome['error']).split())}", err=True)
+    return int(outcome["code"])
+
+
+def _follow(events: IO[bytes], bar: PullBar) -> dict[str, Any]:
+    """The event that ends the wait: `ready` or `error`."""
+    for line in events:
+        event: dict[str, Any] = json.loads(line)
+        if "progress" in event:
+            bar(*event["progress"])
+        elif "warning" in event:
+            click.echo(f"lazyfs: {event['warning']}", err=True)
+        else:
+            return event
+    return {"error": "the daemon died before it could mount", "code": BUG}
+
+
+def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
+    facts = outcome["ready"]
+    if as_json:
+        print_json({**facts, "why": outcome["why"]})
+    elif sys.stderr.isatty():
+        click.echo(f"lazyfs: mounted by the {facts['driver']} driver: {outcome['why']}", err=True)
+
+
+@click.command()
+@configured
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Detach now, even if in use.")
+def umount(config: Config, directory: Path, lazy: bool) -> None:
+    """Unmount DIRECTORY, and wait until its daemon has ended. Cleans up after a dead daemon too."""
+    del config
+    states = MountStates(runtime_directory(os.environ))
+    mount_point = Path(os.fsdecode(resolve_mount_point(directory)))
+    facts = states.find(mount_point)
+    mounted = mount_at(mount_point)
+    if mounted is None and facts is None:
+        raise NotMounted(f"nothing is mounted at {mount_point}")
+    if mounted is not None and b"lazyfs" not in mounted.source and b"lazyfs" not in mounted.fstype:
+        raise NotMounted(f"what is mounted at {mount_point} is not of lazyfs")
+    while mounted is not None:  # of a dead daemon's erofs mount and what lies under it, both
+        unmount_blocking(mount_point, lazy)
+        mounted = mount_at(mount_point)
+    if facts is not None:
+        _wait_for_end(facts.pid, mount_point)
+        states.forget(mount_point)
+
+
+def _wait_for_end(pid: int, mount_point: Path) -> None:
+    """Wait for the daemon, which syncs what it fetched; a recycled pid is not waited for long."""
+    end = time.monotonic() + _DAEMON_END_S
+    while time.monotonic() < end:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return
+        if b"lazyfs.daemon" not in command:
+            return
+        time.sleep(0.01)
+    raise MountError(f"{mount_point} is unmounted, but its daemon {pid} has not ended yet")
+
+
+@click.command()
+@configured
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stats(config: Config, directory: Path | None, as_json: bool) -> None:
+    """What the mount at DIRECTORY has fetched, hit and waited for; without DIRECTORY, of all mounts."""
+    del config
+    states = MountStates(runtime_directory(os.environ))
+    if directory is None:
+        answers = [states.ask(Path(facts.mount_point), "stats") for facts in states.all()]
+    else:
+        answers = [states.ask(Path(os.fsdecode(resolve_mount_point(directory))), "stats")]
+    if as_json:
+        print_json(answers[0] if directory is not None else answers)
+        return
+    for answer in answers:
+        _print_stats(answer)
+
+
+def _print_stats(answer: dict[str, Any]) -> None:
+    layers, source = answer["layers"], answer["source"]
+    image_bytes = max(int(answer["image_bytes"]), 1)
+    for name, value in (
+        ("mounted at", answer["mount_point"]),
+        ("image", f"{answer['image']} {answer['digest']}"),
+        ("driver", f"{answer['driver']}, daemon {answer['pid']}"),
+        ("fetched", f"{answer['bytes']} bytes in {answer['requests']} requests"),
+        ("of the image", f"{100 * source['data_bytes'] / image_bytes:.1f} % of {image_bytes} bytes"),
+        ("reads", f"{layers.get('hits', 0)} from the cache, {layers.get('misses', 0)} waited for the source"),
+        ("failed fetches", layers.get("failures", 0)),
+    ):
+        click.echo(f"{name:16}{value}")

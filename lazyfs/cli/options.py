@@ -1,0 +1,69 @@
+"""Options that all commands share, before or after the command's name."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import click
+
+from lazyfs.config import Config, load_config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CONFIG_FLAGS: Final = ("cache_dir", "platform", "plain_http", "offline", "log_level")
+
+_COMMON: Final = (
+    click.option("--cache-dir", type=click.Path(path_type=Path), help="Where indexes and content are kept."),
+    click.option(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
+    ),
+    click.option("--plain-http", is_flag=True, default=None, help="HTTP, not HTTPS (implied for loopback)."),
+    click.option("--offline", is_flag=True, default=None, help="Ask no registry; use what is here."),
+    click.option(
+        "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file to use."
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        help="What is told on stderr.",
+    ),
+)
+
+
+def common_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the common options to a command or group."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def configured(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the common options, and the configuration as its first argument `config`."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> R:
+        flags = take_flags(arguments)
+        outer = click.get_current_context().find_object(dict) or {}
+        merged = {**outer, **{name: value for name, value in flags.items() if value is not None}}
+        config_file = merged.pop("config_file", None)
+        config = load_config(os.environ, merged, config_file)
+        start_log(config)
+        return command(config=config, **arguments)
+
+    return common_options(run)
+
+
+def take_flags(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the common options out of a command's arguments."""
+    return {name: arguments.pop(name) for name in (*_CONFIG_FLAGS, "config_file")}
+
+
+def start_log(config: Config) -> None:
+    """Log to stderr in the manner of a command."""
+    logging.basicConfig(level=config.log_level.upper(), format="lazyfs: %(message)s", force=True)
+    if config.log_level != "debug":
+        logging.getLogger("httpx").setLevel(logging.WARNING)

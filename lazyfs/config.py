@@ -1,0 +1,210 @@
+"""Configuration: defaults, then the file, then the environment, then flags. A misspelt key is an error.
+
+The file is TOML: /etc/lazyfs/config.toml, then $XDG_CONFIG_HOME/lazyfs/config.toml over it; or the one that
+--config or LAZYFS_CONFIG names alone. Every key can be given as LAZYFS_KEY in the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from lazyfs.errors import ConfigError
+
+_SYSTEM_FILE: Final = Path("/etc/lazyfs/config.toml")
+_TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings, each with its default.
+
+    Attributes:
+        cache_dir: where everything is kept.
+        platform: which image of an index, as os/architecture[/variant]; "" is this machine's.
+        plain_http: whether to talk HTTP to registries; if it is not said, to loopback only.
+        offline: ask no registry.
+        read_timeout_s: seconds after which a read that waits for the network fails.
+        stall_timeout_s: seconds without a byte after which a request is tried anew.
+        retries: attempts after a failed one.
+        max_connections: connections to registries at once.
+        span_size_kib: uncompressed KiB per span that indexing aims at.
+        max_layer_gib: the largest uncompressed layer that is accepted.
+        max_ratio: the largest ratio of uncompressed to compressed bytes of layers above 128 MiB.
+        free_floor_mib: below so much free disk nothing more is cached.
+        ca_file: certificates to trust besides the system's.
+        client_cert: a client's certificate, PEM; its key may follow in the same file.
+        client_key: the certificate's key, where it lies apart.
+        auth_files: credentials files in docker's or containers' format, looked at in order; empty looks where
+            docker and podman do.
+        http_proxy: proxy for http URLs; if it is not said, what the environment says as for curl(1).
+        https_proxy: proxy for https URLs.
+        no_proxy: hosts to reach without one, separated by commas.
+        log_level: debug, info, warning or error.
+    """
+
+    cache_dir: Path
+    platform: str = ""
+    plain_http: bool | None = None
+    offline: bool = False
+    read_timeout_s: float = 60.0
+    stall_timeout_s: float = 10.0
+    retries: int = 5
+    max_connections: int = 16
+    span_size_kib: int = 384
+    max_layer_gib: int = 1024
+    max_ratio: int = 200
+    free_floor_mib: int = 256
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    auth_files: tuple[Path, ...] = ()
+    http_proxy: str = field(default="", repr=False)
+    https_proxy: str = field(default="", repr=False)
+    no_proxy: str = ""
+    log_level: str = "warning"
+
+    def __post_init__(self) -> None:
+        for name in ("read_timeout_s", "stall_timeout_s", "max_connections", "max_layer_gib", "max_ratio"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 64 <= self.span_size_kib <= 64 << 10:
+            raise ConfigError(f"span_size_kib must be from 64 to 65536, not {self.span_size_kib}")
+        if self.log_level not in {"debug", "info", "warning", "error"}:
+            raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
+
+
+def load_config(
+    environment: Mapping[str, str], flags: Mapping[str, Any], config_file: Path | None = None
+) -> Config:
+    """The configuration that holds for one run.
+
+    Args:
+        environment: the process's environment.
+        flags: values given on the command line; None means not given.
+        config_file: the file to use instead of the usual ones.
+
+    Raises:
+        ConfigError: a file cannot be read or parsed, or a key or value is wrong.
+    """
+    values: dict[str, Any] = {}
+    for path, must_exist in _files(environment, config_file):
+        values.update(_read_file(path, must_exist=must_exist))
+    for name in _NAMES:
+        text = environment.get(f"LAZYFS_{name.upper()}")
+        if text is not None:
+            values[name] = _from_text(name, text)
+    values.update({name: value for name, value in flags.items() if value is not None})
+    for name, value in _usual_proxies(environment).items():
+        values.setdefault(name, value)
+    if "cache_dir" not in values:
+        values["cache_dir"] = _default_cache(environment)
+    config = Config(**{name: _typed(name, value) for name, value in values.items()})
+    if not config.auth_files:
+        return replace(config, auth_files=tuple(_usual_auth_files(environment)))
+    return config
+
+
+def _files(environment: Mapping[str, str], config_file: Path | None) -> Iterator[tuple[Path, bool]]:
+    named = config_file or (Path(environment["LAZYFS_CONFIG"]) if environment.get("LAZYFS_CONFIG") else None)
+    if named is not None:
+        yield named, True
+        return
+    yield _SYSTEM_FILE, False
+    home = _xdg(environment, "XDG_CONFIG_HOME", ".config")
+    if home is not None:
+        yield home / "lazyfs" / "config.toml", False
+
+
+def _xdg(environment: Mapping[str, str], variable: str, below_home: str) -> Path | None:
+    if environment.get(variable):
+        return Path(environment[variable])
+    return Path(environment["HOME"]) / below_home if environment.get("HOME") else None
+
+
+def _default_cache(environment: Mapping[str, str]) -> Path:
+    cache = _xdg(environment, "XDG_CACHE_HOME", ".cache")
+    if cache is None:
+        raise ConfigError("no HOME to keep a cache in; give --cache-dir or LAZYFS_CACHE_DIR")
+    return cache / "lazyfs"
+
+
+def _usual_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """What curl(1) would use. HTTP_PROXY in capitals is left alone: in a CGI program a client can set it."""
+
+    def value(*names: str) -> str:
+        return next((environment[name] for name in names if environment.get(name)), "")
+
+    return {
+        "http_proxy": value("http_proxy", "all_proxy", "ALL_PROXY"),
+        "https_proxy": value("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+        "no_proxy": value("no_proxy", "NO_PROXY"),
+    }
+
+
+def _usual_auth_files(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Where podman and docker keep credentials, in podman's order (containers-auth.json(5))."""
+    if environment.get("REGISTRY_AUTH_FILE"):
+        yield Path(environment["REGISTRY_AUTH_FILE"])
+        return
+    runtime = environment.get("XDG_RUNTIME_DIR") or (f"/run/containers/{os.getuid()}")
+    yield Path(runtime) / ("containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else "auth.json")
+    home = _xdg(environment, "XDG_CONFIG_HOME", ".config")
+    if home is not None:
+        yield home / "containers" / "auth.json"
+    if environment.get("DOCKER_CONFIG"):
+        yield Path(environment["DOCKER_CONFIG"]) / "config.json"
+    elif environment.get("HOME"):
+        yield Path(environment["HOME"]) / ".docker" / "config.json"
+
+
+def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        if must_exist or not isinstance(error, FileNotFoundError):
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        return {}
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for name in values:
+        if name not in _NAMES:
+            raise ConfigError(f"{path}: unknown key {name!r}; known are {', '.join(_NAMES)}")
+    return values
+
+
+_NAMES: Final = tuple(f.name for f in fields(Config))
+_TYPES: Final = {f.name: bool if f.type == bool | None else f.type for f in fields(Config)}
+
+
+def _from_text(name: str, text: str) -> Any:
+    kind = _TYPES[name]
+    if kind is bool and text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    if kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    if kind in (bool, int, float):
+        raise ConfigError(f"LAZYFS_{name.upper()}: {text!r} is not a {kind.__name__}")
+    return text.split(os.pathsep) if name == "auth_files" else text
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as the field's type wants it; numbers and booleans are never taken for each other."""
+    kind = _TYPES[name]
+    if name == "auth_files":
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name}: expected a list of paths, got {value!r}")
+        return tuple(Path(item).expanduser() for item in value)
+    if kind in (bool, int, float, str):
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+        raise ConfigError(f"{name}: expected a {kind.__name__}, got {value!r}")
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"{name}: expected a path, got {value!r}")
+    return Path(value).expanduser()

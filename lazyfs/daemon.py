@@ -1,0 +1,220 @@
+"""The process behind one mount: opens the image, mounts it, and answers until it is unmounted.
+
+`lazyfs mount` starts it as `python -m lazyfs.daemon`, hands the order over on stdin and reads what happens
+from stdout, one JSON object a line: progress, warnings, and in the end `ready` or `error`. After `ready`
+nobody listens any more; what is worth telling goes to the log file.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from lazyfs.assembly import Workshop, open_workshop, opened
+from lazyfs.config import Config, load_config
+from lazyfs.control import MountFacts, MountStates, answer_questions
+from lazyfs.exit_codes import BUG, exit_code
+from lazyfs.image.image import Image
+from lazyfs.image.indexing import Progress
+from lazyfs.image.tasks import open_tasks
+from lazyfs.mount.contents import Contents
+from lazyfs.mount.fuse_mount import MountOptions
+from lazyfs.mount.operations import TreeOperations
+from lazyfs.mount.session import serve
+from lazyfs.oci.image_name import parse_image
+
+_log = logging.getLogger(__name__)
+
+_SYNC_EVERY_S: Final = 30.0
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOrder:
+    """What is to be mounted.
+
+    Attributes:
+        image: the image's name.
+        mount_point: where.
+        driver: "auto", "erofs" or "fuse".
+        runtime_dir: where the states of mounts are kept.
+        log_file: where the log goes once nobody listens; "" for stderr.
+        setuid: whether setuid bits and file capabilities count.
+        devices: whether device nodes can be opened.
+    """
+
+    image: str
+    mount_point: str
+    driver: str
+    runtime_dir: str
+    log_file: str = ""
+    setuid: bool = False
+    devices: bool = False
+
+
+async def run_mount(order: MountOrder, config: Config, report: Report, progress: Progress) -> None:
+    """Mount the image and answer until it is unmounted, or a SIGTERM or SIGINT comes.
+
+    Raises:
+        IndexerError: something of the image is damaged.
+        LazyfsError: something cannot be had, or not mounted.
+    """
+    states = MountStates(Path(order.runtime_dir))
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(open_tasks())
+        nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+        workshop = await stack.enter_async_context(open_workshop(parse_image(order.image), config, progress))
+        image = await stack.enter_async_context(opened(workshop))
+        contents = Contents(image.layers, config.read_timeout_s)
+        options = MountOptions(order.image, setuid=order.setuid, devices=order.devices)
+        mounted = await nursery.start(
+            serve_until_gone, nursery, image, contents, Path(order.mount_point), options
+        )
+        facts = MountFacts(
+            mount_point=os.fsdecode(mounted.mount_point),
+            image=image.resolved.name,
+            digest=image.resolved.descriptor.digest,
+            driver="fuse",
+            pid=os.getpid(),
+        )
+        listener = stack.enter_context(states.registered(facts))
+        nursery.start_soon(answer_questions, listener, lambda ask: answers(ask, facts, workshop, image))
+        nursery.start_soon(_sync_now_and_then, image)
+        report({"ready": asdict(facts), "why": "asked for"})
+        await trio.sleep_forever()
+
+
+async def serve_until_gone(
+    nursery: trio.Nursery,
+    image: Image,
+    contents: Contents,
+    mount_point: Path,
+    options: MountOptions,
+    *,
+    task_status: trio.TaskStatus[Any],
+) -> None:
+    """Serve the mount; when it is gone, end everything in `nursery`."""
+    await serve(TreeOperations(image.metadata, contents), mount_point, options, task_status=task_status)
+    nursery.cancel_scope.cancel()
+
+
+def answers(ask: str, facts: MountFacts, workshop: Workshop, image: Image) -> dict[str, Any]:
+    """The answer to a question about a live mount."""
+    if ask != "stats":
+        raise ValueError(ask)
+    return {**asdict(facts), **statistics(workshop, image)}
+
+
+def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
+    """What an open image has cost and given so far."""
+    source = workshop.source.statistics()
+    unique = {id(layer): layer for layer in image.layers}.values()
+    layers = [layer.statistics() for layer in unique]
+    return {
+        "requests": source.control_requests + source.data_requests,
+        "bytes": source.control_bytes + source.data_bytes,
+        "source": asdict(source),
+        "layers": {f.name: sum(getattr(s, f.name) for s in layers) for f in fields(layers[0])}
+        if layers
+        else {},
+        "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
+    }
+
+
+async def _cancel_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def _sync_now_and_then(image: Image) -> None:
+    """Power cuts lose at most the last half minute of what was fetched."""
+    while True:
+        await trio.sleep(_SYNC_EVERY_S)
+        for layer in image.layers:
+            await trio.to_thread.run_sync(layer.sync)
+
+
+class _LineHandler(logging.Handler):
+    """Hands warnings to whoever waits for `ready`."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report({"warning": record.getMessage()})
+
+
+class _Pipe:
+    """Stdout as a pipe of JSON lines, as long as somebody reads it."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = os.dup(1)
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, json.dumps(event).encode() + b"\n")
+        except BrokenPipeError:
+            os.kill(os.getpid(), signal.SIGTERM)  # nobody waits for the mount any more
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def main() -> int:
+    """Carry out the order on stdin; the exit code is that of the error, if any."""
+    told = json.load(sys.stdin)
+    order = MountOrder(**told["order"])
+    config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
+    pipe = _Pipe()
+    _redirect(order.log_file)
+    handler = _LineHandler(pipe.report)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger().addHandler(handler)
+
+    def report(event: Mapping[str, Any]) -> None:
+        pipe.report(event)
+        if "ready" in event:
+            logging.getLogger().removeHandler(handler)
+            pipe.close()
+
+    def progress(digest: str, done: int, total: int) -> None:
+        pipe.report({"progress": [digest, done, total]})
+
+    try:
+        trio.run(run_mount, order, config, report, progress)
+    except Exception as error:  # noqa: BLE001  # whoever waits for the mount is told
+        code = exit_code(error)
+        if code == BUG:
+            _log.exception("a bug")
+        pipe.report({"error": str(error) or type(error).__name__, "code": code})
+        return code
+    return 0
+
+
+def _redirect(log_file: str) -> None:
+    """Standard output and error go to the log file: nothing of ours may hold the terminal."""
+    target = os.open(log_file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

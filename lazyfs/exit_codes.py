@@ -1,0 +1,47 @@
+"""What a program that ran lazyfs is told: the one table from errors to exit codes (sysexits.h)."""
+
+from typing import Final
+
+from indexer.errors import IndexerError
+from lazyfs.errors import (
+    AlreadyMounted,
+    BadReference,
+    CacheError,
+    ConfigError,
+    LazyfsError,
+    MountError,
+    NotFound,
+    NotMounted,
+    RangeRefused,
+    SourceError,
+    Unauthorized,
+    Unreachable,
+)
+
+USAGE: Final = 64
+BAD_DATA: Final = 65
+BUG: Final = 70
+INTERRUPTED: Final = 130
+
+# The first row whose kind fits counts.
+_TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (BadReference, USAGE),
+    (IndexerError, BAD_DATA),
+    (NotFound, 66),
+    (NotMounted, 66),
+    (Unauthorized, 77),
+    (Unreachable, 75),
+    (RangeRefused, 75),
+    (SourceError, 75),
+    (AlreadyMounted, 73),
+    (MountError, 71),  # the system refused
+    (CacheError, 74),  # the disk did
+    (ConfigError, 78),
+    (LazyfsError, BUG),
+    (OSError, 74),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an error; 70, a bug, for what has no row."""
+    return next((code for kind, code in _TABLE if isinstance(error, kind)), BUG)
