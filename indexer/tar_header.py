@@ -21,6 +21,7 @@ MAX_NAME: Final = 255
 GNU_MAGIC: Final = b"ustar  \0"
 
 _POSIX_MAGIC: Final = b"ustar\0"
+_SLASH: Final = ord("/")
 _DOT_OR_SLASH: Final = frozenset(b"./")
 _NANO: Final = 1_000_000_000
 _FIELDS: Final = Struct("<100s8s8s8s12s12s8sc100s8s")
@@ -184,8 +185,8 @@ def clean_path(raw: bytes, offset: int | None = None) -> bytes:
     if path.endswith(b"/"):
         path = path[:-1]
     # Most are clean now. (`find`, because `in` costs three times as much.)
-    plain = path and path[0] not in _DOT_OR_SLASH and path.find(b"//") < 0 and path.find(b"/.") < 0
-    if plain and len(path) <= MAX_NAME and 0 not in path:
+    plain = path and path[0] not in _DOT_OR_SLASH and path[-1] != _SLASH and len(path) <= MAX_NAME
+    if plain and path.find(b"//") < 0 and path.find(b"/.") < 0 and 0 not in path:
         return path
     components = [part for part in path.split(b"/") if part not in (b"", b".")]
     path = b"/".join(components)
