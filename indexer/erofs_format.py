@@ -43,7 +43,7 @@ VOLUME_WITH_XATTRS: Final = b"lazyfs xattrs"
 # The superblock: magic, checksum, feature_compat, blkszbits, sb_extslots, root_nid, inos, epoch,
 # fixed_nsec, blocks, meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat, extra_devices,
 # devt_slotoff; the other fields belong to features that are off.
-SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sI2xHH36x")
+SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sI2xHH38x")
 
 DEVICE_TABLE_OFFSET: Final = SUPERBLOCK_OFFSET + SUPERBLOCK.size
 MAX_DEVICES: Final = 0xFFFF

@@ -114,6 +114,26 @@ def test_the_total_size_counts_whole_blocks_of_all_layers():
     assert image.total_size == len(content) + 1536
 
 
+def test_structures_have_the_sizes_of_the_format():
+    sizes = {
+        erofs.SUPERBLOCK: 128,
+        erofs.DEVICE_SLOT: 128,
+        erofs.INODE: 64,
+        erofs.CHUNK: 8,
+        erofs.DIRENT: 12,
+        erofs.XATTR_HEADER: 12,
+        erofs.XATTR_ENTRY: 4,
+    }
+    assert {structure: structure.size for structure in sizes} == sizes
+
+
+def test_the_superblock_names_the_device_table():
+    content = written(merge([]), [Device(b"one", 512), Device(b"two", 1024)])
+    table = 128 * int.from_bytes(content[1024 + 0x58 : 1024 + 0x5A], "little")
+    assert content[table:].startswith(b"one")
+    assert content[table + 128 + 64 : table + 128 + 68] == b"\2\0\0\0"
+
+
 # Directories.
 
 

@@ -1,5 +1,6 @@
 """The kernel as the judge of metadata images: it mounts them, and shows what went in."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 
 from indexer import erofs_format as erofs
 from indexer.erofs_format import Device
+from indexer.erofs_read import MetadataImage
 from indexer.merge import merge
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH
@@ -117,6 +119,13 @@ def test_the_kernel_reads_files_beyond_4_gib(tmp_path):
             assert g.read(8) == b"%08d" % ((start + size - 8) % 10**8)
             g.seek(largest - 8)
             assert g.read() == bytes(8)
+
+
+def test_the_kernel_counts_the_blocks_of_the_image_and_all_layers(layer_files, tmp_path):
+    content = compiled(file(b"f", 9, 512))
+    (tmp_path / "image").write_bytes(content)
+    with kernel_erofs.mounted(tmp_path / "image", layer_files, tmp_path / "mnt") as mnt:
+        assert os.statvfs(mnt).f_blocks * 512 == MetadataImage(content).total_size
 
 
 def test_the_kernel_takes_empty_and_repeated_layers(tmp_path):
