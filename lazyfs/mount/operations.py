@@ -9,14 +9,16 @@ import errno
 import logging
 
 import pyfuse3
-from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, ModeT, XAttrNameT
+from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
 from indexer.erofs_read import Inode, MetadataImage
 from indexer.toc import BLOCK_SIZE
+from indexer.tree import MAX_NAME
 from lazyfs.mount.contents import Contents
+from lazyfs.mount.errors import errno_of
+from lazyfs.mount.failed_reads import FailedReads
 from lazyfs.mount.handlers import FOREVER_S, ReadOnlyOperations, answering, negative_entry
 
-_NAME_MAX = 255
 _PAGE = 4096
 
 _log = logging.getLogger(__name__)
@@ -33,14 +35,21 @@ class TreeOperations(ReadOnlyOperations):
         super().__init__(_log)
         self._image = image
         self._contents = contents
+        self._failed = FailedReads()
         self.enable_acl = image.has_any_xattrs
 
     @answering
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """The entry `name`; that there is none is remembered by the kernel too."""
+        """The entry `name`; that there is none is remembered by the kernel too.
+
+        Raises:
+            FUSEError: ENAMETOOLONG, which FUSE leaves to us.
+        """
         del ctx
+        if len(name) > MAX_NAME:
+            raise FUSEError(errno.ENAMETOOLONG)
         if name == b".":  # of a file, too: how a file handle is opened again (name_to_handle_at(2))
             return self._attributes(parent_inode)
         nid = self._image.lookup(parent_inode, name)
@@ -71,14 +80,33 @@ class TreeOperations(ReadOnlyOperations):
                 return
 
     @answering
+    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Opens for reading; the kernel keeps what it has cached, unless a page of it could not be read.
+
+        Raises:
+            FUSEError: EROFS, if it is to be written.
+        """
+        opened = await super().open(inode, flags, ctx)
+        if self._failed.forget(inode):
+            opened.keep_cache = False
+        return opened
+
+    @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer will do
         """Bytes of a regular file, fewer than `size` only at its end."""
+        known = self._failed.errno(fh, off)
+        if known is not None:
+            raise FUSEError(known)
         extent = self._image.extent(fh)
         end = min(off + size, self._image.inode(fh).size)
         if extent is None or off >= end:
             return b""
         number, start = extent
-        return await self._contents.read(number, start + off, end - off)
+        try:
+            return await self._contents.read(number, start + off, end - off)
+        except Exception as error:
+            self._failed.add(fh, off, size, errno_of(error) or errno.EIO)
+            raise
 
     @answering
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
@@ -111,7 +139,7 @@ class TreeOperations(ReadOnlyOperations):
         data.f_bsize = data.f_frsize = BLOCK_SIZE
         data.f_blocks = self._image.total_size // BLOCK_SIZE
         data.f_files = self._image.inode_count
-        data.f_namemax = _NAME_MAX
+        data.f_namemax = MAX_NAME
         return data
 
     def _xattrs(self, inode: InodeT) -> dict[bytes, bytes]:

@@ -40,7 +40,16 @@ REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 30.0
 
 Behaviour = Literal[
-    "local", "remote", "stalled", "unreachable", "refused", "missing", "corrupt", "buggy", "short"
+    "local",
+    "remote",
+    "stalled",
+    "unreachable",
+    "refused",
+    "missing",
+    "corrupt",
+    "buggy",
+    "short",
+    "worsening",
 ]
 Entry = tuple[Member, bytes]
 
@@ -72,6 +81,9 @@ class FakeLayer:
                 raise DigestMismatch("span 0", "sha256:00", "sha256:11")
             case "buggy":
                 raise ZeroDivisionError("a bug on purpose")
+            case "worsening":
+                self._behaviour = "stalled"
+                raise Unreachable("no route to the registry")
             case "short":
                 return self._data[start : start + size - 1]
         return self._data[start : start + size]
