@@ -11,7 +11,7 @@ between extents is zeros. The tail costs nothing: no byte of it is stored or fet
 """
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -275,6 +275,12 @@ class SpanTable(Sequence[Span]):
         if start >= end:
             return range(0)
         return range(self.find(start), self.find(end - 1) + 1)
+
+    def sharing_entry(self, number: int) -> range:
+        """Numbers of the spans that share the entry of span `number`: pieces of one large zstd frame."""
+        start = self._compressed_starts[number]
+        first = bisect_left(self._compressed_starts, start)
+        return range(first, bisect_right(self._compressed_starts, start, lo=number))
 
     def leaf_range(self, start: int, end: int) -> tuple[int, int]:
         """The leaves [first, end) that hold uncompressed bytes [start, end), which must not be empty.

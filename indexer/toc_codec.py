@@ -280,6 +280,8 @@ def _check_spans(
         return
     if min(sizes) == 0 or max(sizes) > _MAX_SPAN or max(skips) > _MAX_SIZE:
         raise FormatError("span table: an impossible span size")
+    if any(later < earlier for earlier, later in pairwise(starts)):
+        raise FormatError("span table: spans are out of order")
     if min(starts) < 0 or max(ends) > header.layer_size:
         raise FormatError("span table: a span leaves the blob")
     if max(entries) >= len(Entry) or max(bits) > 7 or max(windows) > 2 * _WINDOW_SIZE:

@@ -7,12 +7,13 @@ place is known and at most one block's output, 128 KiB, is in memory.
 """
 
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Final
 
 import zstandard
 
-from indexer.errors import FormatError, LimitExceeded, Unsupported
+from indexer.digest import span_root
+from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
 from indexer.scan import Checkpoint, Receiver
 from indexer.toc import Entry, Span
 
@@ -179,3 +180,49 @@ def decompress_span(span: Span, data: bytes | memoryview) -> bytes:
         raise FormatError(f"zstd ends {left} bytes before the span does", span.compressed_start)
     output = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     return output[span.skip :] if span.skip else output
+
+
+class FrameReader:
+    """Cuts a large frame, fed in order from its start in any cuts, into the spans that share it.
+
+    Args:
+        spans: the spans of one entry, in order, the first with `skip` 0.
+    """
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = iter(spans)
+        self._span: Span | None = next(self._spans, None)
+        self._partial = bytearray()
+        self._finished: list[tuple[Span, bytes]] = []
+        self._scanner = ZstdScanner(self, span_size=1 << 62)
+
+    def feed(self, data: bytes) -> list[tuple[Span, bytes]]:
+        """The spans that these bytes complete, with their content, which matches their roots.
+
+        Raises:
+            FormatError: damaged, or longer than its spans.
+            DigestMismatch: a span is not what its root promises.
+        """
+        self._finished = []
+        self._scanner.feed(data)
+        return self._finished
+
+    def checkpoint(self, point: Checkpoint) -> None:
+        """From the scanner; spans are known here."""
+
+    def window(self, uncompressed_start: int, window: bytes) -> None:
+        """From the scanner; zstd has none."""
+
+    def output(self, data: bytes) -> None:
+        """From the scanner: the next bytes of the frame."""
+        self._partial += data
+        while self._span is not None and len(self._partial) >= self._span.size:
+            content = bytes(self._partial[: self._span.size])
+            del self._partial[: self._span.size]
+            root = span_root(content)
+            if root != self._span.root:
+                raise DigestMismatch(f"span {self._span.number}", self._span.root.hex(), root.hex())
+            self._finished.append((self._span, content))
+            self._span = next(self._spans, None)
+        if self._span is None and self._partial:
+            raise FormatError("zstd frame is longer than its spans")

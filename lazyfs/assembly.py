@@ -9,9 +9,9 @@ import trio
 from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
+from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.image import Image, open_image
 from lazyfs.image.indexing import Indexer, IndexSettings, Progress, no_progress
-from lazyfs.image.layer import FetchSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.oci.image_name import ImageName
 from lazyfs.oci.platform import Platform, host_platform, parse_platform

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,9 +123,12 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
         "requests": source.control_requests + source.data_requests,
         "bytes": source.control_bytes + source.data_bytes,
         "source": asdict(source),
-        "layers": {f.name: sum(getattr(s, f.name) for s in layers) for f in fields(layers[0])}
-        if layers
-        else {},
+        "reads": {
+            "hits": sum(layer.hits for layer in layers),
+            "misses": sum(layer.misses for layer in layers),
+            "bytes": sum(layer.bytes_served for layer in layers),
+            "failures": sum(layer.fetched.failures for layer in layers),
+        },
         "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
     }
 

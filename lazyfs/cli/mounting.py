@@ -93,7 +93,6 @@ def _start_daemon(told: bytes, *, foreground: bool) -> "subprocess.Popen[bytes]"
         stdout=subprocess.PIPE,
         stderr=None if foreground else subprocess.DEVNULL,
         start_new_session=not foreground,
-        cwd="/",
     )
     assert daemon.stdin is not None
     daemon.stdin.write(told)
@@ -196,7 +195,7 @@ def stats(config: Config, directory: Path | None, as_json: bool) -> None:
 
 
 def _print_stats(answer: dict[str, Any]) -> None:
-    layers, source = answer["layers"], answer["source"]
+    reads, source = answer["reads"], answer["source"]
     image_bytes = max(int(answer["image_bytes"]), 1)
     for name, value in (
         ("mounted at", answer["mount_point"]),
@@ -204,7 +203,7 @@ def _print_stats(answer: dict[str, Any]) -> None:
         ("driver", f"{answer['driver']}, daemon {answer['pid']}"),
         ("fetched", f"{answer['bytes']} bytes in {answer['requests']} requests"),
         ("of the image", f"{100 * source['data_bytes'] / image_bytes:.1f} % of {image_bytes} bytes"),
-        ("reads", f"{layers.get('hits', 0)} from the cache, {layers.get('misses', 0)} waited for the source"),
-        ("failed fetches", layers.get("failures", 0)),
+        ("reads", f"{reads['hits']} from the cache, {reads['misses']} waited for the source"),
+        ("failed fetches", reads["failures"]),
     ):
         click.echo(f"{name:16}{value}")

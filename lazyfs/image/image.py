@@ -13,8 +13,9 @@ from indexer.compile import compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
+from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
-from lazyfs.image.layer import FetchSettings, LazyLayer
+from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
 from lazyfs.source.base import Source
@@ -121,15 +122,15 @@ async def open_image(
                 entry = entries.enter_context(
                     cache.layer(digest, found.head.digest, found.head.header.device_size, spans.leaves)
                 )
-                layers[digest] = LazyLayer(
+                fetcher = SpanFetcher(
                     spans=spans,
-                    extents=found.head.extents(),
                     entry=entry,
                     read_window=partial(_window, found.windows),
                     blob=source.blob(layer.descriptor),
                     nursery=nursery,
                     settings=settings,
                 )
+                layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher)
             yield Image(resolved, metadata, [layers[layer.descriptor.digest] for layer in resolved.layers])
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):

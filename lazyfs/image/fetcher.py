@@ -1,0 +1,178 @@
+"""Brings missing spans of a layer: few ranges, one worker thread each, every span by one task.
+
+Nothing is awaited between looking at what is under way and claiming the rest; between processes the cache
+entry's span locks do the same.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from indexer.errors import IndexerError
+from indexer.spans import read_span
+from indexer.toc import Span, SpanTable
+from indexer.toc_codec import decompress_window
+from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.image.frame_stream import FrameStream
+from lazyfs.image.landing import Failure, Landing, Landings
+from lazyfs.image.plan import Fetch, plan_fetches
+from lazyfs.source.base import Blob
+
+_log = logging.getLogger(__name__)
+
+ReadWindow = Callable[[Span], bytes]
+"""Gives a span's window as it lies in the windows file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """How missing spans are fetched.
+
+    Attributes:
+        timeout_s: seconds after which a fetch is given up.
+        max_bytes: compressed bytes of one request.
+        max_gap: compressed bytes between two wanted spans that are fetched rather than skipped.
+    """
+
+    timeout_s: float = 60.0
+    max_bytes: int = 4 << 20
+    max_gap: int = 32 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class FetchStatistics:
+    """Counts of one layer's fetches.
+
+    Attributes:
+        fetches: range requests planned.
+        bytes_fetched: compressed bytes asked for by them.
+        spans_fetched: spans they brought.
+        failures: fetches that failed.
+    """
+
+    fetches: int = 0
+    bytes_fetched: int = 0
+    spans_fetched: int = 0
+    failures: int = 0
+
+
+class SpanFetcher:
+    """Fetches spans of one layer into its cache entry.
+
+    Args:
+        spans: how to enter the layer.
+        entry: its place in the cache.
+        read_window: gives compressed windows; called on a worker thread.
+        blob: the compressed bytes at their source.
+        nursery: where fetches live; they may outlive the readers that asked.
+        settings: how to fetch.
+    """
+
+    def __init__(
+        self,
+        *,
+        spans: SpanTable,
+        entry: LayerEntry,
+        read_window: ReadWindow,
+        blob: Blob,
+        nursery: trio.Nursery,
+        settings: FetchSettings,
+    ) -> None:
+        self._spans = spans
+        self._entry = entry
+        self._read_window = read_window
+        self._blob = blob
+        self._nursery = nursery
+        self._settings = settings
+        self._landings = Landings()
+        self._fetches = self._bytes = self._fetched = self._failures = 0
+
+    def __repr__(self) -> str:
+        return f"<SpanFetcher {self._entry!r}, {len(self._landings)} spans under way>"
+
+    def statistics(self) -> FetchStatistics:
+        """Counts so far."""
+        return FetchStatistics(self._fetches, self._bytes, self._fetched, self._failures)
+
+    def bring(self, numbers: Iterable[int]) -> dict[int, Landing]:
+        """The landings of spans that are not local: those under way, and now all others too."""
+        numbers = list(numbers)
+        wanted = []
+        for number in numbers:
+            if number in self._landings:
+                continue
+            sharing = self._spans.sharing_entry(number)
+            if len(sharing) > 1:
+                self._start_frame(sharing)
+            else:
+                wanted.append(self._spans[number])
+        self._landings.claim(span.number for span in wanted)
+        settings = self._settings
+        for fetch in plan_fetches(wanted, max_bytes=settings.max_bytes, max_gap=settings.max_gap):
+            self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch))
+        return {number: self._landings[number] for number in numbers}
+
+    def _start_frame(self, sharing: range) -> None:
+        spans = [self._spans[number] for number in sharing]
+        self._landings.claim(number for number in sharing if number not in self._landings)
+        stream = FrameStream(spans, self._entry, self._blob, self._landings, self._count)
+        settings = self._settings
+        work = partial(stream.run, settings.max_bytes, settings.timeout_s)
+        self._nursery.start_soon(self._guarded, spans, work)
+
+    async def _guarded(self, spans: Sequence[Span], work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work that lands these spans; whatever happens, who waits for them is told."""
+        error: Failure | None = Unreachable("the fetch was cut off: shutting down")
+        try:
+            await work()
+            error = None
+        except trio.TooSlowError:
+            error = self._failed(spans, Unreachable(f"no answer within {self._settings.timeout_s:g} s"))
+        except (IndexerError, LazyfsError) as raised:
+            error = self._failed(spans, raised)
+        except Exception as bug:  # noqa: BLE001  # it must reach the readers, not end the mount
+            _log.error("a bug while fetching spans of %r", self, exc_info=bug)
+            error = self._failed(spans, LazyfsError("a bug; the log has its trace"))
+        finally:
+            for span in spans:
+                self._landings.land(span.number, None, error)
+
+    def _failed(self, spans: Sequence[Span], error: Failure) -> Failure:
+        self._failures += 1
+        _log.error("fetching from byte %d of the blob: %s", spans[0].compressed_start, error)
+        return error
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        with trio.fail_after(self._settings.timeout_s):
+            async with AsyncExitStack() as locks:
+                for span in fetch.spans:  # ascending, as everybody locks them
+                    await locks.enter_async_context(self._entry.span_lock(span.number))
+                missing = [s for s in fetch.spans if not self._entry.has(s.first_leaf, s.end_leaf)]
+                if not missing:
+                    return
+                start, end = missing[0].compressed_start, missing[-1].compressed_end
+                self._count(end - start, len(missing))
+                landed = await self._blob.fetch(start, end, partial(self._unpack, missing, start))
+        for number, data in landed:
+            self._landings.land(number, data)
+
+    def _unpack(self, spans: Sequence[Span], start: int, data: memoryview) -> list[tuple[int, bytes]]:
+        """On the thread that received `data`: decompress, verify, write, mark."""
+        unpacked = []
+        for span in spans:
+            window = decompress_window(self._read_window(span))
+            compressed = data[span.compressed_start - start : span.compressed_end - start]
+            output = read_span(span, compressed, window)
+            self._entry.put(span.uncompressed_start, span.first_leaf, output)
+            unpacked.append((span.number, output))
+        return unpacked
+
+    def _count(self, size: int, spans: int) -> None:
+        self._fetches += 1
+        self._bytes += size
+        self._fetched += spans

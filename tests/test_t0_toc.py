@@ -1,0 +1,257 @@
+"""The encoded table of contents: round trips, and what strangers may do to it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer.digest import digest_hex, leaf_count, leaf_digests, leaf_proof, merkle_root, root_from_proof
+from indexer.errors import DigestMismatch, FormatError, IndexerError, Unsupported
+from indexer.member_table import check_path, decode_members, encode_members
+from indexer.toc import (
+    AddressSpace,
+    Compression,
+    Entry,
+    Extent,
+    Kind,
+    Member,
+    Span,
+    SpanTable,
+    Toc,
+    TocHeader,
+    round_to_block,
+)
+from indexer.toc_codec import compress_window, decode_head, decompress_window, encode_toc
+
+_DIGEST = "sha256:" + "ab" * 32
+names = st.binary(min_size=1, max_size=12).filter(
+    lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
+)
+paths = st.lists(names, max_size=4).map(b"/".join)
+
+
+@st.composite
+def member_lists(draw):
+    members = []
+    end = 0
+    for path in draw(st.lists(paths, max_size=30)):
+        kind = draw(st.sampled_from(Kind))
+        size = draw(st.integers(0, 1 << 40)) if kind is Kind.REGULAR else 0
+        start = end + 512 * draw(st.integers(1, 4)) if size else 0
+        end = round_to_block(start + size) if size else end
+        link = draw(st.binary(max_size=20)) if kind in (Kind.SYMLINK, Kind.HARDLINK) else b""
+        number = st.integers(0, 2**32 - 1)
+        members.append(
+            Member(
+                path=path,
+                kind=kind,
+                mode=draw(st.integers(0, 0o7777)),
+                uid=draw(st.integers(0, 2**32 - 2)),
+                gid=draw(st.integers(0, 2**32 - 2)),
+                mtime_ns=draw(st.integers(-(10**20), 10**20).filter(lambda n: abs(n // 10**9) < 2**63)),
+                size=size,
+                data_start=start,
+                link=link,
+                device=draw(st.tuples(number, number)),
+                xattrs=tuple(
+                    sorted(draw(st.dictionaries(names, st.binary(max_size=20), max_size=2)).items())
+                ),
+            )
+        )
+    return members
+
+
+@given(member_lists())
+def test_members_come_back(members):
+    assert decode_members(encode_members(members), len(members)) == members
+
+
+@st.composite
+def tocs(draw):
+    spans = []
+    position = compressed = window_at = 0
+    for number in range(draw(st.integers(0, 8))):
+        size = draw(st.integers(1, 100_000))
+        window = draw(st.integers(0, 3000))
+        length = draw(st.integers(1, 50_000))
+        spans.append(
+            Span(number, position, position + size, compressed, compressed + length, draw(st.sampled_from(Entry)),
+                 draw(st.integers(0, 7)), draw(st.integers(0, 9)), window_at, window_at + window, 0,
+                 draw(st.binary(min_size=32, max_size=32)))
+        )  # fmt: skip
+        position += size
+        compressed += draw(st.integers(0, length))
+        window_at += window
+    members = [m for m in draw(member_lists()) if not m.size]
+    end = round_to_block(position)
+    extents = (Extent(end + 512, 0, position),) if position else ()
+    header = TocHeader(
+        layer_digest=_DIGEST,
+        layer_size=1 << 20,
+        diff_id=_DIGEST,
+        uncompressed_size=position,
+        device_size=round_to_block(end + 512 + position),
+        compression=draw(st.sampled_from(Compression)),
+        address_space=draw(st.sampled_from(AddressSpace)),
+        span_size=1000,
+        windows_digest=_DIGEST,
+    )
+    return Toc(header, SpanTable.from_spans(spans), extents, members)
+
+
+@settings(deadline=None)
+@given(tocs())
+def test_a_toc_comes_back_and_its_bytes_are_the_same_each_time(toc):
+    data = encode_toc(toc)
+    head = decode_head(data)
+    assert head.toc() == toc
+    assert encode_toc(toc) == data
+    assert decode_head(data, head.digest).header == toc.header
+
+
+def _toc() -> Toc:
+    span = Span(0, 0, 1000, 0, 500, Entry.GZIP_MEMBER, 0, 0, 0, 0, 0, bytes(32))
+    header = TocHeader(_DIGEST, 500, _DIGEST, 1000, 1024, Compression.GZIP, AddressSpace.TAR, 1000, _DIGEST)
+    return Toc(
+        header, SpanTable.from_spans([span]), (), [Member(b"a", Kind.REGULAR, size=10, data_start=512)]
+    )
+
+
+GOOD = encode_toc(_toc())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255), st.integers(0, len(GOOD)))
+def test_any_damage_is_noticed(position, flip, cut):
+    mutated = bytearray(GOOD)
+    mutated[position] ^= flip
+    for bad in (bytes(mutated), GOOD[:cut]):
+        if bad == GOOD:
+            continue
+        with pytest.raises(IndexerError):
+            decode_head(bad)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 20))
+def test_a_member_table_of_garbage_gives_our_errors_only(data, count):
+    try:
+        decode_members(data, count)
+    except IndexerError:
+        pass
+    else:
+        assert count == 0 or data
+
+
+@settings(max_examples=300, deadline=None)
+@given(member_lists(), st.data())
+def test_a_mutated_member_table_gives_members_or_our_error(members, data):
+    encoded = bytearray(encode_members(members))
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = decode_members(bytes(encoded), len(members))
+    except IndexerError:
+        return
+    for member in decoded:
+        check_path(member.path)
+
+
+def _lying(**changes: object) -> bytes:
+    toc = _toc()
+    return encode_toc(replace(toc, header=replace(toc.header, **changes)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _lying(uncompressed_size=999),
+        _lying(layer_size=499),
+        _lying(device_size=512),
+        _lying(device_size=1023),
+    ],
+)
+def test_a_toc_whose_tables_contradict_its_header_is_refused(data):
+    with pytest.raises(FormatError):
+        decode_head(data).toc()
+
+
+def test_a_member_whose_content_leaves_the_layer_is_refused():
+    toc = replace(_toc(), members=[Member(b"a", Kind.REGULAR, size=600, data_start=512)])
+    with pytest.raises(FormatError, match="passes the end"):
+        decode_head(encode_toc(toc)).members()
+
+
+def test_another_version_or_digest_is_told_apart():
+    with pytest.raises(Unsupported, match="version 9"):
+        decode_head(GOOD[:7] + b"\x09" + GOOD[8:])
+    with pytest.raises(DigestMismatch):
+        decode_head(GOOD, _DIGEST)
+    with pytest.raises(FormatError, match="not a lazyfs"):
+        decode_head(b"x" * 400)
+
+
+@pytest.mark.parametrize("path", [b"/a", b"a/", b"a//b", b".", b"..", b"a/../b", b"./a", b"a/.", b"a\0b"])
+def test_paths_no_tar_could_give_are_refused(path):
+    with pytest.raises(FormatError):
+        check_path(path)
+
+
+@given(st.binary(max_size=32768))
+def test_windows_come_back(window):
+    assert decompress_window(compress_window(window)) == window
+
+
+@given(st.binary(max_size=200))
+def test_a_damaged_window_gives_our_error(data):
+    try:
+        assert len(decompress_window(data)) <= 32768
+    except FormatError:
+        pass
+
+
+def test_a_window_larger_than_a_window_is_refused():
+    with pytest.raises(FormatError):
+        decompress_window(compress_window(bytes(32769)))
+
+
+@given(st.binary(max_size=40_000), st.data())
+def test_a_leaf_is_proved_by_its_siblings_alone(data, draw):
+    leaves = leaf_digests(data)
+    assert len(leaves) == leaf_count(len(data))
+    root = merkle_root(leaves)
+    if not leaves:
+        return
+    index = draw.draw(st.integers(0, len(leaves) - 1))
+    proof = leaf_proof(leaves, index)
+    assert root_from_proof(leaves[index], index, len(leaves), proof) == root
+    assert root_from_proof(bytes(32), index, len(leaves), proof) != root
+    with pytest.raises(FormatError):
+        root_from_proof(leaves[index], index, len(leaves), [*proof, bytes(32)])
+    if proof:
+        with pytest.raises(FormatError):
+            root_from_proof(leaves[index], index, len(leaves), proof[:-1])
+
+
+@given(tocs())
+def test_the_span_table_finds_what_a_walk_would(toc):
+    spans = list(toc.spans)
+    for span in spans:
+        for offset in (span.uncompressed_start, span.uncompressed_end - 1):
+            assert toc.spans.find(offset) == span.number
+    if spans:
+        end = spans[-1].uncompressed_end
+        assert list(toc.spans.covering(0, end)) == list(range(len(spans)))
+        assert toc.spans.leaf_range(0, end) == (0, toc.spans.leaves)
+        assert toc.spans.leaves == sum(leaf_count(s.size) for s in spans)
+        with pytest.raises(FormatError):
+            toc.spans.find(end)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sha256:", "sha256:" + "A" * 64, "sha512:" + "a" * 64, "../" + "a" * 64]
+)
+def test_only_sha256_digests_become_file_names(text):
+    with pytest.raises(FormatError):
+        digest_hex(text)
