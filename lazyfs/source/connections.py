@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Final
@@ -76,7 +76,7 @@ class Connections:
     """Opens connections and keeps the idle ones. Thread-safe.
 
     Args:
-        tls: what to demand of servers.
+        tls: gives what to demand of servers; called when there is one to demand it of.
         proxies: which origins to reach through a proxy.
         stall_timeout_s: longest wait for one byte, or for a connection.
         most_idle: how many idle connections to keep.
@@ -85,7 +85,7 @@ class Connections:
 
     def __init__(
         self,
-        tls: ssl.SSLContext,
+        tls: Callable[[], ssl.SSLContext],
         proxies: ProxyRules,
         stall_timeout_s: float,
         most_idle: int,
@@ -162,7 +162,7 @@ class Connections:
         host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
         if origin.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=timeout_s)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls())
         if proxy:
             headers = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
             connection.set_tunnel(origin.host, origin.port, headers=headers)

@@ -4,7 +4,7 @@ Nothing here follows a redirect or knows a credential by itself: `Host` and `Aut
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
@@ -140,7 +140,7 @@ class ControlClient:
         self._checked_hosts.add(origin.host)
 
 
-def new_client(settings: SourceSettings, tls: ssl.SSLContext) -> httpx.AsyncClient:
+def new_client(settings: SourceSettings, tls: Callable[[], ssl.SSLContext]) -> httpx.AsyncClient:
     """An httpx client that keeps no cookies, reads no environment and follows no redirects."""
     return httpx.AsyncClient(
         transport=_ProxyingTransport(settings, tls),
@@ -155,19 +155,22 @@ def new_client(settings: SourceSettings, tls: ssl.SSLContext) -> httpx.AsyncClie
 class _ProxyingTransport(httpx.AsyncBaseTransport):
     """Sends each request through the proxy that the rules give for it, or through none."""
 
-    def __init__(self, settings: SourceSettings, tls: ssl.SSLContext) -> None:
+    def __init__(self, settings: SourceSettings, tls: Callable[[], ssl.SSLContext]) -> None:
         self._rules = settings.proxy
         self._tls = tls
-        self._transports: dict[object, httpx.AsyncHTTPTransport] = {}
+        self._transports: dict[tuple[object, str], httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As httpx wants it."""
         proxy = self._rules.proxy_for(origin_of(str(request.url)))
-        if proxy not in self._transports:
+        key = (proxy, request.url.scheme)
+        if key not in self._transports:
             headers = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
             through = httpx.Proxy(f"http://{proxy.host}:{proxy.port}", headers=headers) if proxy else None
-            self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._tls, proxy=through)
-        return await self._transports[proxy].handle_async_request(request)
+            # Reading the system's authorities takes 20 to 50 ms, which http need not wait for.
+            verify = self._tls() if request.url.scheme == "https" else False
+            self._transports[key] = httpx.AsyncHTTPTransport(verify=verify, proxy=through)
+        return await self._transports[key].handle_async_request(request)
 
     async def aclose(self) -> None:
         """As httpx wants it."""

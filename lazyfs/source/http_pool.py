@@ -204,7 +204,9 @@ class _Exchange:
         if connection is None:
             return
         response = getattr(self, "response", None)
-        if response is not None and response.isclosed() and not response.will_close:
+        complete = response is not None and (response.isclosed() or response.length == 0)
+        if response is not None and complete and not response.will_close:
+            response.close()
             self._connections.keep(connection)
             return
         _close(response, connection)
@@ -272,13 +274,15 @@ class _Exchange:
     def readinto(self, view: memoryview) -> int:
         """As Body.readinto says."""
         try:
-            count = self.response.readinto(view)
+            # Not `readinto`: it gathers until the view is full, and loses what it has when that fails.
+            data = self.response.read1(len(view))
         except _BROKEN as error:
             raise Transient(f"the connection broke: {reason_of(error)}") from error
         except ValueError as error:  # closed under us
             raise Transient("the connection was closed") from error
-        self._counters.add("data_bytes", count)
-        return count
+        view[: len(data)] = data
+        self._counters.add("data_bytes", len(data))
+        return len(data)
 
 
 def _close(response: http.client.HTTPResponse | None, connection: Connection) -> None:

@@ -2,6 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
+
+import trio
 
 from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference
@@ -51,7 +54,9 @@ async def open_registry(
     """A reference as a source; `mirrors` are asked before the registry itself, in order."""
     endpoints = (*mirrors, endpoint_of(reference.registry, settings))
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
-    tls = settings.tls_context()
+    tls = cache(settings.tls_context)
+    if any(origin_of(endpoint.base_url).scheme == "https" for endpoint in endpoints):
+        await trio.to_thread.run_sync(tls)
     counters = Counters()
     connections = Connections(
         tls, settings.proxy, settings.stall_timeout_s, settings.max_connections, trusted

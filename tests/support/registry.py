@@ -82,6 +82,11 @@ class Registry:
         return self._server.base_url
 
     @property
+    def has_cdn(self) -> bool:
+        """Whether blobs are redirected."""
+        return self._cdn is not None
+
+    @property
     def cdn(self) -> Cdn:
         """The storage service; only where there is one."""
         assert self._cdn

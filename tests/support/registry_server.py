@@ -214,7 +214,7 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         self.gates.released.set()
-        self.gates.drips.release(1_000_000)
+        self.gates.drips.release(1000)
         with self.journal.lock:
             still_open = list(self._open)
         for connection in still_open:

@@ -1,0 +1,30 @@
+"""Our own client, set up to talk to the test registry without waiting."""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+from indexer.digest import sha256_digest
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.oci.reference import parse_reference
+from lazyfs.source.open import open_registry
+from lazyfs.source.registry import RegistrySource
+from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.settings import SourceSettings
+from tests.support.registry import Registry
+
+QUICK = RetryPolicy(retries=3, first_delay_s=0.001, most_delay_s=0.002, most_retry_after_s=0.005)
+SETTINGS = SourceSettings(retry=QUICK)
+
+
+def source_of(
+    registry: Registry, name: str = "app:1", **settings: Any
+) -> AbstractAsyncContextManager[RegistrySource]:
+    """A source for `name` in a registry; keywords replace settings."""
+    return open_registry(parse_reference(f"{registry.host}/{name}"), replace(SETTINGS, **settings))
+
+
+def layer_link(data: bytes, **more: Any) -> Descriptor:
+    """A descriptor of a layer that holds `data`."""
+    fields = {"media_type": "application/vnd.oci.image.layer.v1.tar", "size": len(data)} | more
+    return Descriptor(digest=sha256_digest(data), **fields)
