@@ -37,17 +37,21 @@ def merge(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIE
         LimitExceeded: more entries, or a path of more than MAX_DEPTH components.
         FormatError: members that no tree can hold; the message has the path.
     """
-    merger = _Merger(max_entries)
+    merger = Merger(max_entries)
     for number, members in enumerate(layers):
         merger.apply(number, members)
     count_links(merger.root)
     return merger.root
 
 
-class _Merger:
-    """The tree so far, and what must be known of the layer in hand."""
+class Merger:
+    """The tree so far, and what must be known of the layer in hand.
 
-    def __init__(self, max_entries: int) -> None:
+    Attributes:
+        root: the tree of the layers so far; `merge` counts its links in the end.
+    """
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self.root = new_directory()
         self._room = max_entries
         self._layer = 0
@@ -56,7 +60,7 @@ class _Merger:
         self._forward: list[tuple[Member, Node]] = []
 
     def apply(self, number: int, members: Collection[Member]) -> None:
-        """Put one layer over the tree."""
+        """Put layer `number`, the next above those so far, over the tree. Raises what `merge` does."""
         self._layer = number
         self._spend(len(members))
         self._linked.clear()
