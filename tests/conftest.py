@@ -54,7 +54,18 @@ def mount_guard(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     tmp_path: Path = request.getfixturevalue("tmp_path")
     yield
-    left = mounts_below(tmp_path)
+    _take_away(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mount_guard_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail if something is still mounted below any temporary directory of this process, and take it away."""
+    yield
+    _take_away(tmp_path_factory.getbasetemp())
+
+
+def _take_away(top: Path) -> None:
+    left = mounts_below(top)
     for point in left:
         unmount_lazily(point)
     if left:

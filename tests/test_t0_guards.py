@@ -38,6 +38,9 @@ def test_leaves(tmp_path):
     for name in ("a b", "a b/c"):
         (tmp_path / name).mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "left", tmp_path / name], check=True)
+
+def test_leaves_elsewhere(tmp_path_factory):
+    subprocess.run(["mount", "-t", "tmpfs", "left", tmp_path_factory.mktemp("elsewhere")], check=True)
 """
 
 
@@ -64,7 +67,9 @@ def test_a_mount_left_behind_fails_a_test_and_is_taken_away(
     pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
     failed = run(pytester, MOUNTING)
-    assert failed.keys() == {"test_leaves"}
+    assert failed.keys() == {"test_leaves", "test_leaves_elsewhere"}
+    elsewhere = Path(failed["test_leaves_elsewhere"].removeprefix("left mounted: "))
+    assert mounts_below(elsewhere) == []
     first, second = failed["test_leaves"].removeprefix("left mounted: ").split(", ")
     assert first == f"{second}/c"
     assert mounts_below(Path(second)) == []
