@@ -19,6 +19,7 @@ from indexer.tree import MAX_DEPTH, Node, count_links, new_directory
 from tests.support.erofs_images import (
     DEVICE_SIZE,
     DEVICES,
+    LAYERS,
     LINKS,
     compiled,
     expected,
@@ -160,6 +161,14 @@ def test_directories_of_every_size_around_a_block_read_back(tail):
     names = [b"a" * 200, b"b" * 99, b"c" * (tail - 12 * 5 - 3 - 299)]
     root = merge([[file(b"d/" + name) for name in names]])
     assert shown(MetadataImage(written(root))) == expected(root)
+
+
+@pytest.mark.parametrize(("length", "layout"), [(448, erofs.FLAT_INLINE), (449, erofs.FLAT_PLAIN)])
+def test_a_target_that_fits_into_a_block_with_its_inode_stands_beside_it(length, layout):
+    content = compiled(*(Member(b"%d" % n, Kind.SYMLINK, link=b"t" * length) for n in range(9)))
+    start = erofs.meta_block(LAYERS) * 512
+    nids = [nid for _, nid, _ in MetadataImage(content).entries(1)]
+    assert {content[start + 32 * nid] for nid in nids} == {layout}
 
 
 # Paths.

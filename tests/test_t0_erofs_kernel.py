@@ -39,7 +39,7 @@ def layer_files(tmp_path_factory) -> list[Path]:
 def seen_by_kernel(image: bytes, devices: list[Path], where: Path) -> dict[bytes, Seen]:
     where.mkdir()
     (where / "image").write_bytes(image)
-    with kernel_erofs.mounted(where / "image", devices, where / "mnt") as mnt:
+    with kernel_erofs.mounted(where / "image", devices) as mnt:
         return kernel_erofs.walk(mnt)
 
 
@@ -107,7 +107,7 @@ def test_the_kernel_reads_files_beyond_4_gib(tmp_path):
         compiled(file(b"f", size, start), file(b"g", largest, 512), devices=devices)
     )
     with (
-        kernel_erofs.mounted(tmp_path / "image", [device], tmp_path / "mnt") as mnt,
+        kernel_erofs.mounted(tmp_path / "image", [device]) as mnt,
         (mnt / "f").open("rb") as f,
     ):
         assert [(mnt / name).stat().st_size for name in "fg"] == [size, largest]
@@ -124,8 +124,20 @@ def test_the_kernel_reads_files_beyond_4_gib(tmp_path):
 def test_the_kernel_counts_the_blocks_of_the_image_and_all_layers(layer_files, tmp_path):
     content = compiled(file(b"f", 9, 512))
     (tmp_path / "image").write_bytes(content)
-    with kernel_erofs.mounted(tmp_path / "image", layer_files, tmp_path / "mnt") as mnt:
+    with kernel_erofs.mounted(tmp_path / "image", layer_files) as mnt:
         assert os.statvfs(mnt).f_blocks * 512 == MetadataImage(content).total_size
+
+
+def test_the_kernel_tells_a_thousand_layers_apart(tmp_path):
+    paths = [tmp_path / str(number) for number in range(1000)]
+    for path in paths:
+        path.write_text(path.name.rjust(1024))
+    layers = [[file(path.name.encode(), 1024)] for path in paths]
+    (tmp_path / "image").write_bytes(written(merge(layers), [Device(b"", 1024)] * 1000))
+    with kernel_erofs.mounted(tmp_path / "image", paths) as mnt:
+        seen = kernel_erofs.walk(mnt)
+    assert {int(name) for name in seen if name} == set(range(1000))
+    assert all(what.content == name.rjust(1024) for name, what in seen.items() if name)
 
 
 def test_the_kernel_takes_empty_and_repeated_layers(tmp_path):

@@ -281,6 +281,12 @@ def test_a_hard_link_replaces_what_stood_in_its_place():
     assert set(tree) == {b"", b"a", b"d"}
 
 
+def test_a_link_to_a_forward_link_keeps_its_target_when_that_is_replaced():
+    tree = merged([hardlink(b"p", b"c"), hardlink(b"q", b"p"), file(b"p", 7), file(b"c", 3)])
+    assert tree[b"q"] is tree[b"c"]
+    assert tree[b"p"].size == 7
+
+
 def test_many_forward_links_in_a_chain_are_bound_in_one_go():
     count = 20_000
     chain = [hardlink(b"%d" % n, b"%d" % (n + 1)) for n in range(count)]
