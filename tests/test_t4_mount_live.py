@@ -303,11 +303,11 @@ def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_lay
 
 def test_a_stalled_layer_with_many_readers_leaves_room_for_others(tmp_path):
     files = [file(b"away%d" % number, b"a" * 500_000) for number in range(40)]
-    image = write_image(tmp_path / "image", [[file(b"here", b"h" * 5000)], files])
+    image = write_image(tmp_path / "image", [[file(b"here", b"h" * 500_000)], files])
     with mounted(image, tmp_path / "mnt", "local", "stalled", read_timeout_s=1000) as server:
         readers = [subprocess.Popen(["cat", server.mount_point / f"away{number}"]) for number in range(40)]
         wait_until(lambda: all(_is_waiting(reader.pid) for reader in readers))
-        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
+        assert (server.mount_point / "here").read_bytes() == b"h" * 500_000
         for reader in readers:
             reader.kill()
             reader.wait()
