@@ -33,7 +33,7 @@ from tests.support.trees import tree_paths
 # Round trips.
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(stacks())
 def test_a_tree_reads_back_as_it_was_written(layers):
     root = merge(layers)

@@ -53,7 +53,7 @@ def with_only_format_errors(call, *arguments) -> None:
         call(*arguments)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(
