@@ -116,11 +116,14 @@ class ControlClient:
         if encoding not in ("", "identity") and response.is_success:
             raise SourceError(f"{shown(url)}: the server encodes documents ({encoding[:20]!r})")
         body = bytearray()
-        async for piece in response.aiter_raw():
-            body += piece
-            self._counters.add("control_bytes", len(piece))
-            if len(body) > max_bytes:
-                raise LimitExceeded(f"{shown(url)}: more than {max_bytes} bytes")
+        with trio.CancelScope() as enough:
+            async for piece in response.aiter_raw():
+                body += piece
+                self._counters.add("control_bytes", len(piece))
+                if len(body) > max_bytes:
+                    enough.cancel()  # to break off here would leave generators unfinished
+        if len(body) > max_bytes:
+            raise LimitExceeded(f"{shown(url)}: more than {max_bytes} bytes")
         return bytes(body)
 
     async def _check_host(self, url: str) -> None:
