@@ -29,6 +29,7 @@ from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
 FUSE_DEVICE: Final = "/dev/fuse"
 
 _NO_SUCH_COMMAND: Final = 127  # of env(1)
+_NO_HELPER: Final = "mounting takes root, or fusermount3: install the package fuse3"
 
 _HELP: Final = {
     errno.ENOENT: "load the module (modprobe fuse), or give the container the device (--device /dev/fuse)",
@@ -190,17 +191,20 @@ def _fusermount(mount_point: bytes, options: MountOptions) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         helper = [b"env", b"_FUSE_COMMFD=%d" % theirs.fileno(), b"LC_ALL=C", b"fusermount3"]
-        done = subprocess.run(
-            [*helper, b"-o", fusermount_options(options), b"--", mount_point],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*helper, b"-o", fusermount_options(options), b"--", mount_point],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        except OSError as error:
+            raise MountError(_NO_HELPER) from error
         theirs.close()
         if done.returncode == _NO_SUCH_COMMAND:
-            raise MountError("mounting takes root, or fusermount3: install the package fuse3")
+            raise MountError(_NO_HELPER)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
             raise MountError(f"fusermount3 cannot mount on {os.fsdecode(mount_point)}: {said}")
