@@ -350,7 +350,7 @@ async def test_a_client_shows_its_certificate(authority: TestAuthority) -> None:
 
 
 async def test_a_registry_with_tls_gives_nothing_away_to_http(
-    authority: TestAuthority, tmp_path: Path
+    authority: TestAuthority,
 ) -> None:
     access = Access(mode="token", users=USERS)
     with (

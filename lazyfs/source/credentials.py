@@ -7,7 +7,7 @@ look-up, so that credentials renewed meanwhile are used.
 import base64
 import binascii
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -98,7 +98,10 @@ class ConfigCredentials:
             config = await trio.to_thread.run_sync(_read, path)
             if config is None:
                 continue
-            found = await self._in_file(config, registry, repository)
+            try:
+                found = await self._in_file(config, registry, repository)
+            except FormatError as error:
+                raise ConfigError(f"credentials: {error.what}") from None
             if found:
                 return found
         return None
@@ -131,38 +134,26 @@ def _read(path: Path) -> Fields | None:
         raise ConfigError(f"{path}: not a JSON object with credentials") from None
 
 
-def _checked(read: Callable[[], str]) -> str:
-    """What `read` gives; the error of a wrong type without the value."""
-    try:
-        return read()
-    except FormatError as error:
-        raise ConfigError(f"credentials: {error.what}") from None
-
-
 def _helper_for(config: Fields, registry: str) -> str:
     """The suffix of the helper to ask, or ""."""
     helpers = config.child("credHelpers")
     names = _HUB_HOSTS | {HUB_KEY} if registry in _HUB_HOSTS else {registry}
     for name in sorted(names):
-        suffix = _checked(lambda name=name: helpers.text(name, ""))  # type: ignore[misc]
+        suffix = helpers.text(name, "")
         if suffix:
             return suffix
-    return _checked(lambda: config.text("credsStore", ""))
+    return config.text("credsStore", "")
 
 
 def _in_auths(config: Fields, registry: str, repository: str) -> Credentials | None:
     """The most specific entry of `auths` that has something in it."""
-    try:
-        auths = config.child("auths")
-        keys = config.keys("auths")
-        for wanted in _names(registry, repository):
-            for key in keys:
-                if _normal_key(key) == wanted:
-                    found = _from_entry(auths.child(key))
-                    if found:
-                        return found
-    except FormatError as error:
-        raise ConfigError(f"credentials: {error.what}") from None
+    auths = config.child("auths")
+    keys = config.keys("auths")
+    for wanted in _names(registry, repository):
+        for key in keys:
+            found = _from_entry(auths.child(key)) if _normal_key(key) == wanted else None
+            if found:
+                return found
     return None
 
 
