@@ -1,0 +1,128 @@
+"""The whole of it on real images from a real registry: the mounted tree is what umoci unpacks."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import image_names
+from tests.support.oracle import compare_trees
+
+DRIVERS = ["fuse"]
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Path:
+    point = tmp_path / "mnt"
+    point.mkdir()
+    return point
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("name", image_names())
+def test_the_mounted_tree_is_what_umoci_unpacks(name, driver, lazyfs, registry, unpacked, mount_point):
+    lazyfs("mount", "--driver", driver, registry.reference(name), mount_point)
+    try:
+        assert compare_trees(unpacked(name), mount_point) == []
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def _stats(lazyfs, mount_point: Path) -> dict:
+    return json.loads(lazyfs("stats", mount_point, "--json").stdout)
+
+
+def _indexed_elsewhere(lazyfs, reference: str) -> None:
+    """Leave what an index is in the cache, and no content."""
+    lazyfs("index", reference)
+    for kind in ("layers", "images", "documents", "references"):
+        subprocess.run(["rm", "-rf", lazyfs.cache_dir / kind], check=True)
+
+
+def test_with_an_index_one_small_file_costs_little_and_a_second_read_nothing(
+    lazyfs, registry, mount_point
+):
+    reference = registry.reference("postgres")
+    _indexed_elsewhere(lazyfs, reference)
+    lazyfs("mount", reference, mount_point)
+    try:
+        path = mount_point / "etc/passwd"
+        content = path.read_bytes()
+        assert content.startswith(b"root:")
+        first = _stats(lazyfs, mount_point)
+        assert first["requests"] <= 4
+        assert first["bytes"] <= 2 << 20
+        path.read_bytes()
+        os.posix_fadvise(fd := os.open(path, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        assert path.read_bytes() == content
+        assert _stats(lazyfs, mount_point)["bytes"] == first["bytes"]
+    finally:
+        lazyfs("umount", mount_point)
+    lazyfs("mount", reference, mount_point)
+    try:
+        path.read_bytes()
+        again = _stats(lazyfs, mount_point)
+        assert again["requests"] <= 1
+        assert again["source"]["data_requests"] == 0
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def test_without_an_index_reading_everything_moves_each_blob_once(lazyfs, registry, mount_point):
+    reference = registry.reference("nginx")
+    lazyfs("mount", reference, mount_point)
+    try:
+        subprocess.run(["tar", "-cf", "/dev/null", "-C", mount_point, "."], check=True)
+        stats = _stats(lazyfs, mount_point)
+        config_size = json.loads(lazyfs("inspect", reference, "--json").stdout)["manifest"]["config"]["size"]
+        assert stats["source"]["data_bytes"] == stats["image_bytes"] + config_size
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def test_a_program_runs_from_the_mount(lazyfs, registry, mount_point):
+    lazyfs("mount", registry.reference("python"), mount_point)
+    try:
+        done = subprocess.run(
+            ["chroot", mount_point, "/usr/bin/python3", "-c", "import json, ssl; print(json.dumps(6 * 7))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "42\n"
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def test_a_complete_image_mounts_with_the_registry_down(lazyfs, lab, mount_point):
+    from tests.support.lab import serve
+
+    with serve(lab) as running:
+        reference = running.reference("base")
+        lazyfs("index", reference)
+    done = lazyfs("mount", reference, mount_point)
+    try:
+        assert "going on" in done.stderr
+        assert (mount_point / "etc/passwd").read_bytes().startswith(b"root:")
+    finally:
+        lazyfs("umount", mount_point)
+    quiet = lazyfs("mount", "--offline", reference, mount_point)
+    try:
+        assert quiet.stderr == ""
+        assert (mount_point / "etc/passwd").exists()
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def test_umount_leaves_nothing_behind(lazyfs, registry, mount_point):
+    lazyfs("mount", registry.reference("base"), mount_point)
+    pid = _stats(lazyfs, mount_point)["pid"]
+    lazyfs("umount", mount_point)
+    command = Path(f"/proc/{pid}/cmdline")
+    assert not command.exists() or not command.read_bytes()  # at most a zombie that init has not taken yet
+    assert str(mount_point) not in Path("/proc/self/mountinfo").read_text()
+    assert lazyfs("stats", "--json").stdout == "[]\n"
+    lazyfs("umount", mount_point, exit_code=66)
