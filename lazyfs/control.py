@@ -1,24 +1,13 @@
-"""Live mounts: where each one's state lies, and how to ask its daemon.
-
-A mount's state is a directory named after its mount point, in a runtime directory of the user: `mount.json`
-with facts, and `control.sock`. A question is one line of JSON, `{"ask": "stats"}`; so is the answer.
-"""
+"""The daemon's side of questions about its mount; `mount_states` has the asking side."""
 
 import json
-import os
 import socket
-import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
 
-from lazyfs.errors import LazyfsError, MountError, NotMounted
+from lazyfs.errors import LazyfsError
 
 _LINE_LIMIT: Final = 64 << 10
 _TIMEOUT_S: Final = 10.0
@@ -27,128 +16,9 @@ Answer = Callable[[str], Mapping[str, Any]]
 """Gives the answer to a question by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountFacts:
-    """What is known of a mount without asking it.
-
-    Attributes:
-        mount_point: where, without symlinks.
-        image: the image's name.
-        digest: of its manifest.
-        driver: "fuse" or "erofs".
-        pid: of the daemon.
-    """
-
-    mount_point: str
-    image: str
-    digest: str
-    driver: str
-    pid: int
-
-
-def runtime_directory(environment: Mapping[str, str]) -> Path:
-    """Where this user's live mounts have their state; made private.
-
-    Raises:
-        MountError: it cannot be made, or belongs to somebody else.
-    """
-    uid = os.getuid()
-    if uid == 0:
-        path = Path("/run/lazyfs")
-    elif environment.get("XDG_RUNTIME_DIR"):
-        path = Path(environment["XDG_RUNTIME_DIR"]) / "lazyfs"
-    else:
-        path = Path(tempfile.gettempdir()) / f"lazyfs-{uid}"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise MountError(f"cannot make {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
-        raise MountError(f"{path} must be a directory of yours that nobody else can enter; remove or mend it")
-    return path
-
-
-class MountStates:
-    """The states of all mounts of a user, below the runtime directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def path(self, mount_point: Path) -> Path:
-        """The state directory of a mount point, which must be free of symlinks."""
-        return self._directory / sha256(os.fsencode(mount_point)).hexdigest()[:32]
-
-    def find(self, mount_point: Path) -> MountFacts | None:
-        """The facts of the mount at `mount_point`; None where there is none of ours."""
-        return _load(self.path(mount_point))
-
-    def all(self) -> list[MountFacts]:
-        """The facts of all mounts, by mount point."""
-        found = filter(None, map(_load, self._directory.iterdir()))
-        return sorted(found, key=lambda facts: facts.mount_point)
-
-    def ask(self, mount_point: Path, question: str) -> dict[str, Any]:
-        """What the daemon of the mount at `mount_point` answers.
-
-        Raises:
-            NotMounted: no mount of ours is there.
-            MountError: its daemon does not answer.
-        """
-        state = self.path(mount_point)
-        if _load(state) is None:
-            raise NotMounted(f"nothing of lazyfs is mounted at {mount_point}")
-        with socket.socket(socket.AF_UNIX) as connection, _directory_name(state) as place:
-            connection.settimeout(_TIMEOUT_S)
-            try:
-                connection.connect(f"{place}/control.sock")
-                connection.sendall(json.dumps({"ask": question}).encode() + b"\n")
-                with connection.makefile("rb") as lines:
-                    answer = json.loads(lines.readline())
-            except (OSError, ValueError) as error:
-                raise MountError(
-                    f"the daemon of {mount_point} does not answer ({error}); lazyfs umount cleans up"
-                ) from error
-        if not isinstance(answer, dict):
-            raise MountError(f"the daemon of {mount_point} answers nonsense")
-        return answer
-
-    @contextmanager
-    def registered(self, facts: MountFacts) -> Iterator[trio.socket.SocketType]:
-        """A listening socket for the questions to a mount, with its facts kept beside it meanwhile.
-
-        Raises:
-            MountError: the state cannot be written.
-        """
-        state = self.path(Path(facts.mount_point))
-        try:
-            self.forget(Path(facts.mount_point))
-            state.mkdir(mode=0o700)
-            listener = socket.socket(socket.AF_UNIX)
-            with _directory_name(state) as place:
-                listener.bind(f"{place}/control.sock")
-            (state / "control.sock").chmod(0o600)
-            listener.listen()
-            (state / "mount.json").write_text(json.dumps(asdict(facts)))
-        except OSError as error:
-            raise MountError(f"cannot keep the mount's state in {state}: {error.strerror}") from error
-        try:
-            with listener:
-                yield trio.socket.from_stdlib_socket(listener)
-        finally:
-            self.forget(Path(facts.mount_point))
-
-    def forget(self, mount_point: Path) -> None:
-        """Remove the state of a mount that is gone."""
-        state = self.path(mount_point)
-        for name in ("mount.json", "control.sock"):
-            (state / name).unlink(missing_ok=True)
-        if state.is_dir():
-            state.rmdir()
-
-
-async def answer_questions(listener: trio.socket.SocketType, answer: Answer) -> None:
+async def answer_questions(listening: socket.socket, answer: Answer) -> None:
     """Answer whoever connects, until cancelled."""
+    listener = trio.socket.from_stdlib_socket(listening)
     async with trio.open_nursery() as nursery:
         while True:
             connection, _ = await listener.accept()
@@ -169,20 +39,3 @@ async def _answer(connection: trio.socket.SocketType, answer: Answer) -> None:
             await stream.send_all(json.dumps(reply).encode() + b"\n")
         except (trio.BrokenResourceError, ValueError, KeyError, TypeError, LazyfsError):
             return  # whoever asked has gone, or asks nonsense: closing tells enough
-
-
-@contextmanager
-def _directory_name(path: Path) -> Iterator[str]:
-    """A short name of a directory: socket paths end at 108 bytes (unix(7))."""
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-def _load(state: Path) -> MountFacts | None:
-    try:
-        return MountFacts(**json.loads((state / "mount.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None

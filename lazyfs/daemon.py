@@ -20,7 +20,7 @@ import trio
 
 from lazyfs.assembly import Workshop, open_workshop, opened
 from lazyfs.config import Config, load_config
-from lazyfs.control import MountFacts, MountStates, answer_questions
+from lazyfs.control import answer_questions
 from lazyfs.exit_codes import BUG, exit_code
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
@@ -29,6 +29,7 @@ from lazyfs.mount.contents import Contents
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.operations import TreeOperations
 from lazyfs.mount.session import serve
+from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import parse_image
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from indexer.toc_codec import decode_head
 from lazyfs.assembly import open_cache
 from lazyfs.cache.cache import Cache
 from lazyfs.cli.options import configured
-from lazyfs.cli.running import print_json
+from lazyfs.cli.output import print_json
 from lazyfs.config import Config
 from lazyfs.exit_codes import BAD_DATA
 

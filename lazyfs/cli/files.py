@@ -11,7 +11,8 @@ from typing import Any, Final
 import click
 
 from lazyfs.cli.options import configured
-from lazyfs.cli.running import print_json, shown, with_image, write_line
+from lazyfs.cli.output import print_json, shown, write_line
+from lazyfs.cli.running import with_image
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError
 from lazyfs.image.browse import Entry, Query, below, children, entry_at
@@ -36,7 +37,7 @@ def ls(config: Config, image: str, path: str, long: bool, itself: bool, as_json:
 
     async def work(opened: Image) -> None:
         top = entry_at(opened.metadata, os.fsencode(path), follow=not itself)
-        entries = [top] if itself else children(opened.metadata, top)
+        entries = [top] if itself or top.letter != "d" else children(opened.metadata, top)
         if as_json:
             print_json([entry.facts() for entry in entries])
             return

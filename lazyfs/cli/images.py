@@ -7,7 +7,8 @@ import click
 
 from lazyfs.assembly import Workshop
 from lazyfs.cli.options import configured
-from lazyfs.cli.running import print_json, with_workshop
+from lazyfs.cli.output import print_json
+from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.image.image import compiled, index_layers
 from lazyfs.image.indexing import IndexedLayer

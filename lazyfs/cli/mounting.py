@@ -12,13 +12,13 @@ from typing import IO, Any, Final
 import click
 
 from lazyfs.cli.options import configured
+from lazyfs.cli.output import print_json
 from lazyfs.cli.progress import PullBar
-from lazyfs.cli.running import print_json
 from lazyfs.config import Config
-from lazyfs.control import MountStates, runtime_directory
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.exit_codes import BUG
 from lazyfs.mount.mounts import mount_at, resolve_mount_point, unmount_blocking
+from lazyfs.mount_states import MountStates, runtime_directory
 
 _DAEMON_END_S: Final = 20.0
 

@@ -1,11 +1,8 @@
 """Runs a command's work on an open image or a workshop, with a progress bar while layers are indexed."""
 
-import json
-import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import click
 import trio
 
 from lazyfs.assembly import Workshop, open_workshop, opened
@@ -37,18 +34,3 @@ def with_image(config: Config, image: str, work: Callable[[Image], Awaitable[T]]
             return await work(open_image)
 
     return with_workshop(config, image, run)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def shown(name: bytes) -> str:
-    """A file name as text; bytes that are no UTF-8 come out of a JSON or UTF-8 reader as they went in."""
-    return name.decode("utf-8", "surrogateescape")
-
-
-def write_line(text: str) -> None:
-    """A line on stdout, with names that are not UTF-8 written as their own bytes."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
