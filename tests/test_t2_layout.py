@@ -275,6 +275,7 @@ async def test_a_saved_image_is_chosen_by_name(tmp_path: Path) -> None:
         await read(f"docker-archive:{archive}:app:9")
 
 
+@pytest.mark.lab
 async def test_real_tools_write_what_we_read(layout: Path, tmp_path: Path) -> None:
     for name in ("oci-archive", "docker-archive"):
         target = f"{name}:{tmp_path / name}:app:one"

@@ -34,21 +34,21 @@ LINK = layer_link(DATA)
 
 
 @pytest.fixture(params=[False, True], ids=["direct", "redirected"])
-def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
+def server(request: pytest.FixtureRequest) -> Iterator[Registry]:
     with Registry(cdn=request.param) as running:
         running.put_blob("app", DATA)
         yield running
 
 
 @pytest.fixture
-def kind(registry: Registry) -> str:
+def kind(server: Registry) -> str:
     """Which requests bring content."""
-    return "cdn" if registry.has_cdn else "blob"
+    return "cdn" if server.has_cdn else "blob"
 
 
 @pytest.fixture
-async def source(registry: Registry) -> AsyncIterator[RegistrySource]:
-    async with source_of(registry, stall_timeout_s=5.0) as opened:
+async def source(server: Registry) -> AsyncIterator[RegistrySource]:
+    async with source_of(server, stall_timeout_s=5.0) as opened:
         yield opened
 
 
@@ -66,39 +66,39 @@ async def test_a_range_is_the_slice_of_the_blob(source: RegistrySource) -> None:
 
 
 async def test_a_range_costs_one_request_and_its_own_bytes(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
     blob = source.blob(LINK)
     for start in range(0, 50_000, 5000):
         await blob.fetch(start, start + 1000, bytes)
-    assert registry.requests["GET", kind] == 10
-    assert registry.journal.bytes_sent[kind] == 10_000
-    assert registry.journal.connections == (2 if registry.has_cdn else 1)
+    assert server.requests["GET", kind] == 10
+    assert server.journal.bytes_sent[kind] == 10_000
+    assert server.journal.connections == (2 if server.has_cdn else 1)
 
 
 async def test_a_pull_is_the_whole_blob_in_one_request(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
     assert await pulled(source) == DATA
-    assert registry.requests["GET", kind] == 1
-    assert "range" not in registry.seen[-1].headers
+    assert server.requests["GET", kind] == 1
+    assert "range" not in server.seen[-1].headers
 
 
-async def test_an_empty_blob_costs_nothing(registry: Registry, source: RegistrySource) -> None:
-    registry.put_blob("app", b"")
+async def test_an_empty_blob_costs_nothing(server: Registry, source: RegistrySource) -> None:
+    server.put_blob("app", b"")
     blob = source.blob(layer_link(b""))
     await blob.pull(lambda _: pytest.fail("there are no bytes"))
     assert await blob.fetch(0, 0, bytes) == b""
-    assert registry.seen == []
+    assert server.seen == []
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 5), (5, 4), (0, len(DATA) + 1)])
 async def test_a_range_outside_the_blob_is_refused_unasked(
-    registry: Registry, source: RegistrySource, start: int, end: int
+    server: Registry, source: RegistrySource, start: int, end: int
 ) -> None:
     with pytest.raises(RangeRefused, match="outside"):
         await source.blob(LINK).fetch(start, end, bytes)
-    assert registry.seen == []
+    assert server.seen == []
 
 
 PASSING: dict[str, tuple[Action, int, int]] = {  # fault, how often, requests that content takes then
@@ -125,62 +125,62 @@ PASSING: dict[str, tuple[Action, int, int]] = {  # fault, how often, requests th
 
 @pytest.mark.parametrize("case", PASSING)
 async def test_what_passes_is_tried_again(
-    registry: Registry, source: RegistrySource, kind: str, case: str
+    server: Registry, source: RegistrySource, kind: str, case: str
 ) -> None:
     fault, times, requests = PASSING[case]
-    registry.faults.add(kind, fault, times=times)
+    server.faults.add(kind, fault, times=times)
     assert await source.blob(LINK).fetch(1000, 101_000, bytes) == DATA[1000:101_000]
-    assert registry.requests["GET", kind] == requests
+    assert server.requests["GET", kind] == requests
     assert source.statistics().retries == requests - 1
     assert await source.blob(LINK).fetch(7, 8, bytes) == DATA[7:8]
 
 
 @pytest.mark.parametrize("case", [case for case in PASSING if "ange" not in case])
 async def test_a_pull_survives_what_passes(
-    registry: Registry, source: RegistrySource, kind: str, case: str
+    server: Registry, source: RegistrySource, kind: str, case: str
 ) -> None:
     fault, times, requests = PASSING[case]
-    registry.faults.add(kind, fault, times=times)
+    server.faults.add(kind, fault, times=times)
     assert await pulled(source) == DATA
-    assert registry.requests["GET", kind] == requests
+    assert server.requests["GET", kind] == requests
 
 
-async def test_a_stalled_body_is_given_up_and_resumed(registry: Registry, kind: str) -> None:
-    registry.faults.add(kind, Stall(70_000))
-    async with source_of(registry, stall_timeout_s=0.05) as source:
+async def test_a_stalled_body_is_given_up_and_resumed(server: Registry, kind: str) -> None:
+    server.faults.add(kind, Stall(70_000))
+    async with source_of(server, stall_timeout_s=0.05) as source:
         assert await source.blob(LINK).fetch(0, 200_000, bytes) == DATA[:200_000]
-    resumed = registry.seen[-1].headers["range"]
+    resumed = server.seen[-1].headers["range"]
     assert resumed.endswith("-199999")
     assert not resumed.startswith("bytes=0-")
 
 
-async def test_a_stalled_head_is_given_up(registry: Registry, kind: str) -> None:
-    registry.faults.add(kind, StallHead())
-    async with source_of(registry, stall_timeout_s=0.05) as source:
+async def test_a_stalled_head_is_given_up(server: Registry, kind: str) -> None:
+    server.faults.add(kind, StallHead())
+    async with source_of(server, stall_timeout_s=0.05) as source:
         assert await source.blob(LINK).fetch(0, 10, bytes) == DATA[:10]
 
 
 async def test_a_broken_pull_goes_on_where_it_broke(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
-    registry.faults.add(kind, Short(1000))
+    server.faults.add(kind, Short(1000))
     assert await pulled(source) == DATA
-    assert registry.seen[-1].headers["range"] == f"bytes={len(DATA) - 1000}-{len(DATA) - 1}"
-    assert registry.journal.bytes_sent[kind] == len(DATA)
+    assert server.seen[-1].headers["range"] == f"bytes={len(DATA) - 1000}-{len(DATA) - 1}"
+    assert server.journal.bytes_sent[kind] == len(DATA)
 
 
 async def test_a_pull_breaks_any_number_of_times_while_it_gets_on(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
-    registry.faults.add(kind, Reset(100_000), times=7)
+    server.faults.add(kind, Reset(100_000), times=7)
     assert await pulled(source) == DATA
 
 
 async def test_a_broken_pull_reads_past_what_it_has_where_ranges_are_ignored(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
-    registry.faults.add(kind, Short(1000))
-    registry.faults.add(kind, IgnoreRange())
+    server.faults.add(kind, Short(1000))
+    server.faults.add(kind, IgnoreRange())
     assert await pulled(source) == DATA
 
 
@@ -194,44 +194,44 @@ FINAL: dict[str, tuple[Action, type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", FINAL)
 async def test_what_stays_is_an_error_at_once(
-    registry: Registry, source: RegistrySource, kind: str, case: str
+    server: Registry, source: RegistrySource, kind: str, case: str
 ) -> None:
     fault, error, message = FINAL[case]
-    registry.faults.add(kind, fault)
+    server.faults.add(kind, fault)
     with pytest.raises(error, match=message):
         await source.blob(LINK).fetch(0, 10, bytes)
-    assert registry.requests["GET", kind] == 1
+    assert server.requests["GET", kind] == 1
     assert await source.blob(LINK).fetch(0, 10, bytes) == DATA[:10]
 
 
 @pytest.mark.parametrize("action", [Status(503), Short(100), Reset(-1)])
 async def test_patience_ends_with_what_happened(
-    registry: Registry, source: RegistrySource, kind: str, action: Action
+    server: Registry, source: RegistrySource, kind: str, action: Action
 ) -> None:
-    registry.faults.add(kind, action, times=4)
+    server.faults.add(kind, action, times=4)
     with pytest.raises(Unreachable, match="gave up after 4 attempts") as error:
         await source.blob(LINK).fetch(0, 50, bytes)
     assert LINK.digest in str(error.value)
     assert error.value.status == (503 if isinstance(action, Status) else None)
-    assert registry.faults.pending == 0
+    assert server.faults.pending == 0
 
 
 async def test_a_server_that_is_not_there_is_unreachable() -> None:
-    with Registry() as registry:
+    with Registry() as server:
         pass
-    async with source_of(registry) as source:
+    async with source_of(server) as source:
         with pytest.raises(Unreachable, match=r"cannot connect to http://127\.0\.0\.1"):
             await source.blob(LINK).fetch(0, 50, bytes)
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (403, Unauthorized), (400, SourceError)])
 async def test_a_registry_that_has_no_blob_is_asked_once(
-    registry: Registry, source: RegistrySource, status: int, error: type[LazyfsError]
+    server: Registry, source: RegistrySource, status: int, error: type[LazyfsError]
 ) -> None:
-    registry.faults.add("blob", Status(status))
+    server.faults.add("blob", Status(status))
     with pytest.raises(error, match=LINK.digest):
         await source.blob(LINK).fetch(0, 50, bytes)
-    assert registry.requests["GET", "blob"] == 1
+    assert server.requests["GET", "blob"] == 1
 
 
 async def test_a_missing_blob_is_named_with_the_registrys_code(source: RegistrySource) -> None:
@@ -240,18 +240,18 @@ async def test_a_missing_blob_is_named_with_the_registrys_code(source: RegistryS
 
 
 async def test_a_range_far_in_is_not_bought_with_the_whole_blob(
-    registry: Registry, source: RegistrySource
+    server: Registry, source: RegistrySource
 ) -> None:
     large = bytes(MAX_SKIP + 10_000)
-    registry.put_blob("app", large)
-    registry.faults.add("cdn" if registry.has_cdn else "blob", IgnoreRange(), times=2)
+    server.put_blob("app", large)
+    server.faults.add("cdn" if server.has_cdn else "blob", IgnoreRange(), times=2)
     blob = source.blob(layer_link(large))
     with pytest.raises(RangeRefused, match="ignores ranges"):
         await blob.fetch(MAX_SKIP + 1, MAX_SKIP + 100, bytes)
     assert await blob.fetch(MAX_SKIP, MAX_SKIP + 100, bytes) == bytes(100)
 
 
-async def test_a_blob_of_another_size_is_found_out(registry: Registry, source: RegistrySource) -> None:
+async def test_a_blob_of_another_size_is_found_out(server: Registry, source: RegistrySource) -> None:
     blob = source.blob(layer_link(DATA, size=len(DATA) + 1))
     with pytest.raises(FormatError, match="by its descriptor"):
         await blob.pull(lambda _: None)
@@ -259,7 +259,7 @@ async def test_a_blob_of_another_size_is_found_out(registry: Registry, source: R
         await blob.fetch(0, 10, bytes)
 
 
-async def test_what_the_consumer_raises_passes_through(registry: Registry, source: RegistrySource) -> None:
+async def test_what_the_consumer_raises_passes_through(server: Registry, source: RegistrySource) -> None:
     def full_disk(_: memoryview) -> None:
         raise OSError(28, "No space left on device")
 
@@ -273,9 +273,9 @@ async def test_what_the_consumer_raises_passes_through(registry: Registry, sourc
 
 
 async def test_the_consumer_runs_in_the_thread_that_received() -> None:
-    with Registry() as registry:
-        registry.put_blob("app", DATA)
-        async with source_of(registry) as source:
+    with Registry() as server:
+        server.put_blob("app", DATA)
+        async with source_of(server) as source:
             assert not await source.blob(LINK).fetch(0, 10, lambda _: trio_is_running_here())
 
 
@@ -289,21 +289,21 @@ def trio_is_running_here() -> bool:
 
 @pytest.mark.parametrize("action", [StallHead(), Stall(0), Stall(5)])
 async def test_a_cancelled_fetch_ends_and_leaves_the_way_free(
-    registry: Registry, kind: str, action: Action
+    server: Registry, kind: str, action: Action
 ) -> None:
-    registry.faults.add(kind, action)
-    async with source_of(registry, max_connections=1, stall_timeout_s=60) as source:
+    server.faults.add(kind, action)
+    async with source_of(server, max_connections=1, stall_timeout_s=60) as source:
         blob = source.blob(LINK)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(blob.fetch, 0, 10, lambda _: pytest.fail("no bytes came"))
-            await trio.to_thread.run_sync(registry.wait_stalled)
+            await trio.to_thread.run_sync(server.wait_stalled)
             nursery.cancel_scope.cancel()
-        registry.release()
+        server.release()
         assert await blob.fetch(0, 10, bytes) == DATA[:10]
 
 
-async def test_the_consumer_is_at_rest_once_a_pull_was_cancelled(registry: Registry, kind: str) -> None:
-    registry.faults.add(kind, Drip(PIECE_SIZE))
+async def test_the_consumer_is_at_rest_once_a_pull_was_cancelled(server: Registry, kind: str) -> None:
+    server.faults.add(kind, Drip(PIECE_SIZE))
     pieces: list[int] = []
     first = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -312,38 +312,38 @@ async def test_the_consumer_is_at_rest_once_a_pull_was_cancelled(registry: Regis
         pieces.append(len(piece))
         token.run_sync_soon(first.set)
 
-    async with source_of(registry) as source:
+    async with source_of(server) as source:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(source.blob(LINK).pull, consume)
-            registry.drip()
+            server.drip()
             await first.wait()
             nursery.cancel_scope.cancel()
         seen = list(pieces)
-        registry.drip(100)
+        server.drip(100)
         assert await source.blob(LINK).fetch(0, 10, bytes) == DATA[:10]
     assert pieces == seen == [PIECE_SIZE]
 
 
 async def test_a_deadline_ends_a_fetch_that_waits(
-    registry: Registry, source: RegistrySource, kind: str
+    server: Registry, source: RegistrySource, kind: str
 ) -> None:
-    registry.faults.add(kind, Stall(5))
+    server.faults.add(kind, Stall(5))
     with trio.move_on_after(0.05) as scope:
         await source.blob(LINK).fetch(0, 10, bytes)
     assert scope.cancelled_caught
 
 
-async def test_no_retry_is_begun_that_the_deadline_would_cut(registry: Registry, kind: str) -> None:
+async def test_no_retry_is_begun_that_the_deadline_would_cut(server: Registry, kind: str) -> None:
     patient = RetryPolicy(most_retry_after_s=60)
-    registry.faults.add(kind, Status(503, {"Retry-After": "5"}), times=9)
-    async with source_of(registry, retry=patient) as source:
+    server.faults.add(kind, Status(503, {"Retry-After": "5"}), times=9)
+    async with source_of(server, retry=patient) as source:
         with pytest.raises(Unreachable, match="no time is left"), trio.fail_after(4):
             await source.blob(LINK).fetch(0, 10, bytes)
-    assert registry.requests["GET", kind] == 1
+    assert server.requests["GET", kind] == 1
 
 
-async def test_connections_stay_within_their_number(registry: Registry, kind: str) -> None:
-    async with source_of(registry, max_connections=3) as source, trio.open_nursery() as nursery:
+async def test_connections_stay_within_their_number(server: Registry, kind: str) -> None:
+    async with source_of(server, max_connections=3) as source, trio.open_nursery() as nursery:
         blob = source.blob(LINK)
 
         async def read(start: int) -> None:
@@ -351,8 +351,8 @@ async def test_connections_stay_within_their_number(registry: Registry, kind: st
 
         for start in range(0, 64_000, 1000):
             nursery.start_soon(read, start)
-    assert registry.requests["GET", kind] == 64
-    assert registry.journal.connections <= 3 + registry.has_cdn
+    assert server.requests["GET", kind] == 64
+    assert server.journal.connections <= 3 + server.has_cdn
 
 
 FAULTS = st.one_of(
@@ -368,12 +368,12 @@ FAULTS = st.one_of(
 @given(st.lists(FAULTS, max_size=3), st.integers(0, len(DATA)), st.integers(0, len(DATA)))
 async def test_whatever_breaks_each_byte_comes_once(faults: list[Action], one: int, other: int) -> None:
     start, end = sorted((one, other))
-    with Registry() as registry:
-        registry.put_blob("app", DATA)
-        async with source_of(registry) as source:
+    with Registry() as server:
+        server.put_blob("app", DATA)
+        async with source_of(server) as source:
             for fault in faults if start < end else ():
-                registry.faults.add("blob", fault)
+                server.faults.add("blob", fault)
             assert await source.blob(LINK).fetch(start, end, bytes) == DATA[start:end]
             for fault in faults:
-                registry.faults.add("blob", fault)
+                server.faults.add("blob", fault)
             assert await pulled(source) == DATA

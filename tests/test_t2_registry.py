@@ -30,103 +30,99 @@ ABSENT = "sha256:" + "0" * 64
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
+def server() -> Iterator[Registry]:
     with Registry() as running:
         running.push("app", IMAGE, "1")
         running.push("app", build_index([OTHER, IMAGE]), "index")
         yield running
 
 
-def asked(registry: Registry) -> list[str]:
-    return [
-        f"{seen.method} {seen.target.removeprefix('/v2/app/').partition('/')[0]}" for seen in registry.seen
-    ]
+def asked(server: Registry) -> list[str]:
+    return [f"{seen.method} {seen.target.removeprefix('/v2/app/').partition('/')[0]}" for seen in server.seen]
 
 
-async def test_an_image_is_read_in_two_requests(registry: Registry) -> None:
-    async with source_of(registry, "app:1") as source:
+async def test_an_image_is_read_in_two_requests(server: Registry) -> None:
+    async with source_of(server, "app:1") as source:
         image = await read_image(source, AMD64)
     assert image.manifest == parse_manifest(IMAGE.data)
     assert image.config == parse_config(IMAGE.config)
     assert image.root == image.descriptor == Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.data))
     assert [layer.descriptor.size for layer in image.layers] == [len(layer) for layer in IMAGE.layers]
-    assert asked(registry) == ["GET manifests", "GET blobs"]
+    assert asked(server) == ["GET manifests", "GET blobs"]
 
 
-async def test_an_index_costs_one_request_more(registry: Registry) -> None:
-    async with source_of(registry, "app:index") as source:
+async def test_an_index_costs_one_request_more(server: Registry) -> None:
+    async with source_of(server, "app:index") as source:
         image = await read_image(source, AMD64)
         assert image.descriptor.digest == IMAGE.digest
         assert image.root.digest == build_index([OTHER, IMAGE]).digest
         statistics = source.statistics()
-    assert asked(registry) == ["GET manifests", "GET manifests", "GET blobs"]
+    assert asked(server) == ["GET manifests", "GET manifests", "GET blobs"]
     assert (statistics.control_requests, statistics.data_requests) == (2, 1)
-    assert statistics.control_bytes == registry.journal.bytes_sent["manifest"]
-    assert statistics.data_bytes == registry.journal.bytes_sent["blob"]
+    assert statistics.control_bytes == server.journal.bytes_sent["manifest"]
+    assert statistics.data_bytes == server.journal.bytes_sent["blob"]
 
 
-async def test_a_digest_is_resolved_without_a_request(registry: Registry) -> None:
-    async with source_of(registry, f"app@{IMAGE.digest}") as source:
+async def test_a_digest_is_resolved_without_a_request(server: Registry) -> None:
+    async with source_of(server, f"app@{IMAGE.digest}") as source:
         root = await source.resolve()
         assert root == Descriptor("", IMAGE.digest, UNKNOWN_SIZE)
-        assert registry.seen == []
+        assert server.seen == []
         assert await source.document(root) == IMAGE.data
         assert (await read_image(source, AMD64)).descriptor.media_type == MANIFEST
 
 
-async def test_where_tag_and_digest_stand_the_digest_decides(registry: Registry) -> None:
-    async with source_of(registry, f"app:no-such-tag@{OTHER.digest}") as source:
+async def test_where_tag_and_digest_stand_the_digest_decides(server: Registry) -> None:
+    async with source_of(server, f"app:no-such-tag@{OTHER.digest}") as source:
         assert (await source.resolve()).digest == OTHER.digest
 
 
-async def test_a_digest_of_another_algorithm_is_unsupported(registry: Registry) -> None:
-    async with source_of(registry, f"app@sha512:{'0' * 128}") as source:
+async def test_a_digest_of_another_algorithm_is_unsupported(server: Registry) -> None:
+    async with source_of(server, f"app@sha512:{'0' * 128}") as source:
         with pytest.raises(Unsupported, match="sha512"):
             await source.resolve()
 
 
-async def test_a_probe_asks_by_head(registry: Registry) -> None:
-    async with source_of(registry) as source:
+async def test_a_probe_asks_by_head(server: Registry) -> None:
+    async with source_of(server) as source:
         probed = await source.resolve(probe=True)
         assert probed == await source.resolve()
-    assert asked(registry) == ["HEAD manifests", "GET manifests"]
+    assert asked(server) == ["HEAD manifests", "GET manifests"]
 
 
 @pytest.mark.parametrize(
     "fault", [Status(405), Status(404), Header("Docker-Content-Digest", None), Header("Content-Type", "x/y")]
 )
-async def test_a_probe_asks_by_get_where_head_tells_nothing(
-    registry: Registry, fault: Status | Header
-) -> None:
-    registry.faults.add("manifest", fault, method="HEAD")
-    async with source_of(registry) as source:
+async def test_a_probe_asks_by_get_where_head_tells_nothing(server: Registry, fault: Status | Header) -> None:
+    server.faults.add("manifest", fault, method="HEAD")
+    async with source_of(server) as source:
         assert (await source.resolve(probe=True)).digest == IMAGE.digest
-    assert asked(registry) == ["HEAD manifests", "GET manifests"]
+    assert asked(server) == ["HEAD manifests", "GET manifests"]
 
 
-async def test_a_digest_header_is_not_needed_but_must_be_right(registry: Registry) -> None:
-    registry.faults.add("manifest", Header("Docker-Content-Digest", None))
-    registry.faults.add("manifest", Header("Docker-Content-Digest", ABSENT))
-    async with source_of(registry) as source:
+async def test_a_digest_header_is_not_needed_but_must_be_right(server: Registry) -> None:
+    server.faults.add("manifest", Header("Docker-Content-Digest", None))
+    server.faults.add("manifest", Header("Docker-Content-Digest", ABSENT))
+    async with source_of(server) as source:
         assert (await source.resolve()).digest == IMAGE.digest
         with pytest.raises(DigestMismatch, match="tag '1'"):
             await source.resolve()
 
 
-async def test_a_corrupted_document_is_never_given_out(registry: Registry) -> None:
-    registry.faults.add("manifest", Corrupt(30))
-    registry.faults.add("blob", Corrupt(30))
+async def test_a_corrupted_document_is_never_given_out(server: Registry) -> None:
+    server.faults.add("manifest", Corrupt(30))
+    server.faults.add("blob", Corrupt(30))
     manifest = Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.data))
     config = parse_manifest(IMAGE.data).config
-    async with source_of(registry) as source:
+    async with source_of(server) as source:
         for link, right in ((manifest, IMAGE.data), (config, IMAGE.config)):
             with pytest.raises(DigestMismatch):
                 await source.document(link)
             assert await source.document(link) == right
 
 
-async def test_a_document_has_the_size_its_link_says(registry: Registry) -> None:
-    async with source_of(registry) as source:
+async def test_a_document_has_the_size_its_link_says(server: Registry) -> None:
+    async with source_of(server) as source:
         for size in (len(IMAGE.data) - 1, len(IMAGE.data) + 1):
             with pytest.raises(FormatError):
                 await source.document(Descriptor(MANIFEST, IMAGE.digest, size))
@@ -136,23 +132,23 @@ async def test_a_document_has_the_size_its_link_says(registry: Registry) -> None
             await source.document(Descriptor("", IMAGE.digest, UNKNOWN_SIZE), max_bytes=100)
 
 
-async def test_a_content_type_must_agree_with_the_document(registry: Registry) -> None:
-    registry.faults.add("manifest", Header("Content-Type", "application/vnd.oci.image.index.v1+json"))
-    async with source_of(registry) as source:
+async def test_a_content_type_must_agree_with_the_document(server: Registry) -> None:
+    server.faults.add("manifest", Header("Content-Type", "application/vnd.oci.image.index.v1+json"))
+    async with source_of(server) as source:
         with pytest.raises(FormatError, match="announced as"):
             await source.resolve()
 
 
-async def test_schema_1_is_refused_in_words(registry: Registry) -> None:
+async def test_schema_1_is_refused_in_words(server: Registry) -> None:
     old = encode({"schemaVersion": 1, "name": "app", "tag": "old", "fsLayers": []})
-    registry.put_manifest("app", "old", "application/vnd.docker.distribution.manifest.v1+prettyjws", old)
-    async with source_of(registry, "app:old") as source:
+    server.put_manifest("app", "old", "application/vnd.docker.distribution.manifest.v1+prettyjws", old)
+    async with source_of(server, "app:old") as source:
         with pytest.raises(Unsupported, match="schema 1"):
             await source.resolve()
 
 
-async def test_what_is_not_there_is_named(registry: Registry) -> None:
-    async with source_of(registry, "app:9") as source:
+async def test_what_is_not_there_is_named(server: Registry) -> None:
+    async with source_of(server, "app:9") as source:
         with pytest.raises(NotFound, match=r"tag '9' of 127\.0\.0\.1:\d+/app: .* MANIFEST_UNKNOWN") as error:
             await source.resolve()
         assert error.value.status == 404
@@ -164,69 +160,69 @@ async def test_what_is_not_there_is_named(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "fault", [Status(503), Status(429, {"Retry-After": "0"}), Reset(-1), Reset(9), Short(5)]
 )
-async def test_documents_are_tried_again(registry: Registry, fault: Status | Reset | Short) -> None:
-    registry.faults.add("manifest", fault, times=3)
-    async with source_of(registry) as source:
+async def test_documents_are_tried_again(server: Registry, fault: Status | Reset | Short) -> None:
+    server.faults.add("manifest", fault, times=3)
+    async with source_of(server) as source:
         assert (await source.resolve()).digest == IMAGE.digest
         assert source.statistics().retries == 3
-    registry.faults.add("manifest", fault, times=4)
-    async with source_of(registry) as source:
+    server.faults.add("manifest", fault, times=4)
+    async with source_of(server) as source:
         with pytest.raises(Unreachable, match="gave up after 4 attempts"):
             await source.resolve()
 
 
-async def test_an_error_shows_codes_and_nothing_else_of_its_body(registry: Registry) -> None:
+async def test_an_error_shows_codes_and_nothing_else_of_its_body(server: Registry) -> None:
     body = encode({"errors": [{"code": "DENIED", "message": "s3cret"}, {"code": "s3cret"}]})
-    registry.faults.add("manifest", Status(403, {}, body))
-    async with source_of(registry) as source:
+    server.faults.add("manifest", Status(403, {}, body))
+    async with source_of(server) as source:
         with pytest.raises(Unauthorized, match=r"HTTP 403 DENIED\)") as error:
             await source.resolve()
     assert "s3cret" not in str(error.value)
 
 
-async def test_a_nested_index_is_followed_and_its_depth_is_limited(registry: Registry) -> None:
+async def test_a_nested_index_is_followed_and_its_depth_is_limited(server: Registry) -> None:
     nested: BuiltDocument = build_index([IMAGE])
     for depth in range(6):
-        registry.push("app", nested, f"depth{depth}")
+        server.push("app", nested, f"depth{depth}")
         nested = build_index([nested])
-    async with source_of(registry, "app:depth4") as source:
+    async with source_of(server, "app:depth4") as source:
         assert (await read_image(source, AMD64)).descriptor.digest == IMAGE.digest
-    async with source_of(registry, "app:depth5") as source:
+    async with source_of(server, "app:depth5") as source:
         with pytest.raises(NotFound, match="nested"):
             await read_image(source, AMD64)
 
 
-async def test_an_entry_without_platform_is_judged_by_its_configuration(registry: Registry) -> None:
+async def test_an_entry_without_platform_is_judged_by_its_configuration(server: Registry) -> None:
     links = [descriptor_of(image.data, MANIFEST) for image in (OTHER, IMAGE)]
-    registry.push("app", build_index([], extra=links), "bare")
-    async with source_of(registry, "app:bare") as source:
+    server.push("app", build_index([], extra=links), "bare")
+    async with source_of(server, "app:bare") as source:
         assert (await read_image(source, AMD64)).descriptor.digest == IMAGE.digest
         with pytest.raises(NotFound, match="linux/s390x"):
             await read_image(source, parse_platform("linux/s390x"))
 
 
-async def test_a_name_without_index_is_taken_as_it_is(registry: Registry) -> None:
-    async with source_of(registry, "app:1") as source:
+async def test_a_name_without_index_is_taken_as_it_is(server: Registry) -> None:
+    async with source_of(server, "app:1") as source:
         assert (await read_image(source, parse_platform("linux/s390x"))).descriptor.digest == IMAGE.digest
 
 
-async def test_a_redirected_manifest_is_followed_without_authorization_elsewhere(registry: Registry) -> None:
+async def test_a_redirected_manifest_is_followed_without_authorization_elsewhere(server: Registry) -> None:
     with Registry() as elsewhere:
         elsewhere.push("app", IMAGE, "1")
         target = f"{elsewhere.base_url}/v2/app/manifests/1"
-        registry.faults.add("manifest", Status(302, {"Location": target, "Set-Cookie": "a=secret"}))
-        async with source_of(registry) as source:
+        server.faults.add("manifest", Status(302, {"Location": target, "Set-Cookie": "a=secret"}))
+        async with source_of(server) as source:
             assert (await source.resolve()).digest == IMAGE.digest
             assert source.statistics().redirects == 1
         assert not {"authorization", "cookie"} & set(elsewhere.seen[0].headers)
 
 
 @pytest.mark.parametrize("kind", ["manifest", "blob"])
-async def test_redirects_end(registry: Registry, kind: str) -> None:
-    registry.faults.add(kind, Status(307, {"Location": ""}))
-    registry.faults.add(kind, Status(307, {"Location": "?again"}), times=99)
+async def test_redirects_end(server: Registry, kind: str) -> None:
+    server.faults.add(kind, Status(307, {"Location": ""}))
+    server.faults.add(kind, Status(307, {"Location": "?again"}), times=99)
     link = layer_link(IMAGE.layers[0])
-    async with source_of(registry) as source:
+    async with source_of(server) as source:
 
         async def ask() -> None:
             await (source.resolve() if kind == "manifest" else source.blob(link).fetch(0, 1, bytes))
@@ -235,7 +231,7 @@ async def test_redirects_end(registry: Registry, kind: str) -> None:
             await ask()
         with pytest.raises(Unreachable, match="more than 10 redirects"):
             await ask()
-    assert registry.requests["GET", kind] == 12
+    assert server.requests["GET", kind] == 12
 
 
 @pytest.mark.parametrize("kind", ["manifest", "blob"])
@@ -250,63 +246,63 @@ async def test_redirects_end(registry: Registry, kind: str) -> None:
         ("http://[/x", "not a URL"),
     ],
 )
-async def test_redirects_lead_nowhere_bad(registry: Registry, kind: str, target: str, words: str) -> None:
-    registry.faults.add(kind, Status(307, {"Location": target}))
-    async with source_of(registry, stall_timeout_s=0.2) as source:
+async def test_redirects_lead_nowhere_bad(server: Registry, kind: str, target: str, words: str) -> None:
+    server.faults.add(kind, Status(307, {"Location": target}))
+    async with source_of(server, stall_timeout_s=0.2) as source:
         blob = source.blob(layer_link(IMAGE.layers[0]))
         with pytest.raises(SourceError, match=words):
             await (source.resolve() if kind == "manifest" else blob.fetch(0, 1, bytes))
 
 
-async def test_mirrors_are_asked_first_and_the_registry_last(registry: Registry) -> None:
+async def test_mirrors_are_asked_first_and_the_registry_last(server: Registry) -> None:
     with Registry() as mirror:
         mirror.put_blob("app", IMAGE.layers[0])
         endpoint = Endpoint(mirror.host, f"{mirror.base_url}/v2", "ns=registry.example")
-        reference = parse_reference(f"{registry.host}/app:1")
+        reference = parse_reference(f"{server.host}/app:1")
         async with open_registry(reference, SETTINGS, mirrors=(endpoint,)) as source:
             image = await read_image(source, AMD64)
             for layer, data in zip(image.layers, IMAGE.layers, strict=True):
                 assert await source.blob(layer.descriptor).fetch(0, len(data), bytes) == data
         assert {seen.target.partition("?")[2] for seen in mirror.seen} == {"ns=registry.example"}
         assert [seen.status for seen in mirror.seen] == [404, 404, 200, 404]
-        assert [seen.status for seen in registry.seen] == [200, 200, 200]
+        assert [seen.status for seen in server.seen] == [200, 200, 200]
 
 
-async def test_a_layer_may_lie_at_its_own_url(registry: Registry) -> None:
+async def test_a_layer_may_lie_at_its_own_url(server: Registry) -> None:
     foreign = b"foreign layer" * 100
     with Registry() as elsewhere:
         digest = elsewhere.put_blob("files", foreign)
         urls = ("http://127.0.0.1:1/x", f"{elsewhere.base_url}/v2/files/blobs/{digest}")
-        async with source_of(registry) as source:
+        async with source_of(server) as source:
             blob = source.blob(layer_link(foreign, urls=urls))
             assert await blob.fetch(5, 50, bytes) == foreign[5:50]
             pieces: list[bytes] = []
             await blob.pull(lambda piece: pieces.append(bytes(piece)))
         assert b"".join(pieces) == foreign
     with pytest.raises(NotFound, match="BLOB_UNKNOWN"):
-        async with source_of(registry) as source:
+        async with source_of(server) as source:
             await source.blob(layer_link(foreign, urls=("http://127.0.0.1:1/x",))).fetch(0, 1, bytes)
 
 
-async def test_the_same_link_is_the_same_blob(registry: Registry) -> None:
-    async with source_of(registry) as source:
+async def test_the_same_link_is_the_same_blob(server: Registry) -> None:
+    async with source_of(server) as source:
         assert source.blob(layer_link(b"x")) is source.blob(layer_link(b"x"))
         assert source.blob(layer_link(b"x")) is not source.blob(layer_link(b"x", size=2))
         with pytest.raises(Unsupported):
             source.blob(Descriptor("x", "sha512:" + "0" * 128, 1))
 
 
-async def test_reprs_help_and_keep_quiet(registry: Registry) -> None:
-    async with source_of(registry) as source:
+async def test_reprs_help_and_keep_quiet(server: Registry) -> None:
+    async with source_of(server) as source:
         await source.resolve()
         assert repr(source).startswith(
-            f"<RegistrySource {registry.host}/app:1 SourceStatistics(control_requests=1,"
+            f"<RegistrySource {server.host}/app:1 SourceStatistics(control_requests=1,"
         )
-        assert repr(source.hosts[0]) == f"<Host {registry.base_url}/v2 for app>"
+        assert repr(source.hosts[0]) == f"<Host {server.base_url}/v2 for app>"
 
 
-async def test_a_cancelled_request_is_cancelled(registry: Registry) -> None:
-    async with source_of(registry) as source:
+async def test_a_cancelled_request_is_cancelled(server: Registry) -> None:
+    async with source_of(server) as source:
         with trio.CancelScope() as scope:
             scope.cancel()
             await source.resolve()
@@ -315,11 +311,11 @@ async def test_a_cancelled_request_is_cancelled(registry: Registry) -> None:
 
 
 async def test_every_request_says_who_asks_and_wants_no_encoding(
-    registry: Registry, caplog: pytest.LogCaptureFixture
+    server: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        async with source_of(registry) as source:
+        async with source_of(server) as source:
             await read_image(source, AMD64)
-    for seen in registry.seen:
+    for seen in server.seen:
         assert seen.headers["user-agent"].startswith("lazyfs/")
         assert seen.headers["accept-encoding"] == "identity"

@@ -77,6 +77,11 @@ class Registry:
         return f"127.0.0.1:{self._server.port}"
 
     @property
+    def port(self) -> int:
+        """Port on 127.0.0.1."""
+        return self._server.port
+
+    @property
     def base_url(self) -> str:
         """Scheme, host and port."""
         return self._server.base_url

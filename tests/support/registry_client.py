@@ -26,5 +26,6 @@ def source_of(
 
 def layer_link(data: bytes, **more: Any) -> Descriptor:
     """A descriptor of a layer that holds `data`."""
-    fields = {"media_type": "application/vnd.oci.image.layer.v1.tar", "size": len(data)} | more
-    return Descriptor(digest=sha256_digest(data), **fields)
+    return replace(
+        Descriptor("application/vnd.oci.image.layer.v1.tar", sha256_digest(data), len(data)), **more
+    )

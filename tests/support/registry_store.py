@@ -92,10 +92,10 @@ class Store:
             raise Refused(400, "MANIFEST_INVALID") from None
         for link in [document.get("config"), *document.get("layers", ())]:
             if link and link["digest"] not in self.linked[repository] and not link.get("urls"):
-                raise Refused(404, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry")
+                raise Refused(400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry")
         for link in document.get("manifests", ()):
             if (repository, link["digest"]) not in self.manifests:
-                raise Refused(404, "MANIFEST_BLOB_UNKNOWN", "manifest unknown to registry")
+                raise Refused(400, "MANIFEST_BLOB_UNKNOWN", "manifest unknown to registry")
 
     def delete_manifest(self, repository: str, reference: str) -> None:
         if ":" not in reference:

@@ -18,7 +18,7 @@ class TestAuthority:
 
     Attributes:
         ca_file: its certificate.
-        server_cert: certificate for 127.0.0.1 and localhost.
+        server_cert: certificate for 127.0.0.1, localhost and registry.test.
         server_key: its key.
         client_cert: certificate of a client.
         client_key: its key.
@@ -84,7 +84,11 @@ def _certificate(
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         .add_extension(
             x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+                [
+                    x509.DNSName("localhost"),
+                    x509.DNSName("registry.test"),
+                    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                ]
             ),
             critical=False,
         )
