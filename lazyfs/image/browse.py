@@ -2,15 +2,19 @@
 
 import fnmatch
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from indexer.erofs_format import ROOT_NID
 from indexer.erofs_read import Inode, MetadataImage
 from lazyfs.errors import NotFound
 
-_LETTERS = {
+_MAGIC: Final = re.compile(rb"[*?\[]")
+_TWICE: Final = (b"**", b"**")
+_LETTERS: Final = {
     stat.S_IFREG: "f",
     stat.S_IFDIR: "d",
     stat.S_IFLNK: "l",
@@ -44,6 +48,16 @@ class Entry:
     def letter(self) -> str:
         """The type as find(1) writes it: f, d, l, c, b, p or s."""
         return _LETTERS[stat.S_IFMT(self.inode.mode)]
+
+    def stat(self) -> os.stat_result:
+        """As os.lstat would tell it; all three times are that of modification, the device is 0."""
+        inode = self.inode
+        seconds = inode.mtime_ns // 1_000_000_000
+        fields = (inode.mode, inode.nid, 0, inode.nlink, inode.uid, inode.gid, inode.size)
+        times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), inode.mtime_ns)
+        exact = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), inode.mtime_ns / 1_000_000_000)
+        blocks = {"st_blksize": 4096, "st_blocks": -(-inode.size // 512), "st_rdev": inode.rdev}
+        return os.stat_result((*fields, seconds, seconds, seconds), times | exact | blocks)
 
     def facts(self) -> dict[str, Any]:
         """What a program may want to know, as JSON can carry it."""
@@ -85,11 +99,13 @@ def make_entry(image: MetadataImage, path: bytes, nid: int) -> Entry:
 
 
 def children(image: MetadataImage, directory: Entry) -> list[Entry]:
-    """The entries of a directory by name; of anything else, itself alone."""
-    if not stat.S_ISDIR(directory.inode.mode):
-        return [directory]
-    prefix = directory.path + b"/" if directory.path else b""
-    return [make_entry(image, prefix + name, nid) for name, nid, _ in image.entries(directory.inode.nid)]
+    """The entries of a directory by name; of anything else, none."""
+    if directory.letter != "d":
+        return []
+    return [
+        make_entry(image, _joined(directory.path, name), nid)
+        for name, nid, _ in image.entries(directory.inode.nid)
+    ]
 
 
 def below(image: MetadataImage, top: Entry, max_depth: int | None = None) -> Iterator[tuple[int, Entry]]:
@@ -98,8 +114,57 @@ def below(image: MetadataImage, top: Entry, max_depth: int | None = None) -> Ite
     while stack:
         depth, entry = stack.pop()
         yield depth, entry
-        if stat.S_ISDIR(entry.inode.mode) and (max_depth is None or depth < max_depth):
+        if max_depth is None or depth < max_depth:
             stack.extend((depth + 1, child) for child in reversed(children(image, entry)))
+
+
+def glob(image: MetadataImage, pattern: bytes) -> Iterator[Entry]:
+    """The entries whose paths match, in the order of names; as pathlib.Path.glob from the root.
+
+    "*", "?" and "[...]" match within one component; "**" is any number of directories, without following
+    symlinks. Symlinks to directories that other components name or match are followed. ".." matches nothing.
+    """
+    parts = [part for part in pattern.split(b"/") if part not in (b"", b".")]
+    parts = [part for part, after in zip(parts, [*parts[1:], b""], strict=True) if (part, after) != _TWICE]
+    seen: set[bytes] = set()
+    for entry in _globbed(image, make_entry(image, b"", ROOT_NID), parts):
+        if entry.path not in seen:
+            seen.add(entry.path)
+            yield entry
+
+
+def _globbed(image: MetadataImage, entry: Entry, parts: list[bytes]) -> Iterator[Entry]:
+    if not parts:
+        yield entry
+        return
+    part, rest = parts[0], parts[1:]
+    if part == b"**":
+        for _, found in below(image, entry):
+            if found.letter == "d":
+                yield from _globbed(image, found, rest)
+        return
+    directory = _followed(image, entry)
+    if directory is None:
+        return
+    if not _MAGIC.search(part):
+        nid = image.lookup(directory.inode.nid, part) if part != b".." else None
+        found_there = [] if nid is None else [make_entry(image, _joined(entry.path, part), nid)]
+    else:
+        found_there = [c for c in children(image, directory) if fnmatch.fnmatchcase(c.name, part)]
+    for child in found_there:
+        yield from _globbed(image, child, rest)
+
+
+def _followed(image: MetadataImage, entry: Entry) -> Entry | None:
+    """The directory that an entry is or leads to, under the entry's own path."""
+    if entry.letter == "l":
+        nid = image.resolve(entry.path)
+        entry = entry if nid is None else make_entry(image, entry.path, nid)
+    return entry if entry.letter == "d" else None
+
+
+def _joined(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
 
 
 @dataclass(frozen=True, slots=True)

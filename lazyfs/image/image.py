@@ -12,7 +12,6 @@ import trio
 from indexer.compile import compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.toc import Span
-from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
@@ -32,13 +31,13 @@ class Image:
         resolved: what it is.
         metadata: the merged tree.
         layers: by number, as the tree's extents count them.
-        heads: the layers' tables of contents, in the same order.
+        indexed: the layers' indexes, in the same order.
     """
 
     resolved: ResolvedImage
     metadata: MetadataImage
     layers: Sequence[LazyLayer]
-    heads: Sequence[TocHead]
+    indexed: Sequence[IndexedLayer]
 
     async def read(self, nid: int, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of a regular file, fewer at its end.
@@ -135,8 +134,12 @@ async def open_image(
                 )
                 layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher)
             digests = [layer.descriptor.digest for layer in resolved.layers]
-            heads = [indexed[digest].head for digest in digests]
-            yield Image(resolved, metadata, [layers[digest] for digest in digests], heads)
+            yield Image(
+                resolved,
+                metadata,
+                [layers[digest] for digest in digests],
+                [indexed[digest] for digest in digests],
+            )
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             for lazy in layers.values():

@@ -56,10 +56,12 @@ class IndexedLayer:
     Attributes:
         head: the table of contents.
         windows: the window file its spans refer to, mapped.
+        audited: whether the whole layer has passed by and had the table's layer digest and diffID.
     """
 
     head: TocHead
     windows: memoryview
+    audited: bool = False
 
 
 class Indexer:
@@ -87,7 +89,7 @@ class Indexer:
             head = decode_head(data)
             windows = tocs.windows(layer.digest, name, head.header.windows_digest)
             if head.header.layer_digest == layer.digest and windows is not None:
-                return IndexedLayer(head, windows)
+                return IndexedLayer(head, windows, audited=True)
         return None
 
     async def ensure(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
@@ -133,4 +135,4 @@ class Indexer:
         self._cache.tocs.save(layer.digest, self._settings.name, data, built.windows)
         with suppress(CacheError):  # the content comes again when it is read
             filling.commit(head.digest, head.header.device_size, built.toc.spans.leaves)
-        return IndexedLayer(head, memoryview(built.windows))
+        return IndexedLayer(head, memoryview(built.windows), audited=True)
