@@ -30,6 +30,9 @@ class LayerReader(Protocol):
 class Contents:
     """The layers of a mount.
 
+    A read under way is not cancelled with the task that asked, until `let_go`: pyfuse3 may give up its tasks
+    while the mount goes on (`session`), and nobody else would answer that reader.
+
     Attributes:
         layers: by number.
         read_timeout_s: how long a reader waits at most.
@@ -38,6 +41,11 @@ class Contents:
     def __init__(self, layers: Sequence[LayerReader], read_timeout_s: float) -> None:
         self.layers = layers
         self.read_timeout_s = read_timeout_s
+        self._under_way: set[trio.CancelScope] = set()
+        self._shield = True
+
+    def __repr__(self) -> str:
+        return f"<Contents of {len(self.layers)} layers, {len(self._under_way)} reads under way>"
 
     async def read(self, number: int, start: int, size: int) -> bytes | memoryview:
         """Bytes [start, start + size) of the device of layer `number`; without a checkpoint if all are here.
@@ -50,10 +58,23 @@ class Contents:
         layer = self.layers[number]
         data = layer.read_nowait(start, size)
         if data is None:
-            with trio.move_on_after(self.read_timeout_s):
-                data = await layer.read(start, size)
-        if data is None:
-            raise trio.TooSlowError(f"no answer within {self.read_timeout_s:g} s")
+            data = await self._read_in_time(layer, start, size)
         if len(data) != size:  # the kernel would show zeros instead
             raise RuntimeError(f"layer {number} gave {len(data)} bytes of [{start}, {start + size})")
         return data
+
+    async def _read_in_time(self, layer: LayerReader, start: int, size: int) -> bytes | memoryview:
+        deadline = trio.current_time() + self.read_timeout_s
+        with trio.CancelScope(deadline=deadline, shield=self._shield) as scope:
+            self._under_way.add(scope)
+            try:
+                return await layer.read(start, size)
+            finally:
+                self._under_way.discard(scope)
+        raise trio.TooSlowError(f"no answer within {self.read_timeout_s:g} s")
+
+    def let_go(self) -> None:
+        """Lets reads be cancelled with the tasks that ask, those under way and all to come."""
+        self._shield = False
+        for scope in self._under_way:
+            scope.shield = False

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import FileHandleT, FlagT, FUSEError, InodeT
 
+from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import FailureLog
 
 FOREVER_S: Final = 365 * 86400.0
@@ -52,10 +53,12 @@ class ReadOnlyOperations(pyfuse3.Operations):
     access and poll succeed, or are decided by the kernel, from then on.
 
     Attributes:
+        contents: where reads lead.
         failures: where what goes wrong is turned into errno, and logged.
     """
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, contents: Contents, log: logging.Logger) -> None:
+        self.contents = contents
         self.failures = FailureLog(log)
 
     setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = _refuse

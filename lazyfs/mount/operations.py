@@ -32,9 +32,8 @@ class TreeOperations(ReadOnlyOperations):
     """
 
     def __init__(self, image: MetadataImage, contents: Contents) -> None:
-        super().__init__(_log)
+        super().__init__(contents, _log)
         self._image = image
-        self._contents = contents
         self._failed = FailedReads()
         self.enable_acl = image.has_any_xattrs
 
@@ -103,7 +102,7 @@ class TreeOperations(ReadOnlyOperations):
             return b""
         number, start = extent
         try:
-            return await self._contents.read(number, start + off, end - off)
+            return await self.contents.read(number, start + off, end - off)
         except Exception as error:
             self._failed.add(fh, off, size, errno_of(error) or errno.EIO)
             raise

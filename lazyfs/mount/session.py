@@ -22,6 +22,7 @@ import trio
 
 from lazyfs.errors import MountError
 from lazyfs.mount.fuse_mount import Connection, MountOptions, attach, check_mount_point, connect
+from lazyfs.mount.handlers import ReadOnlyOperations
 from lazyfs.mount.mounts import Busy, Mount, mount_at, unmount_blocking
 from lazyfs.mount.tuning import raise_max_background, set_read_ahead
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(
-    operations: pyfuse3.Operations,
+    operations: ReadOnlyOperations,
     mountpoint: Path,
     options: MountOptions,
     *,
@@ -62,7 +63,7 @@ async def serve(
 
 
 async def run_session(
-    operations: pyfuse3.Operations,
+    operations: ReadOnlyOperations,
     connection: Connection,
     mount: Callable[[], Mount],
     *,
@@ -95,7 +96,7 @@ async def run_session(
             with trio.CancelScope(shield=True):
                 if mounted is not None:
                     await trio.to_thread.run_sync(_unmount_if_there, mounted)
-                session.scope.cancel()
+                session.end()
     if session.failure is not None:
         raise session.failure
 
@@ -114,21 +115,32 @@ def _mount_and_let_go(mount: Callable[[], Mount], connection: Connection) -> Mou
 class _Session:
     """Answers the requests of one connection.
 
+    The kernel withdraws a request whose process is killed before we have read it. If that happens between
+    our being told of it and reading it, a blocking read of the device would wait for the next request, and
+    pyfuse3 reads while it holds the interpreter's lock: nothing at all would go on. So the device does not
+    block. But pyfuse3 takes that, too, for a failure, and gives up its loop: idle tasks end at once, those
+    waiting for a layer when they have answered (`Contents`). Meanwhile another loop reads on.
+
     Attributes:
-        scope: where requests are answered, out of reach of outer cancellation.
         gone: set when no more will be answered.
         failure: why, if it is an error.
     """
 
-    def __init__(self, operations: pyfuse3.Operations, device_fd: int) -> None:
+    def __init__(self, operations: ReadOnlyOperations, device_fd: int) -> None:
         self._operations = operations
         self._device_fd = device_fd
-        self.scope = trio.CancelScope(shield=True)
+        self._scope = trio.CancelScope(shield=True)  # out of reach of outer cancellation
         self.gone = trio.Event()
         self.failure: MountError | None = None
 
+    def end(self) -> None:
+        """Ends answering, now; reads under way get no answer but the end of the connection."""
+        self._scope.cancel()
+        self._operations.contents.let_go()
+
     async def answer(self) -> None:
-        """Answers until the connection dies or `scope` is cancelled; closes it."""
+        """Answers until the connection dies or `end` is called; closes it."""
+        os.set_blocking(self._device_fd, False)
         try:
             pyfuse3.init(self._operations, f"/dev/fd/{self._device_fd}", set())
         except RuntimeError as error:
@@ -137,23 +149,43 @@ class _Session:
             self.gone.set()
             return
         try:
-            with self.scope:
+            with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._cancel_when_dead, nursery.cancel_scope)
-                    nursery.start_soon(self._answer_all, nursery.cancel_scope)
+                    nursery.start_soon(self._end_when_dead)
+                    nursery.start_soon(self._run_loop, nursery)
         finally:
             pyfuse3.close(unmount=False)
             self.gone.set()
 
-    async def _answer_all(self, scope: trio.CancelScope) -> None:
+    async def _run_loop(self, nursery: trio.Nursery) -> None:
+        """Runs pyfuse3's loop to its end."""
+        nursery.start_soon(self._prepare_successor, trio.lowlevel.current_task(), nursery)
         try:
             await pyfuse3.main(_IDLE_TASKS, _MOST_TASKS)
+        except* BlockingIOError:
+            _log.debug("a request was withdrawn")
         except* Exception as errors:  # noqa: BLE001  # whatever it is, the mount must end in order
             _log.exception("the FUSE session failed")
             self.failure = MountError(f"the FUSE session failed: {errors.exceptions[0]!r}")
-        scope.cancel()
+            self.end()
 
-    async def _cancel_when_dead(self, scope: trio.CancelScope) -> None:
+    async def _prepare_successor(self, loop: trio.lowlevel.Task, nursery: trio.Nursery) -> None:
+        """Has the next loop begin the moment this one is given up, while it still waits for its readers.
+
+        That moment is when the nursery that pyfuse3 opened in this loop's task is cancelled.
+        """
+
+        async def begin_another() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not self._scope.cancel_called:
+                    nursery.start_soon(self._run_loop, nursery)
+
+        for inner in loop.child_nurseries:
+            inner.start_soon(begin_another)
+
+    async def _end_when_dead(self) -> None:
         """Ends reads under way when nobody can wait for them any more; by itself pyfuse3 lets them finish.
 
         A dead connection is an error condition of its descriptor (`fuse_dev_poll`). To learn of that alone,
@@ -163,7 +195,7 @@ class _Session:
             poll.register(self._device_fd, 0)
             while not poll.poll(0):
                 await trio.lowlevel.wait_readable(poll.fileno())
-        scope.cancel()
+        self.end()
 
 
 def find_mounted(mount_point: bytes) -> Mount:
