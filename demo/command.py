@@ -70,6 +70,9 @@ def run_program(root: Path) -> dict[str, Any]:
         libraries = host.shared_libraries([host.interpreter()])
         folders = sorted({str(_below(root, library.resolve().parent)) for library in libraries})
         command = [
+            # Between fork and exec this process stands still, and the registry in it: the first exec must not
+            # need a byte of the mount.
+            "env",
             *(str(_below(root, host.loader().resolve())), "--library-path", ":".join(folders)),
             *(str(_below(root, host.interpreter())), str(root / image.PROGRAM)),
         ]
