@@ -165,8 +165,9 @@ class _Session:
         except* BlockingIOError:
             _log.debug("a request was withdrawn")
         except* Exception as errors:  # noqa: BLE001  # whatever it is, the mount must end in order
-            _log.exception("the FUSE session failed")
-            self.failure = MountError(f"the FUSE session failed: {errors.exceptions[0]!r}")
+            if not self._is_dead():  # a read that meets the end of the connection may fail in several ways
+                _log.exception("the FUSE session failed")
+                self.failure = MountError(f"the FUSE session failed: {errors.exceptions[0]!r}")
             self.end()
 
     async def _prepare_successor(self, loop: trio.lowlevel.Task, nursery: trio.Nursery) -> None:
@@ -188,14 +189,20 @@ class _Session:
     async def _end_when_dead(self) -> None:
         """Ends reads under way when nobody can wait for them any more; by itself pyfuse3 lets them finish.
 
-        A dead connection is an error condition of its descriptor (`fuse_dev_poll`). To learn of that alone,
-        and not of each request, it is polled for no event at all, by an epoll that trio polls in turn.
+        To learn of that alone, and not of each request, the device is polled for no event at all, by an epoll
+        that trio polls in turn.
         """
         with select.epoll() as poll:
             poll.register(self._device_fd, 0)
-            while not poll.poll(0):
+            while not self._is_dead():
                 await trio.lowlevel.wait_readable(poll.fileno())
         self.end()
+
+    def _is_dead(self) -> bool:
+        """Whether the connection has ended, which is an error condition of its device (`fuse_dev_poll`)."""
+        poll = select.poll()
+        poll.register(self._device_fd, 0)
+        return bool(poll.poll(0))
 
 
 def find_mounted(mount_point: bytes) -> Mount:
