@@ -21,10 +21,11 @@ from lazyfs.oci.config import parse_config
 from lazyfs.oci.image_name import DockerArchiveImage, parse_image
 from lazyfs.oci.platform import parse_platform
 from lazyfs.source.base import PIECE_SIZE, SourceStatistics
-from lazyfs.source.image import ImageDocuments, read_image
+from lazyfs.source.image import FoundImage
 from lazyfs.source.open import open_source
 from lazyfs.source.settings import SourceSettings
 from tests.support.images import build_image, build_index, encode, write_layout
+from tests.support.registry_client import image_of
 
 AMD64 = parse_platform("linux/amd64")
 LOWER = os.urandom(PIECE_SIZE * 2 + 5)
@@ -32,10 +33,10 @@ IMAGE = build_image([LOWER, b"upper"], compression="none")
 OTHER = build_image([b"other"], platform="linux/arm64")
 
 
-async def read(name: str) -> ImageDocuments:
+async def read(name: str) -> FoundImage:
     """The image, after checking that its layers can be had by range and whole."""
     async with open_source(parse_image(name), SourceSettings()) as source:
-        image = await read_image(source, AMD64)
+        image = await image_of(source, AMD64)
         for layer in image.layers:
             blob = source.blob(layer.descriptor)
             pieces: list[bytes] = []
@@ -147,7 +148,7 @@ async def test_a_truncated_blob_is_found_out(layout: Path) -> None:
 
 async def test_a_blob_that_shrinks_while_open_is_found_out(layout: Path) -> None:
     async with open_source(parse_image(f"oci:{layout}"), SourceSettings()) as source:
-        image = await read_image(source, AMD64)
+        image = await image_of(source, AMD64)
         blob = source.blob(image.layers[0].descriptor)
         await blob.fetch(0, 5, bytes)
         os.truncate(blob_path(layout, sha256_digest(LOWER)), 100)
@@ -299,6 +300,6 @@ async def test_a_damaged_archive_is_an_image_or_our_error(tmp_path: Path, data: 
     for name in (parse_image(f"oci-archive:{damaged}"), DockerArchiveImage(damaged)):
         try:
             async with open_source(name, SourceSettings()) as source:
-                await read_image(source, AMD64)
+                await image_of(source, AMD64)
         except (IndexerError, LazyfsError):
             continue

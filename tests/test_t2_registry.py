@@ -14,12 +14,11 @@ from lazyfs.oci.descriptor import UNKNOWN_SIZE, Descriptor
 from lazyfs.oci.manifest import parse_manifest
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.image import read_image
 from lazyfs.source.open import open_registry
 from lazyfs.source.settings import Endpoint
 from tests.support.images import BuiltDocument, build_image, build_index, descriptor_of, encode
 from tests.support.registry import Registry
-from tests.support.registry_client import SETTINGS, layer_link, source_of
+from tests.support.registry_client import SETTINGS, image_of, layer_link, source_of
 from tests.support.registry_faults import Corrupt, Header, Reset, Short, Status
 
 AMD64 = parse_platform("linux/amd64")
@@ -43,19 +42,19 @@ def asked(server: Registry) -> list[str]:
 
 async def test_an_image_is_read_in_two_requests(server: Registry) -> None:
     async with source_of(server, "app:1") as source:
-        image = await read_image(source, AMD64)
+        image = await image_of(source, AMD64)
     assert image.manifest == parse_manifest(IMAGE.data)
     assert image.config == parse_config(IMAGE.config)
-    assert image.root == image.descriptor == Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.data))
+    assert image.descriptor == Descriptor(MANIFEST, IMAGE.digest, len(IMAGE.data))
     assert [layer.descriptor.size for layer in image.layers] == [len(layer) for layer in IMAGE.layers]
     assert asked(server) == ["GET manifests", "GET blobs"]
 
 
 async def test_an_index_costs_one_request_more(server: Registry) -> None:
     async with source_of(server, "app:index") as source:
-        image = await read_image(source, AMD64)
+        image = await image_of(source, AMD64)
         assert image.descriptor.digest == IMAGE.digest
-        assert image.root.digest == build_index([OTHER, IMAGE]).digest
+        assert image.raw_config == IMAGE.config
         statistics = source.statistics()
     assert asked(server) == ["GET manifests", "GET manifests", "GET blobs"]
     assert (statistics.control_requests, statistics.data_requests) == (2, 1)
@@ -69,7 +68,7 @@ async def test_a_digest_is_resolved_without_a_request(server: Registry) -> None:
         assert root == Descriptor("", IMAGE.digest, UNKNOWN_SIZE)
         assert server.seen == []
         assert await source.document(root) == IMAGE.data
-        assert (await read_image(source, AMD64)).descriptor.media_type == MANIFEST
+        assert (await image_of(source, AMD64)).descriptor.media_type == MANIFEST
 
 
 async def test_where_tag_and_digest_stand_the_digest_decides(server: Registry) -> None:
@@ -186,24 +185,24 @@ async def test_a_nested_index_is_followed_and_its_depth_is_limited(server: Regis
         server.push("app", nested, f"depth{depth}")
         nested = build_index([nested])
     async with source_of(server, "app:depth4") as source:
-        assert (await read_image(source, AMD64)).descriptor.digest == IMAGE.digest
+        assert (await image_of(source, AMD64)).descriptor.digest == IMAGE.digest
     async with source_of(server, "app:depth5") as source:
         with pytest.raises(NotFound, match="nested"):
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
 
 
 async def test_an_entry_without_platform_is_judged_by_its_configuration(server: Registry) -> None:
     links = [descriptor_of(image.data, MANIFEST) for image in (OTHER, IMAGE)]
     server.push("app", build_index([], extra=links), "bare")
     async with source_of(server, "app:bare") as source:
-        assert (await read_image(source, AMD64)).descriptor.digest == IMAGE.digest
+        assert (await image_of(source, AMD64)).descriptor.digest == IMAGE.digest
         with pytest.raises(NotFound, match="linux/s390x"):
-            await read_image(source, parse_platform("linux/s390x"))
+            await image_of(source, parse_platform("linux/s390x"))
 
 
 async def test_a_name_without_index_is_taken_as_it_is(server: Registry) -> None:
     async with source_of(server, "app:1") as source:
-        assert (await read_image(source, parse_platform("linux/s390x"))).descriptor.digest == IMAGE.digest
+        assert (await image_of(source, parse_platform("linux/s390x"))).descriptor.digest == IMAGE.digest
 
 
 async def test_a_redirected_manifest_is_followed_without_authorization_elsewhere(server: Registry) -> None:
@@ -260,7 +259,7 @@ async def test_mirrors_are_asked_first_and_the_registry_last(server: Registry) -
         endpoint = Endpoint(mirror.host, f"{mirror.base_url}/v2", "ns=registry.example")
         reference = parse_reference(f"{server.host}/app:1")
         async with open_registry(reference, SETTINGS, mirrors=(endpoint,)) as source:
-            image = await read_image(source, AMD64)
+            image = await image_of(source, AMD64)
             for layer, data in zip(image.layers, IMAGE.layers, strict=True):
                 assert await source.blob(layer.descriptor).fetch(0, len(data), bytes) == data
         assert {seen.target.partition("?")[2] for seen in mirror.seen} == {"ns=registry.example"}
@@ -315,7 +314,7 @@ async def test_every_request_says_who_asks_and_wants_no_encoding(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         async with source_of(server) as source:
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
     for seen in server.seen:
         assert seen.headers["user-agent"].startswith("lazyfs/")
         assert seen.headers["accept-encoding"] == "identity"

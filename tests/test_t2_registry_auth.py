@@ -13,14 +13,14 @@ from lazyfs.errors import NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.credentials import Credentials, NoCredentials, StaticCredentials
-from lazyfs.source.image import read_image
 from lazyfs.source.open import open_registry
 from lazyfs.source.registry import RegistrySource
+from lazyfs.source.retry import RetryPolicy
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
-from tests.support.registry_client import SETTINGS, layer_link, source_of
-from tests.support.registry_faults import Header, Status
+from tests.support.registry_client import SETTINGS, image_of, layer_link, source_of
+from tests.support.registry_faults import Header, StallHead, Status
 from tests.support.registry_tls import TestAuthority, make_authority
 
 AMD64 = parse_platform("linux/amd64")
@@ -110,6 +110,25 @@ async def test_a_dead_signature_and_a_dead_token_at_once(guarded: Registry) -> N
     assert guarded.requests["GET", "blob"] == 2
 
 
+@pytest.mark.parametrize("kind", ["blob", "cdn", "token"])
+async def test_readers_of_what_hangs_give_up_together(guarded: Registry, kind: str) -> None:
+    guarded.faults.add(kind, StallHead(), times=99)
+    impatient = RetryPolicy(retries=0)
+    async with source_of(guarded, stall_timeout_s=0.05, retry=impatient) as source:
+        if kind != "token":
+            await source.resolve()
+        blob = source.blob(LINK)
+
+        async def read() -> None:
+            with pytest.raises(Unreachable, match="timed out"):
+                await blob.fetch(0, 10, bytes)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(READERS):
+                nursery.start_soon(read)
+    assert sum(count for (_, asked), count in guarded.requests.items() if asked == kind) == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 async def test_storage_that_refuses_is_looked_up_again_once(guarded: Registry, status: int) -> None:
     async with source_of(guarded) as source:
@@ -157,7 +176,7 @@ async def test_a_token_may_be_called_access_token() -> None:
 async def test_a_password_goes_to_the_token_service_by_get(guarded: Registry) -> None:
     guarded.access.anonymous_pull = False
     async with known_as(guarded, Credentials("user", PASSWORD)) as source:
-        await read_image(source, AMD64)
+        await image_of(source, AMD64)
     (asked,) = [seen for seen in guarded.seen if seen.kind == "token"]
     assert asked.method == "GET"
     assert "scope=repository%3Aapp%3Apull" in asked.target
@@ -172,7 +191,7 @@ async def test_an_identity_token_goes_to_the_token_service_by_post(guarded: Regi
     guarded.access.anonymous_pull = False
     guarded.access.identity_tokens = {REFRESH: "user"}
     async with known_as(guarded, Credentials(identity_token=REFRESH)) as source:
-        await read_image(source, AMD64)
+        await image_of(source, AMD64)
     (asked,) = [seen for seen in guarded.seen if seen.kind == "token"]
     assert asked.method == "POST"
     assert "authorization" not in asked.headers
@@ -183,14 +202,14 @@ async def test_a_registry_token_is_used_as_it_is(guarded: Registry) -> None:
     status, said = guarded.access.answer("GET", "scope=repository:app:pull", b"", "")
     assert status == 200
     async with known_as(guarded, Credentials(registry_token=said["token"])) as source:
-        await read_image(source, AMD64)
+        await image_of(source, AMD64)
     assert guarded.requests["GET", "token"] == 0
 
 
 async def test_a_password_alone_will_do_where_basic_is_asked() -> None:
     with filled(access=Access(mode="basic", users=USERS)) as registry:
         async with known_as(registry, Credentials("user", PASSWORD)) as source:
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
         assert [seen.status for seen in registry.seen] == [401, 200, 200]
 
 
@@ -319,7 +338,7 @@ async def test_a_registry_is_reached_over_tls(authority: TestAuthority) -> None:
     with filled(cdn=True, access=access, tls=authority.server_context()) as registry:
         provider = Credentials("user", PASSWORD)
         async with known_as(registry, provider, plain_http=False, ca_file=authority.ca_file) as source:
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
             await read_by_all(source)
             pieces: list[bytes] = []
             await source.blob(LINK).pull(lambda piece: pieces.append(bytes(piece)))
@@ -343,7 +362,7 @@ async def test_a_client_shows_its_certificate(authority: TestAuthority) -> None:
         async with source_of(
             registry, plain_http=False, ca_file=authority.ca_file, client_cert=pair
         ) as source:
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
         async with source_of(registry, plain_http=False, ca_file=authority.ca_file) as source:
             with pytest.raises(Unreachable):
                 await source.resolve()
@@ -391,6 +410,6 @@ async def test_a_registry_that_refuses_by_hiding_is_reported_as_it_answers(guard
 async def test_cookies_are_never_sent_back(guarded: Registry) -> None:
     guarded.faults.add("manifest", Header("Set-Cookie", "session=s3cret; Path=/"), times=9)
     async with source_of(guarded) as source:
-        await read_image(source, AMD64)
+        await image_of(source, AMD64)
         await read_by_all(source)
     assert not any("cookie" in seen.headers for seen in guarded.seen)

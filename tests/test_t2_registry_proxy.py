@@ -9,12 +9,11 @@ import pytest
 from lazyfs.errors import Unreachable
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.image import read_image
 from lazyfs.source.open import open_registry
 from lazyfs.source.proxy import proxy_rules
 from tests.support.images import build_image
 from tests.support.registry import Registry
-from tests.support.registry_client import SETTINGS
+from tests.support.registry_client import SETTINGS, image_of
 from tests.support.registry_proxy import ForwardProxy
 from tests.support.registry_tls import TestAuthority, make_authority
 
@@ -44,7 +43,7 @@ async def test_everything_goes_through_the_proxy(server: Registry, authority: Te
         rules = proxy_rules({"http_proxy": url, "https_proxy": url})
         settings = replace(SETTINGS, proxy=rules, plain_http=plain, ca_file=authority.ca_file)
         async with open_registry(NAME, settings) as source:
-            image = await read_image(source, AMD64)
+            image = await image_of(source, AMD64)
             blob = source.blob(image.layers[0].descriptor)
             assert await blob.fetch(5, 4000, bytes) == (b"layer" * 1000)[5:4000]
             assert SECRET not in repr(settings) + repr(source)
@@ -64,7 +63,7 @@ async def test_loopback_is_never_behind_a_proxy(server: Registry, authority: Tes
         plain = server.base_url.startswith("http:")
         settings = replace(SETTINGS, proxy=rules, plain_http=plain, ca_file=authority.ca_file)
         async with open_registry(parse_reference(f"{server.host}/app:1"), settings) as source:
-            await read_image(source, AMD64)
+            await image_of(source, AMD64)
         assert proxy.requests == []
 
 

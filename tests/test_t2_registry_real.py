@@ -15,12 +15,11 @@ from lazyfs.errors import NotFound, Unauthorized
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.credentials import Credentials, StaticCredentials
-from lazyfs.source.image import read_image
 from lazyfs.source.open import open_registry
 from tests.support.images import build_image, build_index, descriptor_of, encode, write_layout
 from tests.support.lab_registry import docker_registry
 from tests.support.registry import Registry
-from tests.support.registry_client import SETTINGS
+from tests.support.registry_client import SETTINGS, image_of
 from tests.support.registry_faults import FaultScript
 from tests.support.registry_routes import Request, Routed, ranged
 from tests.support.registry_server import Gates, Journal, Server
@@ -57,9 +56,9 @@ async def check_reading(address: str, **settings: Any) -> None:
         parse_reference(f"{address}/team/app:1"), replace(SETTINGS, **settings)
     ) as source:
         probed = await source.resolve(probe=True)
-        image = await read_image(source, AMD64)
-        assert probed == image.root
-        assert image.root.digest == INDEX.digest
+        image = await image_of(source, AMD64)
+        assert probed == await source.resolve()
+        assert probed.digest == INDEX.digest
         assert image.descriptor.digest == IMAGE.digest
         blob = source.blob(image.layers[0].descriptor)
         assert await blob.fetch(1000, 300_000, bytes) == LAYER[1000:300_000]

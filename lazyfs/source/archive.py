@@ -7,13 +7,10 @@ import json
 import os
 import posixpath
 import tarfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
-
-import trio
 
 from indexer.digest import digest_hex, sha256_digest
 from indexer.errors import FormatError, LimitExceeded, Unsupported
@@ -25,7 +22,7 @@ from lazyfs.oci.media_types import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST
 from lazyfs.oci.reference import Reference, parse_reference
 from lazyfs.source.base import PIECE_SIZE
 from lazyfs.source.layout import read_layout_index
-from lazyfs.source.local import FileRange, LocalSource, read_range, select_tagged
+from lazyfs.source.local import FileRange, LocalSource, opened_in_thread, read_range, select_tagged
 
 MAX_MEMBERS: Final = 20_000
 MAX_IMAGES: Final = 10_000
@@ -117,8 +114,7 @@ class Archive:
         return self.file(f"blobs/sha256/{digest_hex(digest)}")
 
 
-@asynccontextmanager
-async def open_oci_archive(path: Path, tag: str) -> AsyncIterator[LocalSource]:
+def open_oci_archive(path: Path, tag: str) -> AbstractAsyncContextManager[LocalSource]:
     """The image called `tag` in an archived OCI layout, or its only one.
 
     Raises:
@@ -131,12 +127,10 @@ async def open_oci_archive(path: Path, tag: str) -> AsyncIterator[LocalSource]:
         index = read_layout_index(archive.read("oci-layout"), archive.read("index.json"))
         return LocalSource(select_tagged(index, tag, str(path)), archive)
 
-    async with _in_thread(begin) as source:
-        yield source
+    return opened_in_thread(begin)
 
 
-@asynccontextmanager
-async def open_docker_archive(path: Path, reference: Reference | None) -> AsyncIterator[LocalSource]:
+def open_docker_archive(path: Path, reference: Reference | None) -> AbstractAsyncContextManager[LocalSource]:
     """An image in what `docker save` wrote, or its only one, as if it had a manifest.
 
     Raises:
@@ -149,14 +143,7 @@ async def open_docker_archive(path: Path, reference: Reference | None) -> AsyncI
         entries = parse_objects(archive.read("manifest.json"), "manifest.json", MAX_IMAGES)
         return _as_source(archive, _select(entries, reference, str(path)))
 
-    async with _in_thread(begin) as source:
-        yield source
-
-
-@asynccontextmanager
-async def _in_thread(begin: Callable[[ExitStack], LocalSource]) -> AsyncIterator[LocalSource]:
-    with ExitStack() as stack:
-        yield await trio.to_thread.run_sync(begin, stack)
+    return opened_in_thread(begin)
 
 
 def _select(entries: list[Fields], reference: Reference | None, where: str) -> Fields:
@@ -208,7 +195,7 @@ def _as_source(archive: Archive, entry: Fields) -> LocalSource:
     links = [
         _layer(archive.file(name), diff_id, found) for name, diff_id in zip(names, diff_ids, strict=True)
     ]
-    manifest: Mapping[str, Any] = {
+    manifest = {
         "schemaVersion": 2,
         "mediaType": DOCKER_MANIFEST,
         "config": {"mediaType": DOCKER_CONFIG, "digest": sha256_digest(config), "size": len(config)},

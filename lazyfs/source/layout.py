@@ -3,12 +3,9 @@
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import Self
-
-import trio
 
 from indexer.digest import digest_hex
 from indexer.errors import FormatError, LimitExceeded, Unsupported
@@ -16,7 +13,7 @@ from lazyfs.errors import NotFound, SourceError
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES, parse_object
 from lazyfs.oci.manifest import Index, parse_index
 from lazyfs.oci.media_types import OCI_INDEX
-from lazyfs.source.local import FileRange, LocalSource, read_range, select_tagged
+from lazyfs.source.local import FileRange, LocalSource, opened_in_thread, read_range, select_tagged
 
 _NO_LINKS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold us
 
@@ -103,8 +100,7 @@ def read_layout_index(layout: bytes, index: bytes) -> Index:
     return parse_index(index, OCI_INDEX)
 
 
-@asynccontextmanager
-async def open_layout(path: Path, tag: str) -> AsyncIterator[LocalSource]:
+def open_layout(path: Path, tag: str) -> AbstractAsyncContextManager[LocalSource]:
     """The image called `tag` in the layout at `path`, or its only one.
 
     Raises:
@@ -117,5 +113,4 @@ async def open_layout(path: Path, tag: str) -> AsyncIterator[LocalSource]:
         index = read_layout_index(directory.read("oci-layout"), directory.read("index.json"))
         return LocalSource(select_tagged(index, tag, str(path)), directory)
 
-    with ExitStack() as stack:
-        yield await trio.to_thread.run_sync(begin, stack)
+    return opened_in_thread(begin)

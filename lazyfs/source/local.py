@@ -1,7 +1,8 @@
 """Images in local files: what layouts and archives share once a digest leads to a range of a file."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import trio
@@ -143,6 +144,13 @@ class LocalSource:
     def statistics(self) -> SourceStatistics:
         """Nothing is asked of anyone."""
         return SourceStatistics()
+
+
+@asynccontextmanager
+async def opened_in_thread(begin: Callable[[ExitStack], LocalSource]) -> AsyncIterator[LocalSource]:
+    """What `begin` opens in a worker thread; what it puts on the stack is closed in the end."""
+    with ExitStack() as stack:
+        yield await trio.to_thread.run_sync(begin, stack)
 
 
 def select_tagged(index: Index, tag: str, where: str) -> Descriptor:

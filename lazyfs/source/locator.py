@@ -11,6 +11,7 @@ from lazyfs.errors import Unreachable
 from lazyfs.source.answers import failure
 from lazyfs.source.counters import Counters
 from lazyfs.source.http_pool import ContentAnswer
+from lazyfs.source.turns import Turns
 from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, lifetime_s, redirect_target, shown
 
 CONTENT: Final = frozenset({200, 206})
@@ -56,7 +57,7 @@ class Locator:
         self._what = what
         self._ask = ask
         self._counters = counters
-        self._lock = trio.Lock()
+        self._turns = Turns()
         self._place: Place | None = None
 
     def __repr__(self) -> str:
@@ -76,7 +77,7 @@ class Locator:
         while True:
             place = self._current()
             if place is None:
-                async with self._lock:
+                async with self._turns.take():
                     place = self._current()
                     if place is None:
                         return await self._walk(headers)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from lazyfs.errors import NotFound, RangeRefused, SourceError, Unauthorized, Unreachable
 from lazyfs.source.counters import Counters
@@ -54,22 +54,23 @@ class RegistryBlob:
             return consume(memoryview(b""))
         sink = RangeSink(end - start)
         result: list[T] = []
-        await self._transfer(start, end, sink, lambda: result.append(consume(sink.view)), patient=False)
+        await self._transfer(
+            _Wish(start, end, sink, lambda: result.append(consume(sink.view)), patient=False)
+        )
         return result[0]
 
     async def pull(self, consume: Callable[[memoryview], None]) -> None:
         """As Blob.pull says."""
         if self._size:
-            await self._transfer(0, self._size, PieceSink(self._size, consume), lambda: None, patient=True)
+            sink = PieceSink(self._size, consume)
+            await self._transfer(_Wish(0, self._size, sink, lambda: None, patient=True))
 
-    async def _transfer(
-        self, start: int, end: int, sink: RangeSink | PieceSink, finish: Callable[[], None], *, patient: bool
-    ) -> None:
-        """Fill the sink with bytes [start, end) from the first place that has them."""
+    async def _transfer(self, wish: "_Wish") -> None:
+        """Fulfil a wish at the first place that can."""
         first_error: SourceError | None = None
         for locator in self._locators:
             try:
-                await self._transfer_from(locator, start, end, sink, finish, patient=patient)
+                await self._transfer_from(locator, wish)
             except _NEXT_PLACE as error:
                 first_error = first_error or error
             else:
@@ -77,50 +78,53 @@ class RegistryBlob:
         assert first_error, "a blob has at least one place"
         raise first_error
 
-    async def _transfer_from(
-        self,
-        locator: Locator,
-        start: int,
-        end: int,
-        sink: RangeSink | PieceSink,
-        finish: Callable[[], None],
-        *,
-        patient: bool,
-    ) -> None:
+    async def _transfer_from(self, locator: Locator, wish: "_Wish") -> None:
         retries = Retries(self._policy, self._counters, self._what, locator.shown_url)
-        while start + sink.taken < end:
-            before = sink.taken
+        while wish.position < wish.end:
+            before = wish.position
             try:
-                await self._attempt(locator, start + before, end, sink, finish, patient=patient)
+                await self._attempt(locator, wish)
             except Transient as error:
-                if sink.taken - before >= PROGRESS_BYTES:
+                if wish.position - before >= PROGRESS_BYTES:
                     retries.progressed()
                 await retries.wait_after(error)
 
-    async def _attempt(
-        self,
-        locator: Locator,
-        start: int,
-        end: int,
-        sink: RangeSink | PieceSink,
-        finish: Callable[[], None],
-        *,
-        patient: bool,
-    ) -> None:
+    async def _attempt(self, locator: Locator, wish: "_Wish") -> None:
         """One request; what it brings goes into the sink, which is finished in the same thread."""
+        start, end = wish.position, wish.end
         whole = start == 0 and end == self._size
         answer = await locator.open({} if whole else {"Range": f"bytes={start}-{end - 1}"})
         try:
-            cut = plan_cut(answer, start, end, self._size, self._what, patient=patient)
-            last = start + cut.length == end
-            await answer.read(partial(_pour_and_finish, cut, sink, finish if last else None))
+            cut = plan_cut(answer, start, end, self._size, self._what, patient=wish.patient)
+            await answer.read(partial(wish.take, cut))
         finally:
             answer.close()
 
 
-def _pour_and_finish(
-    cut: Cut, sink: RangeSink | PieceSink, finish: Callable[[], None] | None, body: Body
-) -> None:
-    pour(body, cut, sink)
-    if finish:
-        finish()
+class _Wish(NamedTuple):
+    """What is to be brought, and where to.
+
+    Attributes:
+        start: first byte.
+        end: end of the bytes.
+        sink: takes them, and knows how many have come.
+        finish: called in the worker thread when all have.
+        patient: whether to read past any number of bytes where a server ignores ranges.
+    """
+
+    start: int
+    end: int
+    sink: RangeSink | PieceSink
+    finish: Callable[[], None]
+    patient: bool
+
+    @property
+    def position(self) -> int:
+        """The next byte to bring."""
+        return self.start + self.sink.taken
+
+    def take(self, cut: Cut, body: Body) -> None:
+        """In the worker thread: take what an answer brings, and finish if that was all."""
+        pour(body, cut, self.sink)
+        if self.position == self.end:
+            self.finish()

@@ -6,6 +6,7 @@ password or for nobody, POST for an identity token. A token serves all tasks; on
 
 import base64
 import math
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -21,6 +22,7 @@ from lazyfs.source.control import ControlClient, Reply
 from lazyfs.source.counters import Counters
 from lazyfs.source.credentials import Credentials, CredentialsProvider
 from lazyfs.source.settings import Endpoint
+from lazyfs.source.turns import Turns
 from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target, shown
 
 MIN_TOKEN_LIFETIME_S: Final = 60  # "for compatibility ... tokens must be good for at least 60 seconds"
@@ -69,7 +71,7 @@ class Authenticator:
         self._control = control
         self._counters = counters
         self._grants: dict[str, Grant] = {}
-        self._locks: dict[str, trio.Lock] = {}
+        self._turns: dict[str, Turns] = {}
 
     def __repr__(self) -> str:
         return f"<Authenticator for {self._endpoint.registry}, {len(self._grants)} grants>"
@@ -108,7 +110,7 @@ class Authenticator:
             raise Unauthorized(
                 f"{self._endpoint.registry}: asks for a login that is not supported", status=401
             )
-        async with self._lock(scope):
+        async with self._turn(scope):
             grant = self._grants.get(scope)
             if grant is None or grant.header == rejected:
                 credentials = await self._credentials()
@@ -120,15 +122,15 @@ class Authenticator:
             return grant.header
 
     async def _renewed(self, scope: str, rejected: str, challenge: BearerChallenge) -> str:
-        async with self._lock(scope):
+        async with self._turn(scope):
             grant = self._grants.get(scope)
             if grant is None or grant.header == rejected:
                 grant = await self._fetch(scope, rejected, challenge)
                 self._grants[scope] = grant
             return grant.header
 
-    def _lock(self, scope: str) -> trio.Lock:
-        return self._locks.setdefault(scope, trio.Lock())
+    def _turn(self, scope: str) -> AbstractAsyncContextManager[None]:
+        return self._turns.setdefault(scope, Turns()).take()
 
     async def _credentials(self) -> Credentials | None:
         return await self._provider.lookup(self._endpoint.registry, self._repository)

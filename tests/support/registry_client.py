@@ -6,7 +6,10 @@ from typing import Any
 
 from indexer.digest import sha256_digest
 from lazyfs.oci.descriptor import Descriptor
+from lazyfs.oci.platform import Platform
 from lazyfs.oci.reference import parse_reference
+from lazyfs.source.base import Source
+from lazyfs.source.image import FoundImage, find_image
 from lazyfs.source.open import open_registry
 from lazyfs.source.registry import RegistrySource
 from lazyfs.source.retry import RetryPolicy
@@ -22,6 +25,11 @@ def source_of(
 ) -> AbstractAsyncContextManager[RegistrySource]:
     """A source for `name` in a registry; keywords replace settings."""
     return open_registry(parse_reference(f"{registry.host}/{name}"), replace(SETTINGS, **settings))
+
+
+async def image_of(source: Source, platform: Platform) -> FoundImage:
+    """The image that a source's own name stands for."""
+    return await find_image(source.document, await source.resolve(), platform)
 
 
 def layer_link(data: bytes, **more: Any) -> Descriptor:
