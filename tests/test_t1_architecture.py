@@ -17,8 +17,8 @@ RULES = Rules(
         ("lazyfs.image",),
         ("lazyfs.mount",),
         (
-            *("lazyfs.assembly", "lazyfs.config", "lazyfs.control", "lazyfs.daemon"),
-            *("lazyfs.exit_codes", "lazyfs.cli", "lazyfs.__main__"),
+            *("lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control", "lazyfs.daemon"),
+            *("lazyfs.exit_codes", "lazyfs.mount_states", "lazyfs.portal"),
         ),
     ),
     homes={
@@ -30,6 +30,7 @@ RULES = Rules(
         "isal": ("indexer",),
         "numpy": ("indexer",),
         "zstandard": ("indexer",),
+        "packageurl": ("lazyfs.image.packages",),
         "pyfuse3": ("lazyfs.mount",),
         # libz in the indexer, fallocate in the cache, mount calls in the face.
         "ctypes": ("indexer", "lazyfs.cache", "lazyfs.mount"),

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import lab_oddities
+from tests.support.images import MANIFEST_TYPES
 from tests.support.lab import BASE, ODDITIES, Lab, LabRegistry, image_names, manifest_digest, push_layout
 from tests.support.lab_build import LabError, run
 from tests.support.lab_registry import docker_registry
@@ -51,7 +51,7 @@ def test_images_share_the_layers_of_their_base(lab: Lab) -> None:
 def test_the_registry_serves_the_same_manifest(registry: LabRegistry, lab: Lab, name: str) -> None:
     address, _, rest = registry.reference(name).partition("/")
     repository, _, tag = rest.rpartition(":")
-    accept = {"Accept": lab_oddities.MANIFEST}  # it answers 404 to those who do not name the type
+    accept = {"Accept": MANIFEST_TYPES["oci"]}  # it answers 404 to those who do not name the type
     answer = httpx.head(f"http://{address}/v2/{repository}/manifests/{tag}", headers=accept)
     assert answer.headers["docker-content-digest"] == manifest_digest(lab.image(name))
 

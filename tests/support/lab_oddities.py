@@ -4,19 +4,27 @@ All of it is legal, and engines agree on it, so `umoci unpack` is its oracle.
 Four layers: PAX in gzip; GNU, uncompressed; PAX in a gzip of two members; and an empty one, twice.
 """
 
-import gzip
 import io
-import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-TAR = "application/vnd.oci.image.layer.v1.tar"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+from indexer.digest import sha256_digest
+from tests.support.images import (
+    CONFIG_TYPES,
+    LAYER_TYPES,
+    MANIFEST_TYPES,
+    BuiltDocument,
+    compress,
+    descriptor_of,
+    encode,
+    platform_fields,
+)
+from tests.support.images import write_layout as write_image_layout
+
+PLATFORM = "linux/amd64"
+GZIP = LAYER_TYPES["oci", "gzip"]
 
 LATIN1 = b"caf\xe9 \xff".decode("utf-8", "surrogateescape")
 # Linux capabilities v2: effective, permitted = CAP_NET_BIND_SERVICE | CAP_NET_RAW, as setcap writes it.
@@ -190,45 +198,25 @@ def write_layout(out: Path) -> None:
     upper = layer_tar(upper_layer(), tarfile.PAX_FORMAT)
     empty = bytes(1024)
     layers = [
-        (lower, _gzip(lower), TAR + "+gzip"),
-        (middle, middle, TAR),
-        (upper, _gzip(upper[:700]) + _gzip(upper[700:]), TAR + "+gzip"),
-        (empty, _gzip(empty), TAR + "+gzip"),
-        (empty, _gzip(empty), TAR + "+gzip"),
+        (lower, compress(lower, "gzip"), GZIP),
+        (middle, middle, LAYER_TYPES["oci", "none"]),
+        (upper, compress(upper[:700], "gzip") + compress(upper[700:], "gzip"), GZIP),
+        (empty, compress(empty, "gzip"), GZIP),
+        (empty, compress(empty, "gzip"), GZIP),
     ]
-    blobs = out / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Cmd": ["/bin/su"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(tar) for tar, _, _ in layers]},
-    }
+    config = encode(
+        {
+            **platform_fields(PLATFORM),
+            "config": {"Cmd": ["/bin/su"], "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [sha256_digest(tar) for tar, _, _ in layers]},
+        }
+    )
     manifest = {
         "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _store(blobs, _json(config), CONFIG),
-        "layers": [_store(blobs, blob, media_type) for _, blob, media_type in layers],
+        "mediaType": MANIFEST_TYPES["oci"],
+        "config": descriptor_of(config, CONFIG_TYPES["oci"]),
+        "layers": [descriptor_of(blob, media_type) for _, blob, media_type in layers],
     }
-    descriptor = _store(blobs, _json(manifest), MANIFEST)
-    descriptor["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    (out / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (out / "index.json").write_bytes(_json({"schemaVersion": 2, "manifests": [descriptor]}))
-
-
-def _store(blobs: Path, content: bytes, media_type: str) -> dict[str, Any]:
-    digest = _digest(content)
-    (blobs / digest.removeprefix("sha256:")).write_bytes(content)
-    return {"mediaType": media_type, "digest": digest, "size": len(content)}
-
-
-def _digest(content: bytes) -> str:
-    return "sha256:" + sha256(content).hexdigest()
-
-
-def _gzip(content: bytes) -> bytes:
-    return gzip.compress(content, mtime=0)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
+    blobs = {sha256_digest(blob): blob for blob in (config, *(blob for _, blob, _ in layers))}
+    image = BuiltDocument(encode(manifest), MANIFEST_TYPES["oci"], PLATFORM, blobs)
+    write_image_layout(out, {"latest": image})
