@@ -3,23 +3,21 @@
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from indexer.errors import FormatError, IndexerError
+from indexer.errors import IndexerError
 from lazyfs.cache.documents import Documents
 from lazyfs.cache.references import References
 from lazyfs.errors import CacheError, NotFound, Unreachable
-from lazyfs.oci.choose import choose
-from lazyfs.oci.config import ImageConfig, ImageLayer, image_layers, parse_config
+from lazyfs.oci.config import ImageConfig, ImageLayer
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, RegistryImage
-from lazyfs.oci.manifest import Manifest, parse_document
+from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform
 from lazyfs.source.base import Source
+from lazyfs.source.image import find_image
 
 _log = logging.getLogger(__name__)
-
-MAX_NESTING: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +68,16 @@ class Resolver:
             IndexerError: a document is damaged, or this is no image that can be mounted.
             LazyfsError: the source does not give it.
         """
-        descriptor = await self._named(name)
-        for _ in range(MAX_NESTING):
-            data = await self._document(descriptor)
-            document = parse_document(data, descriptor.media_type)
-            if isinstance(document, Manifest):
-                return await self._image(str(name), descriptor, document, data)
-            descriptor = choose(document, platform)
-        raise FormatError(f"image indexes are nested deeper than {MAX_NESTING}")
+        found = await find_image(self._document, await self._named(name), platform)
+        return ResolvedImage(
+            name=str(name),
+            descriptor=found.descriptor,
+            manifest=found.manifest,
+            config=found.config,
+            layers=found.layers,
+            raw_manifest=found.raw_manifest,
+            raw_config=found.raw_config,
+        )
 
     async def _named(self, name: ImageName) -> Descriptor:
         if not isinstance(name, RegistryImage):
@@ -125,21 +125,6 @@ class Resolver:
         except CacheError as error:
             _log.warning("%s", error)
         return data
-
-    async def _image(
-        self, name: str, descriptor: Descriptor, manifest: Manifest, raw_manifest: bytes
-    ) -> ResolvedImage:
-        raw_config = await self._document(manifest.config)
-        config = parse_config(raw_config)
-        return ResolvedImage(
-            name=name,
-            descriptor=descriptor,
-            manifest=manifest,
-            config=config,
-            layers=image_layers(manifest, config),
-            raw_manifest=raw_manifest,
-            raw_config=raw_config,
-        )
 
 
 def _descriptor(facts: dict[str, Any]) -> Descriptor:
