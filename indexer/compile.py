@@ -2,21 +2,17 @@
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from indexer.digest import digest_hex
-from indexer.erofs_format import Device
+from indexer.erofs_format import LAYOUT_VERSION, Device
 from indexer.erofs_write import write_image
 from indexer.merge import merge
 from indexer.toc_codec import TocHead
 
-COMPILER_VERSION: Final = 1
-"""Raised when the same Tocs begin to give another image."""
-
-
 def image_key(toc_digests: Sequence[str]) -> str:
     """Hexadecimal key of the metadata image of layers, the lowest first: all that it depends on."""
-    text = " ".join([str(COMPILER_VERSION), *map(digest_hex, toc_digests)])
+    text = " ".join([str(LAYOUT_VERSION), *map(digest_hex, toc_digests)])
     return sha256(text.encode()).hexdigest()
 
 
