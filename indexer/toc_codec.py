@@ -1,6 +1,6 @@
 """A Toc as bytes, and back. Two files: the head, and the windows.
 
-The head is what a mount needs before its first read (docs/toc-format.md has the layout):
+The head is what a mount needs before its first read (docs/index-format.md has the layout):
 
     magic and version     8 bytes
     header                fixed fields of TocHeader, and the counts of the tables
