@@ -18,6 +18,7 @@ from tests.support.registry import Registry
 from tests.support.registry_client import layer_link, source_of
 from tests.support.registry_faults import (
     Action,
+    Chunked,
     CloseAfter,
     Drip,
     Header,
@@ -27,6 +28,7 @@ from tests.support.registry_faults import (
     Stall,
     StallHead,
     Status,
+    UntilClose,
 )
 
 DATA = random.Random(1).randbytes(3 * PIECE_SIZE + 777)
@@ -120,6 +122,8 @@ PASSING: dict[str, tuple[Action, int, int]] = {  # fault, how often, requests th
     "another range": (Header("Content-Range", f"bytes 0-99/{len(DATA)}"), 1, 2),
     "length of the whole unknown": (Header("Content-Range", "bytes 1000-100999/*"), 1, 1),
     "the range ignored": (IgnoreRange(), 1, 1),
+    "chunks": (Chunked(1000), 1, 1),
+    "length untold": (UntilClose(), 1, 1),
 }
 
 

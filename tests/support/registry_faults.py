@@ -72,7 +72,32 @@ class CloseAfter:
     """Answer in full, promise to keep the connection, and close it."""
 
 
-Action = Status | Stall | StallHead | Reset | Short | IgnoreRange | Corrupt | Header | Drip | CloseAfter
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """Legal: send the body in chunks of this size, without its length (RFC 9112, section 7.1)."""
+
+    piece: int
+
+
+@dataclass(frozen=True, slots=True)
+class UntilClose:
+    """Legal: send the body without its length, which the end of the connection shows."""
+
+
+Action = (
+    Status
+    | Stall
+    | StallHead
+    | Reset
+    | Short
+    | IgnoreRange
+    | Corrupt
+    | Header
+    | Drip
+    | CloseAfter
+    | Chunked
+    | UntilClose
+)
 
 
 @dataclass(slots=True)

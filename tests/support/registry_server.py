@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from tests.support.registry_faults import (
     Action,
+    Chunked,
     CloseAfter,
     Corrupt,
     Drip,
@@ -24,6 +25,7 @@ from tests.support.registry_faults import (
     Stall,
     StallHead,
     Status,
+    UntilClose,
 )
 from tests.support.registry_routes import App, Reply, Request
 
@@ -122,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         self.send_response(reply.status)
-        if reply.status != 204:
+        if isinstance(action, Chunked):
+            reply.headers["Transfer-Encoding"] = "chunked"
+        elif reply.status != 204 and not isinstance(action, UntilClose):
             reply.headers.setdefault("Content-Length", str(len(reply.body)))
         for name, value in reply.headers.items():
             self.send_header(name, value)
@@ -142,6 +146,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case Drip(piece):
                 self._drip(kind, reply.body, piece)
+            case Chunked(piece):
+                self._write(kind, _chunks(reply.body, piece))
+            case UntilClose():
+                self._write(kind, reply.body)
+                self.close_connection = True
             case _:
                 self._write(kind, reply.body)
                 self.close_connection = self.close_connection or isinstance(action, CloseAfter)
@@ -161,6 +170,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.server.abrupt.add(id(self.connection))
         self.close_connection = True
+
+
+def _chunks(body: bytes, piece: int) -> bytes:
+    pieces = [body[start : start + piece] for start in range(0, len(body), piece)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
 
 
 def _bent(reply: Reply, action: Action | None) -> Reply:
