@@ -13,6 +13,17 @@ async def run_all(works: Iterable[Callable[[], Awaitable[None]]]) -> None:
             nursery.start_soon(work)
 
 
+async def run_few(works: Iterable[Callable[[], Awaitable[None]]], at_once: int) -> None:
+    """Run works, begun in their order and `at_once` at a time; errors as for `run_all`."""
+    left = iter(works)
+
+    async def worker() -> None:
+        for work in left:
+            await work()
+
+    await run_all([worker] * at_once)
+
+
 @asynccontextmanager
 async def open_tasks() -> AsyncIterator[trio.Nursery]:
     """A nursery whose first error is raised alone, not as a group."""

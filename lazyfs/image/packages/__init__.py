@@ -1,0 +1,1 @@
+"""What software an image says it holds: readers of package databases, and bills of materials from them."""

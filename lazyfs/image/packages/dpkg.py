@@ -1,0 +1,44 @@
+"""The database of dpkg: var/lib/dpkg/status, and status.d of images that are made of packages without dpkg.
+
+Format: deb-control(5), dpkg-query(1) for the states.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from indexer.errors import FormatError
+from lazyfs.image.packages.package import Package
+from lazyfs.image.packages.stanzas import Stanza, parse_stanzas
+
+_KEYS: Final = frozenset({"Package", "Version", "Architecture", "Source", "Status"})
+_SOURCE: Final = re.compile(r"(\S+)(?:\s+\((.*)\))?")
+_ABSENT: Final = frozenset({"not-installed", "config-files", "half-installed"})
+"""States in which the package's files are not there, or not all."""
+
+
+def parse_status(data: bytes, where: bytes) -> Iterator[Package]:
+    """The packages whose files are there, in the order of the file.
+
+    Raises:
+        FormatError: one that is there has no name or no version.
+    """
+    for stanza in parse_stanzas(data, _KEYS):
+        if stanza.get("Status", "installed").rpartition(" ")[2] not in _ABSENT:
+            yield _package(stanza, where)
+
+
+def _package(stanza: Stanza, where: bytes) -> Package:
+    name, version = stanza.get("Package", ""), stanza.get("Version", "")
+    if not name or not version:
+        raise FormatError(f"an installed package without {'a version' if name else 'a name'}: {name[:100]!r}")
+    source = _SOURCE.fullmatch(stanza.get("Source", ""))
+    return Package(
+        "deb",
+        name,
+        version,
+        where,
+        architecture=stanza.get("Architecture", ""),
+        source=source[1] if source else name,
+        source_version=(source[2] if source else "") or version,
+    )

@@ -1,0 +1,89 @@
+"""What is known of an installed package, and of the distribution it belongs to."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Final
+
+from packageurl import PackageURL
+
+_MAX_LICENCE: Final = 200
+_SYSTEM: Final = ("deb", "apk", "rpm")
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What os-release(5) says; "" where it says nothing.
+
+    Attributes:
+        id: ID, lower case: "debian".
+        version: VERSION_ID: "12".
+        name: PRETTY_NAME.
+    """
+
+    id: str = ""
+    version: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An installed package.
+
+    Attributes:
+        kind: type of its package URL: deb, apk, rpm, pypi or npm.
+        name: as its database writes it; of npm with its scope.
+        version: whole, with epoch ("1:") and revision where it has them.
+        where: path of the file in the image that tells of it, from the root.
+        architecture: what it was built for, by the database's word; "" where it is not said.
+        source: name of the source package; "" where it is not said.
+        source_version: its version; "" where it is not said.
+        licence: as written; "" where it is not said, or in so many words that it is no name of one.
+    """
+
+    kind: str
+    name: str
+    version: str
+    where: bytes
+    architecture: str = ""
+    source: str = ""
+    source_version: str = ""
+    licence: str = ""
+
+    def purl(self, distribution: Distribution) -> PackageURL:
+        """Its package URL (the purl specification, types deb, apk, rpm, pypi and npm)."""
+        namespace, name, version = "", self.name, self.version
+        qualifiers = {}
+        if self.kind in _SYSTEM:
+            namespace = distribution.id
+            qualifiers["arch"] = self.architecture
+            qualifiers["distro"] = "-".join(filter(None, (distribution.id, distribution.version)))
+        if self.kind == "rpm" and ":" in version:
+            qualifiers["epoch"], version = version.split(":", 1)
+        if self.kind == "npm" and "/" in name:
+            namespace, name = name.split("/", 1)
+        return PackageURL(
+            self.kind, namespace or None, name, version or None, {k: v for k, v in qualifiers.items() if v}
+        )
+
+
+def licence_name(text: str) -> str:
+    """A licence's name, if `text` is one and not a whole licence; else ""."""
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_LICENCE and text.upper() != "UNKNOWN" else ""
+
+
+def parse_os_release(data: bytes) -> Distribution:
+    """What an os-release file says; lines that are no assignments are nothing."""
+    values: dict[str, str] = {}
+    for line in data.decode("utf-8", "replace").splitlines():
+        name, equals, value = line.strip().partition("=")
+        if not equals or name.startswith("#"):
+            continue
+        try:
+            words = shlex.split(value)
+        except ValueError:
+            continue
+        values[name] = words[0] if words else ""
+    return Distribution(
+        values.get("ID", "").lower(), values.get("VERSION_ID", ""), values.get("PRETTY_NAME", "")
+    )

@@ -1,0 +1,83 @@
+"""Bills of materials in SPDX 2.3 (ISO/IEC 5962), as JSON."""
+
+import io
+import re
+from datetime import UTC
+from typing import Final
+
+from boolean import Expression, ParseError
+from license_expression import ExpressionError
+from spdx_tools.common.spdx_licensing import spdx_licensing
+from spdx_tools.spdx.model.actor import Actor, ActorType
+from spdx_tools.spdx.model.document import CreationInfo, Document
+from spdx_tools.spdx.model.package import ExternalPackageRef, ExternalPackageRefCategory, PackagePurpose
+from spdx_tools.spdx.model.package import Package as SpdxPackage
+from spdx_tools.spdx.model.relationship import Relationship, RelationshipType
+from spdx_tools.spdx.model.spdx_no_assertion import SpdxNoAssertion
+from spdx_tools.spdx.writer.json.json_writer import write_document_to_stream
+
+from lazyfs.image.packages.bill import Bill, shown_place, shown_source
+from lazyfs.image.packages.package import Distribution, Package
+
+_DOCUMENT: Final = "SPDXRef-DOCUMENT"
+_IMAGE: Final = "SPDXRef-Image"
+_NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9.-]+")  # SPDX 2.3, 7.2
+
+
+def write_spdx(bill: Bill) -> str:
+    """The bill as one JSON document: the image, and the packages it contains."""
+    program = "-".join(bill.program)
+    document = Document(
+        CreationInfo(
+            spdx_version="SPDX-2.3",
+            spdx_id=_DOCUMENT,
+            name=bill.image,
+            document_namespace=f"https://spdx.org/spdxdocs/lazyfs-{bill.serial}",
+            creators=[Actor(ActorType.TOOL, program)],
+            created=bill.made_at.astimezone(UTC).replace(tzinfo=None, microsecond=0),
+        )
+    )
+    image = SpdxPackage(
+        _IMAGE,
+        bill.image,
+        SpdxNoAssertion(),
+        version=bill.digest,
+        files_analyzed=False,
+        primary_package_purpose=PackagePurpose.CONTAINER,
+    )
+    document.packages = [image]
+    document.relationships = [Relationship(_DOCUMENT, RelationshipType.DESCRIBES, _IMAGE)]
+    for number, package in enumerate(bill.inventory.packages, 1):
+        found = _package(package, number, bill.inventory.distribution)
+        document.packages.append(found)
+        document.relationships.append(Relationship(_IMAGE, RelationshipType.CONTAINS, found.spdx_id))
+    out = io.StringIO()
+    write_document_to_stream(document, out, validate=False)
+    return out.getvalue()
+
+
+def _package(package: Package, number: int, distribution: Distribution) -> SpdxPackage:
+    purl = package.purl(distribution).to_string()
+    licence = _expression(package.licence)
+    source = shown_source(package)
+    return SpdxPackage(
+        f"SPDXRef-{package.kind}-{number}-{_NOT_IN_IDS.sub('-', package.name)}",
+        package.name,
+        SpdxNoAssertion(),
+        version=package.version,
+        files_analyzed=False,
+        source_info=f"found in {shown_place(package)}" + (f", built from {source}" if source else ""),
+        license_declared=licence or SpdxNoAssertion(),
+        license_comment=f"as written: {package.licence}" if package.licence and not licence else None,
+        external_references=[
+            ExternalPackageRef(ExternalPackageRefCategory.PACKAGE_MANAGER, "purl", purl),
+        ],
+    )
+
+
+def _expression(text: str) -> Expression | None:
+    """The SPDX licence expression that `text` is; None where it is none."""
+    try:
+        return spdx_licensing.parse(text, validate=True, strict=True) if text else None
+    except (ExpressionError, ParseError):
+        return None
