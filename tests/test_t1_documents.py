@@ -152,6 +152,9 @@ FORMAT_ERRORS: dict[str, bytes] = {
 def test_a_broken_manifest_is_a_format_error(case: str) -> None:
     with pytest.raises(FormatError):
         parse_document(FORMAT_ERRORS[case], OCI_MANIFEST)
+    if "type" not in case:
+        with pytest.raises(FormatError):
+            parse_document(FORMAT_ERRORS[case])
 
 
 def test_too_much_of_anything_is_a_limit() -> None:

@@ -254,3 +254,8 @@ async def test_any_entries_give_credentials_or_our_error(
     except ConfigError:
         return
     assert found is None or found.password or found.identity_token
+
+
+async def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        await ConfigCredentials([tmp_path]).lookup("a.example", "x")

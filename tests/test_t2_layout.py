@@ -6,7 +6,9 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -231,7 +233,7 @@ async def test_a_truncated_archive_is_found_out(layout: Path, tmp_path: Path) ->
             await read(f"oci-archive:{archive}")
 
 
-def docker_archive(target: Path, *, compress: bool = False, linked: bool = False) -> Path:
+def docker_archive(target: Path, *, compress: bool = False, linked: bool = False, **changes: Any) -> Path:
     """What `docker save` writes for IMAGE under two names; its second layer may be a link."""
     with tarfile.open(target, "w") as tar:
 
@@ -250,7 +252,7 @@ def docker_archive(target: Path, *, compress: bool = False, linked: bool = False
             tar.addfile(link)
         tags = ["app:1", "ghcr.io/team/app:2"]
         entry = {"Config": "config.json", "RepoTags": tags, "Layers": ["a/layer.tar", "b/layer.tar"]}
-        add("manifest.json", encode([entry, entry | {"RepoTags": None}]))  # type: ignore[arg-type]
+        add("manifest.json", json.dumps([entry | changes, entry | {"RepoTags": None}]).encode())
     return target
 
 
@@ -303,3 +305,42 @@ async def test_a_damaged_archive_is_an_image_or_our_error(tmp_path: Path, data: 
                 await image_of(source, AMD64)
         except (IndexerError, LazyfsError):
             continue
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"Layers": ["a/layer.tar", "z/layer.tar"]}, NotFound, "holds no file 'z/layer.tar'"),
+        ({"Config": "other.json"}, NotFound, "holds no file 'other.json'"),
+        ({"Layers": ["a/layer.tar"]}, FormatError, "1 layers, the configuration has 2"),
+        ({"Layers": None}, FormatError, "0 layers, the configuration has 2"),
+        ({"Config": None}, FormatError, "'Config' is missing"),
+        ({"Config": "a/layer.tar"}, FormatError, "image configuration"),
+        ({"RepoTags": ["Not A Name"]}, NotFound, "it has Not A Name"),
+    ],
+)
+async def test_a_saved_image_must_agree_with_itself(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    archive = docker_archive(tmp_path / "saved.tar", **changes)
+    with pytest.raises(error, match=words):
+        await read(f"docker-archive:{archive}:app:1")
+
+
+async def test_links_in_an_archive_end(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "loop.tar", "w") as tar:
+        for name, target in (("manifest.json", "other"), ("other", "manifest.json")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+    with pytest.raises(NotFound, match=r"holds no file 'manifest\.json'"):
+        await read(f"docker-archive:{tmp_path / 'loop.tar'}")
+
+
+async def test_a_document_has_its_limits_on_disk_too(layout: Path) -> None:
+    async with open_source(parse_image(f"oci:{layout}"), SourceSettings()) as source:
+        root = await source.resolve()
+        with pytest.raises(LimitExceeded):
+            await source.document(root, max_bytes=root.size - 1)
+        with pytest.raises(Unsupported):
+            source.blob(replace(root, digest="sha512:" + "0" * 128))

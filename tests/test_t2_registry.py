@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
-from lazyfs.errors import NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.errors import ConfigError, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.oci.config import parse_config
 from lazyfs.oci.descriptor import UNKNOWN_SIZE, Descriptor
 from lazyfs.oci.manifest import parse_manifest
@@ -318,3 +320,26 @@ async def test_every_request_says_who_asks_and_wants_no_encoding(
     for seen in server.seen:
         assert seen.headers["user-agent"].startswith("lazyfs/")
         assert seen.headers["accept-encoding"] == "identity"
+
+
+async def test_an_encoded_document_is_refused(server: Registry) -> None:
+    server.faults.add("manifest", Header("Content-Encoding", "gzip"))
+    async with source_of(server) as source:
+        with pytest.raises(SourceError, match="encodes documents"):
+            await source.resolve()
+
+
+async def test_a_search_without_end_is_given_up(server: Registry) -> None:
+    bare = [descriptor_of(OTHER.data, MANIFEST)] * 100
+    server.push("app", build_index([], extra=bare), "many")
+    async with source_of(server, "app:many") as source:
+        with pytest.raises(NotFound, match="first 64 documents"):
+            await image_of(source, AMD64)
+
+
+async def test_certificates_that_cannot_be_used_are_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.crt").touch()
+    for ca_file in (tmp_path / "absent.crt", tmp_path / "empty.crt"):
+        with pytest.raises(ConfigError, match="certificates cannot be used"):
+            async with open_registry(parse_reference("ghcr.io/a/b"), replace(SETTINGS, ca_file=ca_file)):
+                pytest.fail("it was not read")

@@ -1,6 +1,7 @@
 """Rules about URLs: where one may send us, what may be shown of it, and how long a signed one lives."""
 
 import ipaddress
+import socket
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -82,11 +83,17 @@ def redirect_target(url: str, location: str) -> str:
 
 
 def is_link_local(host: str) -> bool:
-    """Whether `host` is a literal link-local address, where clouds keep their machines' credentials."""
+    """Whether `host` is a literal link-local address, where clouds keep their machines' credentials.
+
+    All forms count that a resolver takes for an IPv4 address, as 2852039166 or 0xa9.0xfe.43518.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))
+        except (OSError, ValueError):
+            return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     return address.is_link_local
