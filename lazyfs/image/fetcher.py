@@ -7,7 +7,7 @@ entry's span locks do the same.
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -21,6 +21,7 @@ from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.image.frame_stream import FrameStream
 from lazyfs.image.landing import Failure, Landing, Landings
 from lazyfs.image.plan import Fetch, plan_fetches
+from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.source.base import Blob
 
 _log = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ class FetchSettings:
         timeout_s: seconds after which a fetch is given up.
         max_bytes: compressed bytes of one request.
         max_gap: compressed bytes between two wanted spans that are fetched rather than skipped.
+        read_ahead: how far to run ahead of sequential readers.
     """
 
     timeout_s: float = 60.0
-    max_bytes: int = 4 << 20
+    max_bytes: int = 2 << 20
     max_gap: int = 32 << 10
+    read_ahead: ReadAheadSettings = field(default_factory=ReadAheadSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ async def open_image(
                     nursery=nursery,
                     settings=settings,
                 )
-                layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher)
+                layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher, settings.read_ahead)
             digests = [layer.descriptor.digest for layer in resolved.layers]
             yield Image(
                 resolved,

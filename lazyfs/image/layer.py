@@ -11,6 +11,7 @@ from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
+from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,24 @@ class LazyLayer:
         extents: its tail.
         entry: its place in the cache.
         fetcher: brings what is not there.
+        read_ahead: how far to run ahead of sequential readers.
     """
 
     def __init__(
-        self, spans: SpanTable, extents: Sequence[Extent], entry: LayerEntry, fetcher: SpanFetcher
+        self,
+        spans: SpanTable,
+        extents: Sequence[Extent],
+        entry: LayerEntry,
+        fetcher: SpanFetcher,
+        read_ahead: ReadAheadSettings,
     ) -> None:
         self._spans = spans
         self._extents = extents
         self._entry = entry
         self._fetcher = fetcher
         self._end = spans.uncompressed_size
+        self._ahead = ReadAhead(read_ahead)
+        self._complete = entry.complete
         self._hits = self._misses = self._bytes_served = 0
 
     def __repr__(self) -> str:
@@ -71,6 +80,7 @@ class LazyLayer:
         if data is not None:
             self._hits += 1
             self._bytes_served += size
+            self._run_ahead(start, size)
         return data
 
     async def read(self, start: int, size: int) -> bytes:
@@ -83,11 +93,31 @@ class LazyLayer:
         data = self._local(start, size)
         if data is not None:
             self._hits += 1
+            self._run_ahead(start, size)
         else:
             self._misses += 1
+            self._run_ahead(start, size)
             data = await self._fetched(start, size)
         self._bytes_served += size
         return data
+
+    def _run_ahead(self, start: int, size: int) -> None:
+        """Bring what a sequential reader wants next. Nobody waits for it."""
+        if self._complete:
+            return
+        ahead = self._ahead.note(start, start + size)
+        if ahead is None:
+            return
+        first, end = ahead[0], min(ahead[1], self._end)
+        numbers = [n for n in self._spans.covering(first, end) if not self._has_span(n)]
+        if numbers:
+            self._fetcher.bring(numbers)
+        else:
+            self._complete = self._entry.complete
+
+    def _has_span(self, number: int) -> bool:
+        span = self._spans[number]
+        return self._entry.has(span.first_leaf, span.end_leaf)
 
     def _local(self, start: int, size: int) -> bytes | None:
         if size <= 0:

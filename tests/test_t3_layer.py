@@ -1,0 +1,246 @@
+"""A lazy layer: right bytes whatever is read, every span fetched once, every failure told to its readers."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from indexer.errors import DigestMismatch
+from lazyfs.cache.cache import Cache
+from lazyfs.errors import Unreachable
+from lazyfs.image.fetcher import FetchSettings, SpanFetcher
+from lazyfs.image.layer import LazyLayer
+from lazyfs.image.plan import plan_fetches
+from lazyfs.image.readahead import ReadAheadSettings
+from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
+from tests.support.tars import file, gnu_sparse, tar
+
+QUIET = ReadAheadSettings(most_reach=0)
+_RANDOM = random.Random(5)
+TAR = tar(*(file(b"f%d" % n, _RANDOM.randbytes(30_000) + bytes(20_000) + b"text " * 4000) for n in range(30)))
+
+
+class MemoryBlob:
+    """A blob in memory that counts and can be told to fail, stall or lie."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+        self.ranges: list[tuple[int, int]] = []
+        self.before: Callable = trio.lowlevel.checkpoint
+
+    async def fetch(self, start: int, end: int, consume: Callable):
+        self.ranges.append((start, end))
+        await self.before()
+        return await trio.to_thread.run_sync(consume, memoryview(self.data)[start:end])
+
+    async def pull(self, consume: Callable) -> None:
+        raise AssertionError("a layer with an index is not pulled")
+
+
+@asynccontextmanager
+async def lazy(blob: MemoryBlob, cache: Cache, built=None, **settings) -> AsyncIterator[LazyLayer]:
+    built = built or build(blob.data)
+    toc, windows = built.toc, built.windows
+    async with trio.open_nursery() as nursery:
+        with cache.layer(
+            toc.header.layer_digest, digest_of(windows), toc.header.device_size, toc.spans.leaves
+        ) as entry:
+            fetching = FetchSettings(**{"read_ahead": QUIET, **settings})
+            fetcher = SpanFetcher(
+                spans=toc.spans,
+                entry=entry,
+                read_window=lambda span: windows[span.window_start : span.window_end],
+                blob=blob,
+                nursery=nursery,
+                settings=fetching,
+            )
+            yield LazyLayer(toc.spans, toc.extents, entry, fetcher, fetching.read_ahead)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+async def test_any_range_reads_as_the_stream_says_and_comes_once(name, cache):
+    blob = MemoryBlob(ENCODINGS[name](TAR))
+    async with lazy(blob, cache, max_gap=0) as layer:
+        rng = random.Random(name)
+        for _ in range(40):
+            start = rng.randrange(len(TAR))
+            size = min(rng.choice([1, 4096, 100_000, 400_000]), len(TAR) - start)
+            assert await layer.read(start, size) == TAR[start : start + size]
+            assert layer.read_nowait(start, size) == TAR[start : start + size]
+        await layer.read(0, len(TAR))
+        asked = list(blob.ranges)
+        assert await layer.read(0, len(TAR)) == TAR
+        assert blob.ranges == asked
+    assert sum(end - start for start, end in blob.ranges) < blob.size + 4096 * len(blob.ranges)
+
+
+async def test_a_small_read_costs_one_request_of_one_span(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer:
+        assert layer.read_nowait(200_000, 4096) is None
+        await layer.read(200_000, 4096)
+        assert len(blob.ranges) == 1
+        assert layer.statistics().fetched.spans_fetched == 1
+        assert layer.statistics().misses == 1
+
+
+async def test_many_readers_of_one_span_share_one_request(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer, trio.open_nursery() as nursery:
+
+        async def read(offset: int) -> None:
+            assert await layer.read(offset, 64) == TAR[offset : offset + 64]
+
+        for number in range(64):
+            nursery.start_soon(read, 300_000 + 16 * number)
+    assert len(blob.ranges) <= 2
+
+
+async def test_two_processes_fetch_a_span_once(cache, tmp_path):
+    """A second cache object has file descriptions, and so locks, of its own, as another process has."""
+    blob = MemoryBlob(gzip_layer(TAR))
+    built = build(blob.data)
+    async with lazy(blob, cache, built) as one, lazy(blob, Cache(tmp_path / "cache"), built) as other:
+        gate = trio.Event()
+        blob.before = gate.wait
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.read, 100_000, 100)
+            nursery.start_soon(other.read, 100_000, 100)
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            gate.set()
+        assert len(blob.ranges) == 1
+        assert other.read_nowait(100_000, 100) == TAR[100_000:100_100]
+
+
+@pytest.mark.expect_log("fetching from byte")
+async def test_damaged_bytes_reach_no_reader_and_the_next_try_is_fresh(cache):
+    good = gzip_layer(TAR)
+    blob = MemoryBlob(good)
+    built = build(good)
+    bad = bytearray(good)
+    for at in range(0, len(bad), 1000):
+        bad[at] ^= 0xFF
+    blob.data = bytes(bad)
+    async with lazy(blob, cache, built) as layer:
+        with pytest.raises(Exception) as caught:
+            await layer.read(500_000, 100)
+        assert type(caught.value).__module__ == "indexer.errors"
+        assert layer.read_nowait(500_000, 100) is None
+        blob.data = good
+        assert await layer.read(500_000, 100) == TAR[500_000:500_100]
+
+
+@pytest.mark.expect_log("streaming|fetching from byte")
+async def test_a_frame_that_lies_is_refused(cache):
+    good = zstd_frame(TAR)
+    blob = MemoryBlob(zstd_frame(TAR[:700_000] + b"X" + TAR[700_001:]))
+    built = build(good)
+    blob.data = blob.data.ljust(len(good), b"\0")
+    async with lazy(blob, cache, built) as layer:
+        with pytest.raises(Exception) as caught:
+            await layer.read(700_000, 100)
+        assert isinstance(caught.value, DigestMismatch) or type(caught.value).__module__ == "indexer.errors"
+
+
+async def test_readers_behind_the_frontier_of_a_frame_do_not_wait_for_its_end(cache):
+    blob = MemoryBlob(zstd_frame(TAR))
+    async with lazy(blob, cache, max_bytes=50_000) as layer:
+        released = 0
+        gate = trio.Event()
+
+        async def first_three_pieces() -> None:
+            nonlocal released
+            released += 1
+            if released > 3:
+                await gate.wait()
+
+        blob.before = first_three_pieces
+        assert await layer.read(0, 100) == TAR[:100]
+        with trio.move_on_after(0.05):
+            await layer.read(len(TAR) - 100, 100)
+            pytest.fail("nobody has sent the end yet")
+        assert layer.read_nowait(0, 100) == TAR[:100]
+        gate.set()
+        assert await layer.read(len(TAR) - 100, 100) == TAR[-100:]
+        starts = [start for start, _ in blob.ranges]
+        assert starts == sorted(set(starts))
+
+
+@pytest.mark.expect_log("no answer within")
+async def test_a_fetch_that_stalls_ends_at_its_deadline(cache, autojump_clock):
+    blob = MemoryBlob(gzip_layer(TAR))
+    blob.before = trio.sleep_forever
+    async with lazy(blob, cache, timeout_s=30) as layer:
+        start = trio.current_time()
+        with pytest.raises(Unreachable, match="30 s"):
+            await layer.read(0, 100)
+        assert trio.current_time() - start == pytest.approx(30, abs=0.1)
+
+
+async def test_a_reader_that_gives_up_harms_no_other(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    gate = trio.Event()
+    blob.before = gate.wait
+    async with lazy(blob, cache) as layer, trio.open_nursery() as nursery:
+        nursery.start_soon(layer.read, 0, 100)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await layer.read(0, 100)
+        gate.set()
+    assert len(blob.ranges) == 1
+
+
+async def test_reads_go_on_without_a_cache_that_takes_anything(cache, monkeypatch):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer:
+        monkeypatch.setattr(layer._entry, "put", lambda *_: False)
+        for start, size in ((0, 100), (60_000, 300_000)):
+            assert await layer.read(start, size) == TAR[start : start + size]
+            assert layer.read_nowait(start, size) is None
+
+
+async def test_sequential_readers_are_run_ahead_of(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    settings = ReadAheadSettings(first_reach=256 << 10, most_reach=1 << 20)
+    async with lazy(blob, cache, read_ahead=settings) as layer:
+        for start in range(0, len(TAR), 64 << 10):
+            size = min(64 << 10, len(TAR) - start)
+            assert await layer.read(start, size) == TAR[start : start + size]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert layer.statistics().misses < 8
+
+
+async def test_sparse_members_read_as_their_expansion(cache):
+    content = b"A" * 512 + bytes(1 << 20) + b"B" * 700
+    pieces = [(0, b"A" * 512), (512 + (1 << 20), b"B" * 700)]
+    blob = MemoryBlob(gzip_layer(tar(file(b"x", b"x"), gnu_sparse(b"s", len(content), pieces))))
+    built = build(blob.data)
+    member = built.toc.members[-1]
+    assert member.size == len(content)
+    async with lazy(blob, cache, built) as layer:
+        for start, size in ((0, 600), (500, 2 << 10), ((1 << 20), 1212), (0, len(content))):
+            size = min(size, len(content) - start)
+            assert await layer.read(member.data_start + start, size) == content[start : start + size]
+        padded = -(-len(content) // 512) * 512
+        assert (await layer.read(member.data_start, padded))[len(content) :] == bytes(padded - len(content))
+
+
+def test_neighbours_are_fetched_together_and_strangers_apart():
+    spans = list(build(gzip_layer(TAR)).toc.spans)
+    together = plan_fetches(spans, max_bytes=1 << 30, max_gap=0)
+    assert len(together) == 1
+    apart = plan_fetches(spans[::2], max_bytes=1 << 30, max_gap=0)
+    assert len(apart) == len(spans[::2])
+    joined = plan_fetches(spans[::2], max_bytes=1 << 30, max_gap=1 << 30)
+    assert len(joined) == 1
+    bounded = plan_fetches(spans, max_bytes=1, max_gap=0)
+    assert [fetch.spans for fetch in bounded] == [(span,) for span in spans]
