@@ -228,8 +228,8 @@ async def test_sparse_members_read_as_their_expansion(cache):
     assert member.size == len(content)
     async with lazy(blob, cache, built) as layer:
         for start, size in ((0, 600), (500, 2 << 10), ((1 << 20), 1212), (0, len(content))):
-            size = min(size, len(content) - start)
-            assert await layer.read(member.data_start + start, size) == content[start : start + size]
+            wanted = content[start : start + size]
+            assert await layer.read(member.data_start + start, len(wanted)) == wanted
         padded = -(-len(content) // 512) * 512
         assert (await layer.read(member.data_start, padded))[len(content) :] == bytes(padded - len(content))
 

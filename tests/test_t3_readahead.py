@@ -1,5 +1,7 @@
 """When a run of reads is recognised, and how far ahead of it to go."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def test_the_reach_doubles_as_it_is_used_up():
     brought = [
         found for start in range(0, 200 * MIB, 128 * KIB) if (found := ahead.note(start, start + 128 * KIB))
     ]
-    assert all(a[1] == b[0] for a, b in zip(brought, brought[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(brought))
     sizes = [end - start for start, end in brought]
     assert max(sizes) <= SETTINGS.most_reach
     assert brought[-1][1] >= 200 * MIB

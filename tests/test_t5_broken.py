@@ -188,10 +188,10 @@ def test_a_corrupted_span_is_an_error_and_never_wrong_bytes(mounted_cold):
 
 
 def test_a_stalled_registry_ends_in_an_error_within_the_deadline(mounted_cold):
-    registry, point, content = mounted_cold
+    registry, point, _ = mounted_cold
     registry.faults.add("blob", Stall(100), times=100)
     start = time.monotonic()
-    with pytest.raises(OSError, match="Input/output error|timed out"):
+    with pytest.raises(OSError, match=r"Input/output error|timed out"):
         (point / "a").read_bytes()
     assert time.monotonic() - start < 10
 
@@ -224,7 +224,7 @@ def test_copying_out_never_follows_a_link_of_the_target(lazyfs, tmp_path):
     (target / "d").unlink()
     lazyfs("cp", "-r", f"oci:{layout}", "/d", target)
     assert (target / "d/f").read_bytes() == b"data"
-    assert os.readlink(target / "d/evil") == "/"
+    assert (target / "d/evil").readlink() == Path("/")
     (target / "d/f").unlink()
     (target / "d/f").symlink_to(outside / "planted")
     lazyfs("cp", f"oci:{layout}", "/d/f", target / "d/f", exit_code=74)

@@ -1,4 +1,4 @@
-"""One image in every encoding and container format: the same tree, and lazy wherever the encoding allows it."""
+"""One image in every encoding and container format: the same tree, and lazy where the encoding allows."""
 
 import json
 import subprocess

@@ -44,12 +44,12 @@ class Lab:
 
     def image(self, name: str) -> Path:
         """The OCI layout of an image; its tag there is "latest"."""
-        return self._once(f"images/{name}-{recipe_hash(name)}", lambda out: self._make(name, out))
+        return self.once(f"images/{name}-{recipe_hash(name)}", lambda out: self._make(name, out))
 
     def unpacked(self, name: str) -> Path:
         """The image's root as `umoci unpack` writes it. Do not write there."""
         layout = self.image(name)
-        bundle = self._once(
+        bundle = self.once(
             f"unpacked/{layout.name}",
             lambda out: lab_build.run("umoci", "unpack", "--image", f"{layout}:latest", str(out)),
         )
@@ -83,7 +83,7 @@ class Lab:
         else:
             lab_build.build_image(RECIPES / name, out, parent=self.image(BASE), downloads=downloads)
 
-    def _once(self, relative: str, make: Callable[[Path], object]) -> Path:
+    def once(self, relative: str, make: Callable[[Path], object]) -> Path:
         """The path `relative`, made whole under another name first, and older versions of it removed."""
         path = self.home / relative
         if path.exists():

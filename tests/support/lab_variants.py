@@ -47,7 +47,7 @@ LAZY = ("gzip-1", "gzip-9", "pigz", "bgzip", "zstd-frames", "plain")
 def encoded(lab: Lab, name: str) -> Path:
     """An OCI layout of the image with all layers in one encoding; its tag is "latest"."""
     source = lab.image(IMAGE)
-    return lab._once(f"variants/{name}-{source.name.rpartition('-')[2]}", lambda out: _encode(source, name, out))
+    return lab.once(f"variants/{name}-{source.name.rpartition('-')[2]}", lambda out: _encode(source, name, out))
 
 
 def archive(lab: Lab, transport: str) -> Path:
@@ -58,7 +58,7 @@ def archive(lab: Lab, transport: str) -> Path:
         tag = "lab/postgres:latest" if transport == "docker-archive" else "latest"
         run("skopeo", "copy", "--quiet", f"oci:{source}:latest", f"{transport}:{out}:{tag}")
 
-    return lab._once(f"variants/{transport}-{source.name.rpartition('-')[2]}", make)
+    return lab.once(f"variants/{transport}-{source.name.rpartition('-')[2]}", make)
 
 
 def _encode(source: Path, name: str, out: Path) -> None:
