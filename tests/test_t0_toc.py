@@ -1,5 +1,6 @@
 """The encoded table of contents: round trips, and what strangers may do to it."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -25,9 +26,7 @@ from indexer.toc import (
 from indexer.toc_codec import compress_window, decode_head, decompress_window, encode_toc
 
 _DIGEST = "sha256:" + "ab" * 32
-names = st.binary(min_size=1, max_size=12).filter(
-    lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
-)
+names = st.binary(min_size=1, max_size=12).filter(lambda b: not set(b) & set(b"/\0") and b.strip(b"."))
 paths = st.lists(names, max_size=4).map(b"/".join)
 
 
@@ -76,10 +75,21 @@ def tocs(draw):
         window = draw(st.integers(0, 3000))
         length = draw(st.integers(1, 50_000))
         spans.append(
-            Span(number, position, position + size, compressed, compressed + length, draw(st.sampled_from(Entry)),
-                 draw(st.integers(0, 7)), draw(st.integers(0, 9)), window_at, window_at + window, 0,
-                 draw(st.binary(min_size=32, max_size=32)))
-        )  # fmt: skip
+            Span(
+                number=number,
+                uncompressed_start=position,
+                uncompressed_end=position + size,
+                compressed_start=compressed,
+                compressed_end=compressed + length,
+                entry=draw(st.sampled_from(Entry)),
+                bits=draw(st.integers(0, 7)),
+                skip=draw(st.integers(0, 9)),
+                window_start=window_at,
+                window_end=window_at + window,
+                first_leaf=0,
+                root=draw(st.binary(min_size=32, max_size=32)),
+            )
+        )
         position += size
         compressed += draw(st.integers(0, length))
         window_at += window
@@ -205,10 +215,8 @@ def test_windows_come_back(window):
 
 @given(st.binary(max_size=200))
 def test_a_damaged_window_gives_our_error(data):
-    try:
+    with suppress(FormatError):
         assert len(decompress_window(data)) <= 32768
-    except FormatError:
-        pass
 
 
 def test_a_window_larger_than_a_window_is_refused():

@@ -47,7 +47,8 @@ LAZY = ("gzip-1", "gzip-9", "pigz", "bgzip", "zstd-frames", "plain")
 def encoded(lab: Lab, name: str) -> Path:
     """An OCI layout of the image with all layers in one encoding; its tag is "latest"."""
     source = lab.image(IMAGE)
-    return lab.once(f"variants/{name}-{source.name.rpartition('-')[2]}", lambda out: _encode(source, name, out))
+    recipe = source.name.rpartition("-")[2]
+    return lab.once(f"variants/{name}-{recipe}", lambda out: _encode(source, name, out))
 
 
 def archive(lab: Lab, transport: str) -> Path:
