@@ -1,5 +1,6 @@
 """A layer's entry: what is put is what is read, through reopening, power cuts, eviction and garbling."""
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -172,7 +173,7 @@ class EntryMachine(RuleBasedStateMachine):
 
 
 TestEntry = EntryMachine.TestCase
-TestEntry.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestEntry.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 
 
 @given(
@@ -254,32 +255,67 @@ def test_a_closed_entry_says_so_and_releases_its_lock(tmp_path: Path) -> None:
     assert cache.ls() == []
 
 
-def test_threads_that_write_while_the_entry_is_closed_never_touch_another_file(tmp_path: Path) -> None:
-    for _ in range(20):
-        entry = open_entry(tmp_path)
-        begun = threading.Barrier(3)
+def test_a_write_under_way_when_the_entry_is_closed_never_meets_another_file(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A closed descriptor's number is given to the next file that is opened."""
+    entry = open_entry(tmp_path)
+    real = os.pwrite
+    innocent = []
 
-        def write(entry=entry, begun=begun) -> None:
-            begun.wait()
-            for number in range(len(SPANS)):
-                try:
-                    put_span(entry, number)
-                except CacheError:
-                    return
+    def close_meanwhile(*arguments) -> int:
+        if not innocent:
+            entry.close()
+            innocent.extend((tmp_path / f"innocent{number}").open("w+b") for number in range(8))
+        return real(*arguments)
 
-        writers = [threading.Thread(target=write) for _ in range(2)]
-        for writer in writers:
-            writer.start()
-        begun.wait()
-        entry.close()
-        innocent = [(tmp_path / f"innocent{i}").open("w+b") for i in range(8)]
-        for writer in writers:
-            writer.join()
-        for file in innocent:
-            assert os.fstat(file.fileno()).st_size == 0
-            file.close()
+    monkeypatch.setattr(os, "pwrite", close_meanwhile)
+    assert put_span(entry, 0)
+    monkeypatch.undo()
+    for file in innocent:
+        assert os.fstat(file.fileno()).st_size == 0
+        file.close()
+    assert len(innocent) == 8
     with open_entry(tmp_path) as entry:
+        assert entry.missing(0, SPANS.leaves) == [(SPANS[0].end_leaf, SPANS.leaves)]
         assert wrong_leaves(DATA, SPANS, entry) == []
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_entry_that_is_removed_while_it_is_opened_is_not_the_one_that_is_opened(
+    tmp_path: Path, monkeypatch, half: bool
+) -> None:
+    """It is renamed first and unlinked later; here that has not come yet if it is half removed."""
+    open_entry(tmp_path).close()
+    real = fcntl.flock
+    removals = []
+
+    def remove_meanwhile(descriptor: int, kind: int) -> None:
+        if kind == fcntl.LOCK_SH and not removals:
+            removals.append(descriptor)
+            if half:
+                files(tmp_path).rename(tmp_path / "on its way out")
+            else:
+                assert Cache(tmp_path / "cache").remove_layer(LAYER, TOC)
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", remove_meanwhile)
+    with open_entry(tmp_path) as entry, open_entry(tmp_path) as other:
+        assert len(removals) == 1
+        put_span(entry, 0)
+        assert other.has(0, SPANS[0].end_leaf)
+
+
+def test_who_could_not_have_an_entry_alone_still_holds_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    with open_entry(tmp_path) as entry:
+        with open_entry(tmp_path), entry.try_exclusive() as alone:
+            assert alone is None
+        assert not cache.remove_layer(LAYER, TOC)
+        with entry.try_exclusive() as alone:
+            assert alone is not None
+        with open_entry(tmp_path):
+            assert not cache.remove_layer(LAYER, TOC)
 
 
 def test_many_threads_put_and_sync_at_once(tmp_path: Path) -> None:

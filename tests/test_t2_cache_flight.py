@@ -1,5 +1,6 @@
 """Single flight, among tasks and among processes."""
 
+import fcntl
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -249,6 +250,26 @@ async def test_a_named_lock_is_held_by_one_task_at_a_time_and_leaves_no_file(
             nursery.start_soon(work, number)
     assert inside[::2] == inside[1::2]
     assert list((tmp_path / "cache" / "locks").iterdir()) == []
+
+
+async def test_a_lock_whose_file_its_last_holder_removes_is_taken_on_the_new_file(
+    tmp_path: Path, autojump_clock, monkeypatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    path = cache.root / "locks" / "name"
+    real = fcntl.flock
+    removed = []
+
+    def remove_meanwhile(descriptor: int, kind: int) -> None:
+        if not removed:
+            removed.append(path.unlink())
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", remove_meanwhile)
+    async with cache.named_lock("name"):
+        assert removed
+        with path.open() as file, pytest.raises(BlockingIOError):
+            real(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 async def test_waiting_for_a_lock_can_be_cancelled(tmp_path: Path, autojump_clock) -> None:

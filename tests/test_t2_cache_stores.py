@@ -203,6 +203,19 @@ def test_an_image_is_published_whole(cache: Cache) -> None:
     assert cache.images.path(KEY) is None
 
 
+def test_an_image_is_on_disk_before_it_has_its_name(cache: Cache, monkeypatch) -> None:
+    real = os.fsync
+    synced = []
+
+    def look(descriptor: int) -> None:
+        real(descriptor)
+        synced.append((os.fstat(descriptor).st_size, cache.images.path(KEY)))
+
+    monkeypatch.setattr(os, "fsync", look)
+    cache.images.publish(KEY, lambda file: file.write(b"image"))
+    assert synced == [(5, None)]
+
+
 def test_a_writer_that_fails_publishes_nothing(cache: Cache) -> None:
     def fail(file) -> None:
         file.write(b"half")

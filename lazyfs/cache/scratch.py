@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,35 +27,26 @@ class Scratch:
     def __repr__(self) -> str:
         return f"Scratch({str(self.path)!r})"
 
-    @contextmanager
-    def file(self) -> Iterator[tuple[int, Path]]:
+    def file(self) -> AbstractContextManager[tuple[int, Path]]:
         """A new empty file: its descriptor, closed at the end, and its path, removed unless renamed away.
 
         Raises:
             OSError: it cannot be made.
             CacheError: sweepers take every one away; something is wrong.
         """
-        descriptor, path = self._claim(create_private)
-        try:
-            yield descriptor, path
-        finally:
-            with suppress(FileNotFoundError):
-                path.unlink()
-            os.close(descriptor)
+        return self._claimed(create_private)
+
+    def directory(self) -> AbstractContextManager[tuple[int, Path]]:
+        """A new empty directory: the descriptor that holds it, and its path, with the rules of `file`."""
+        return self._claimed(_create_directory)
 
     @contextmanager
-    def directory(self) -> Iterator[tuple[int, Path]]:
-        """A new empty directory: the descriptor that holds it, and its path, removed unless renamed away.
-
-        Raises:
-            OSError: it cannot be made.
-            CacheError: sweepers take every one away; something is wrong.
-        """
-        descriptor, path = self._claim(_create_directory)
+    def _claimed(self, create: Callable[[Path], int]) -> Iterator[tuple[int, Path]]:
+        descriptor, path = self._claim(create)
         try:
             yield descriptor, path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             os.close(descriptor)
 
     def _claim(self, create: Callable[[Path], int]) -> tuple[int, Path]:
