@@ -10,25 +10,26 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import trio
 
 from lazyfs.assembly import Workshop, open_workshop, opened
 from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
+from lazyfs.errors import ConfigError
 from lazyfs.exit_codes import BUG, exit_code
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
 from lazyfs.image.tasks import open_tasks
-from lazyfs.mount.contents import Contents
+from lazyfs.mount.drivers import Served, serve_tree
+from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
-from lazyfs.mount.operations import TreeOperations
-from lazyfs.mount.session import serve
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import parse_image
 
@@ -75,37 +76,41 @@ async def run_mount(order: MountOrder, config: Config, report: Report, progress:
         nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
         workshop = await stack.enter_async_context(open_workshop(parse_image(order.image), config, progress))
         image = await stack.enter_async_context(opened(workshop))
-        contents = Contents(image.layers, config.read_timeout_s)
+        tree = Tree(image.metadata, image.metadata_file, image.layers)
         options = MountOptions(order.image, setuid=order.setuid, devices=order.devices)
-        mounted = await nursery.start(
-            serve_until_gone, nursery, image, contents, Path(order.mount_point), options
-        )
+        serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
+        served = await nursery.start(serve_until_gone, nursery, partial(serve, driver_of(order)))
         facts = MountFacts(
-            mount_point=os.fsdecode(mounted.mount_point),
+            mount_point=os.fsdecode(served.mount.mount_point),
             image=image.resolved.name,
             digest=image.resolved.descriptor.digest,
-            driver="fuse",
+            driver=served.driver,
             pid=os.getpid(),
         )
         listener = stack.enter_context(states.registered(facts))
         nursery.start_soon(answer_questions, listener, lambda ask: answers(ask, facts, workshop, image))
         nursery.start_soon(_sync_now_and_then, image)
-        report({"ready": asdict(facts), "why": "asked for"})
+        report({"ready": asdict(facts), "why": served.why})
         await trio.sleep_forever()
 
 
 async def serve_until_gone(
     nursery: trio.Nursery,
-    image: Image,
-    contents: Contents,
-    mount_point: Path,
-    options: MountOptions,
+    serve: Callable[..., Awaitable[None]],
     *,
-    task_status: trio.TaskStatus[Any],
+    task_status: trio.TaskStatus[Served],
 ) -> None:
     """Serve the mount; when it is gone, end everything in `nursery`."""
-    await serve(TreeOperations(image.metadata, contents), mount_point, options, task_status=task_status)
+    await serve(task_status=task_status)
     nursery.cancel_scope.cancel()
+
+
+def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
+    """The driver that was ordered."""
+    for driver in ("auto", "erofs", "fuse"):
+        if order.driver == driver:
+            return driver
+    raise ConfigError(f"no driver {order.driver!r}; there are auto, erofs and fuse")
 
 
 def answers(ask: str, facts: MountFacts, workshop: Workshop, image: Image) -> dict[str, Any]:

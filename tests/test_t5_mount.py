@@ -10,7 +10,7 @@ import pytest
 from tests.support.lab import image_names
 from tests.support.oracle import compare_trees
 
-DRIVERS = ["fuse"]
+DRIVERS = ["fuse", "erofs"]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -30,12 +31,14 @@ class Image:
     Attributes:
         resolved: what it is.
         metadata: the merged tree.
+        metadata_file: where that lies.
         layers: by number, as the tree's extents count them.
         indexed: the layers' indexes, in the same order.
     """
 
     resolved: ResolvedImage
     metadata: MetadataImage
+    metadata_file: Path
     layers: Sequence[LazyLayer]
     indexed: Sequence[IndexedLayer]
 
@@ -78,10 +81,8 @@ async def index_layers(resolved: ResolvedImage, source: Source, indexer: Indexer
     return indexed
 
 
-async def compiled(
-    resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache
-) -> MetadataImage:
-    """The image's merged tree, compiled unless the cache has it.
+async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache) -> Path:
+    """The metadata image of the image's merged tree, compiled unless the cache has it.
 
     Raises:
         IndexerError: the layers make no tree.
@@ -96,6 +97,15 @@ async def compiled(
             if path is None:
                 publish = partial(cache.images.publish, key, partial(compile_image, heads))
                 path = await trio.to_thread.run_sync(publish)
+    return path
+
+
+def map_metadata(path: Path) -> MetadataImage:
+    """A metadata image, mapped.
+
+    Raises:
+        FormatError: it is damaged.
+    """
     with path.open("rb") as file:
         return MetadataImage(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
@@ -111,7 +121,8 @@ async def open_image(
         LazyfsError: a layer that has no index cannot be had, or the cache cannot be used.
     """
     indexed = await index_layers(resolved, source, indexer)
-    metadata = await compiled(resolved, indexed, cache)
+    metadata_file = await compiled(resolved, indexed, cache)
+    metadata = map_metadata(metadata_file)
     with ExitStack() as entries:
         async with open_tasks() as nursery:
             layers: dict[str, LazyLayer] = {}
@@ -137,6 +148,7 @@ async def open_image(
             yield Image(
                 resolved,
                 metadata,
+                metadata_file,
                 [layers[digest] for digest in digests],
                 [indexed[digest] for digest in digests],
             )
