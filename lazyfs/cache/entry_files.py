@@ -131,6 +131,8 @@ class EntryFiles:
 
     def runs(self, mark: bytes) -> list[tuple[int, int]]:
         """The longest ranges of leaves that bear this mark."""
+        if self.marks.find(mark) < 0:
+            return []  # a hundred times faster than the expression, and what most syncs meet
         return [match.span() for match in re.finditer(re.escape(mark) + b"+", self.marks[:])]
 
     @contextmanager
