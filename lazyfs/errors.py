@@ -8,6 +8,7 @@
         NotFound          it has no such thing
         RangeRefused      it cannot serve this byte range
         Unreachable       it did not answer in time, or not at all
+      WrongKind           a path of an image leads to another kind of thing than was asked for
       CacheError          the cache cannot be used; reading goes on without it where that is possible
       MountError          the kernel or fusermount3 refused
         AlreadyMounted    something is mounted there
@@ -57,6 +58,10 @@ class RangeRefused(SourceError):
 
 class Unreachable(SourceError):
     """The source did not answer in time, or not at all."""
+
+
+class WrongKind(LazyfsError):
+    """A path of an image leads to another kind of thing than was asked for: a directory, not a file."""
 
 
 class CacheError(LazyfsError):

@@ -16,6 +16,7 @@ from lazyfs.errors import (
     SourceError,
     Unauthorized,
     Unreachable,
+    WrongKind,
 )
 
 USAGE: Final = 64
@@ -29,6 +30,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (IndexerError, BAD_DATA),
     (NotFound, 66),
     (NotMounted, 66),
+    (WrongKind, 66),
     (Unauthorized, 77),
     (Unreachable, 75),
     (RangeRefused, 75),

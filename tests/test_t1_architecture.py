@@ -17,8 +17,8 @@ RULES = Rules(
         ("lazyfs.image",),
         ("lazyfs.mount",),
         (
-            *("lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control", "lazyfs.daemon"),
-            *("lazyfs.exit_codes", "lazyfs.mount_states", "lazyfs.portal"),
+            *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
+            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.portal"),
         ),
     ),
     homes={
@@ -31,6 +31,11 @@ RULES = Rules(
         "numpy": ("indexer",),
         "zstandard": ("indexer",),
         "packageurl": ("lazyfs.image.packages",),
+        "cyclonedx": ("lazyfs.image.packages",),
+        "spdx_tools": ("lazyfs.image.packages",),
+        "license_expression": ("lazyfs.image.packages",),
+        "boolean": ("lazyfs.image.packages",),
+        "fsspec": ("lazyfs.fsspec",),
         "pyfuse3": ("lazyfs.mount",),
         # libz in the indexer, fallocate in the cache, mount calls in the face.
         "ctypes": ("indexer", "lazyfs.cache", "lazyfs.mount"),
@@ -40,7 +45,7 @@ RULES = Rules(
         "asyncio": (),
         "urllib.request": ("demo",),
     },
-    environment=("lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli", "demo"),
+    environment=("lazyfs.api", "lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli", "demo"),
     max_lines=450,
 )
 

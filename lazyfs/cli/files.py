@@ -3,21 +3,19 @@
 import os
 import re
 import stat as modes
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from lazyfs.api import AsyncImage
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, shown, write_line
 from lazyfs.cli.running import with_image
+from lazyfs.cli.stream import Output
 from lazyfs.config import Config
-from lazyfs.errors import LazyfsError
-from lazyfs.image.browse import Entry, Query, below, children, entry_at
-from lazyfs.image.extract import CopyOptions, Extractor
-from lazyfs.image.image import Image
+from lazyfs.image.browse import Entry, Query
 
 _UNITS: Final = {"": 1, "c": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -35,9 +33,9 @@ _path_argument = click.argument("path", default="/")
 def ls(config: Config, image: str, path: str, long: bool, itself: bool, as_json: bool) -> None:
     """List a directory of IMAGE, or a file."""
 
-    async def work(opened: Image) -> None:
-        top = entry_at(opened.metadata, os.fsencode(path), follow=not itself)
-        entries = [top] if itself or top.letter != "d" else children(opened.metadata, top)
+    async def work(opened: AsyncImage) -> None:
+        top = opened.entry(path, follow=not itself)
+        entries = [top] if itself or top.letter != "d" else opened.scandir(path)
         if as_json:
             print_json([entry.facts() for entry in entries])
             return
@@ -51,10 +49,17 @@ def ls(config: Config, image: str, path: str, long: bool, itself: bool, as_json:
 def _long(entry: Entry, name: str) -> str:
     inode = entry.inode
     size = f"{os.major(inode.rdev)}, {os.minor(inode.rdev)}" if entry.letter in "cb" else str(inode.size)
-    when = datetime.fromtimestamp(inode.mtime_ns // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M")
+    when = _when(inode.mtime_ns // 1_000_000_000)
     arrow = f" -> {shown(entry.target)}" if entry.target else ""
     owner = f"{inode.uid:>5} {inode.gid:>5}"
     return f"{modes.filemode(inode.mode)} {inode.nlink:>3} {owner} {size:>10} {when} {name}{arrow}"
+
+
+def _when(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # no calendar has it
+        return f"{seconds} s"
 
 
 @click.command()
@@ -66,9 +71,8 @@ def _long(entry: Entry, name: str) -> str:
 def tree(config: Config, image: str, path: str, level: int | None, as_json: bool) -> None:
     """Draw the tree below a directory of IMAGE."""
 
-    async def work(opened: Image) -> None:
-        top = entry_at(opened.metadata, os.fsencode(path))
-        found = list(below(opened.metadata, top, level))
+    async def work(opened: AsyncImage) -> None:
+        found = list(opened.below(path, level))
         if as_json:
             print_json([entry.facts() for _, entry in found])
             return
@@ -95,17 +99,15 @@ def find(
     config: Config, image: str, path: str, print0: bool, as_json: bool, **conditions: str | None
 ) -> None:
     """Find files in IMAGE below PATH by name, type, size and time."""
-    matches = _query(**conditions).matcher()
+    query = _query(**conditions)
 
-    async def work(opened: Image) -> None:
-        top = entry_at(opened.metadata, os.fsencode(path))
-        found = (entry for _, entry in below(opened.metadata, top) if matches(entry))
+    async def work(opened: AsyncImage) -> None:
+        found = opened.find(path, query)
         if as_json:
             print_json([entry.facts() for entry in found])
             return
-        end = b"\0" if print0 else b"\n"
         for entry in found:
-            sys.stdout.buffer.write(b"/" + entry.path + end)
+            write_line("/" + shown(entry.path), b"\0" if print0 else b"\n")
 
     with_image(config, image, work)
 
@@ -147,13 +149,12 @@ def _time_ns(text: str) -> int:
 def cat(config: Config, image: str, paths: tuple[str, ...]) -> None:
     """Write files of IMAGE to standard output, fetching only what they need."""
 
-    async def work(opened: Image) -> None:
+    async def work(opened: AsyncImage) -> None:
+        out = Output()
         for path in paths:
-            entry = entry_at(opened.metadata, os.fsencode(path))
-            if entry.letter != "f":
-                raise LazyfsError(f"{path} is not a regular file")
-            async for piece in opened.pieces(entry.inode.nid):
-                sys.stdout.buffer.write(piece)
+            async for piece in opened.pieces(path):
+                await out.write(piece)
+        await out.flush()
 
     with_image(config, image, work)
 
@@ -167,9 +168,8 @@ def cat(config: Config, image: str, paths: tuple[str, ...]) -> None:
 def stat(config: Config, image: str, path: str, dereference: bool, as_json: bool) -> None:
     """Everything the image says of a file."""
 
-    async def work(opened: Image) -> None:
-        entry = entry_at(opened.metadata, os.fsencode(path), follow=dereference)
-        facts = _all_facts(opened, entry)
+    async def work(opened: AsyncImage) -> None:
+        facts = _all_facts(opened, opened.entry(path, follow=dereference))
         if as_json:
             print_json(facts)
             return
@@ -179,13 +179,14 @@ def stat(config: Config, image: str, path: str, dereference: bool, as_json: bool
     with_image(config, image, work)
 
 
-def _all_facts(image: Image, entry: Entry) -> dict[str, Any]:
+def _all_facts(opened: AsyncImage, entry: Entry) -> dict[str, Any]:
     facts = entry.facts()
-    xattrs = image.metadata.xattrs(entry.inode.nid)
+    metadata = opened.image.metadata
+    xattrs = metadata.xattrs(entry.inode.nid)
     facts["xattrs"] = {shown(name): value.hex() for name, value in xattrs.items()}
-    extent = image.metadata.extent(entry.inode.nid) if entry.letter == "f" else None
+    extent = metadata.extent(entry.inode.nid) if entry.letter == "f" else None
     if extent is not None:
-        facts["layer"] = image.resolved.layers[extent[0]].descriptor.digest
+        facts["layer"] = opened.image.resolved.layers[extent[0]].descriptor.digest
     return facts
 
 
@@ -198,16 +199,8 @@ def _all_facts(image: Image, entry: Entry) -> dict[str, Any]:
 @click.option("-a", "--archive", is_flag=True, help="As -r, and keep owners, xattrs and special files.")
 def cp(config: Config, image: str, source: str, target: Path, recursive: bool, archive: bool) -> None:
     """Copy a file or directory out of IMAGE. Never writes through a symlink below TARGET."""
-    into = target.is_dir()
 
-    async def work(opened: Image) -> None:
-        entry = entry_at(opened.metadata, os.fsencode(source))
-        name = entry.name or b"rootfs" if into else os.fsencode(target.name)
-        directory = os.open(target if into else target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            options = CopyOptions(recursive=recursive or archive, archive=archive)
-            await Extractor(opened, options).copy(entry, directory, name)
-        finally:
-            os.close(directory)
+    async def work(opened: AsyncImage) -> None:
+        await opened.copy(source, target, recursive=recursive, archive=archive)
 
     with_image(config, image, work)

@@ -26,6 +26,11 @@ _COMMANDS: Final = {
     "cat": "files",
     "stat": "files",
     "cp": "files",
+    "du": "inside",
+    "diff": "inside",
+    "layers": "inside",
+    "packages": "packages",
+    "export": "export",
     "cache": "cache",
 }
 

@@ -1,22 +1,60 @@
 """How answers are written on stdout."""
 
 import json
+import re
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-import click
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+_UNITS: Final = (("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on stdout, in UTF-8.
+
+    Bytes of file names that are no UTF-8 come as the escapes of lone surrogates, from U+DC80 on, which JSON
+    can say and os.fsencode turns back.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def shown(name: bytes) -> str:
-    """A file name as text; bytes that are no UTF-8 come out of a JSON or UTF-8 reader as they went in."""
+    """A file name as text that `write_line` and `print_json` can write, whatever its bytes are."""
     return name.decode("utf-8", "surrogateescape")
 
 
-def write_line(text: str) -> None:
-    """A line on stdout, with names that are not UTF-8 written as their own bytes."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+def write_line(text: str, end: bytes = b"\n") -> None:
+    """A line on stdout, with names that are not UTF-8 written as their own bytes.
+
+    On a terminal, which they could command, control characters are replaced, as ls(1) does it.
+    """
+    if sys.stdout.isatty():
+        text = _CONTROL.sub("?", text)
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + end)
+
+
+def write_table(rows: Sequence[Sequence[str]], right: str) -> None:
+    """Rows on stdout in columns; the last column is as wide as it likes.
+
+    Args:
+        rows: all of the same length; the first may hold headings.
+        right: "r" for each column that is set to the right, any other letter for the others.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, right, strict=True)
+        ]
+        write_line("  ".join(cells).rstrip())
+
+
+def human(size: int) -> str:
+    """A number of bytes as du -h writes it: rounded up, with one decimal below 10 units."""
+    unit, step = next((pair for pair in _UNITS if size <= 1023 * pair[1]), _UNITS[-1])
+    if step == 1:
+        return str(size)
+    tenths = -(-size * 10 // step)
+    return f"{tenths // 10}.{tenths % 10}{unit}" if tenths < 100 else f"{-(-size // step)}{unit}"

@@ -1,14 +1,14 @@
-"""Runs a command's work on an open image or a workshop, with a progress bar while layers are indexed."""
+"""Runs a command's work on open images or a workshop, with a progress bar while layers are indexed."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
 
-from lazyfs.assembly import Workshop, open_workshop, opened
+from lazyfs.api import AsyncImage, open_async
+from lazyfs.assembly import Workshop, open_workshop
 from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
-from lazyfs.image.image import Image
 from lazyfs.oci.image_name import parse_image
 
 T = TypeVar("T")
@@ -26,11 +26,28 @@ def with_workshop(config: Config, image: str, work: Callable[[Workshop], Awaitab
     return trio.run(run)
 
 
-def with_image(config: Config, image: str, work: Callable[[Image], Awaitable[T]]) -> T:
+def with_image(config: Config, image: str, work: Callable[[AsyncImage], Awaitable[T]]) -> T:
     """What `work` makes of an open image."""
 
-    async def run(workshop: Workshop) -> T:
-        async with opened(workshop) as open_image:
-            return await work(open_image)
+    async def run() -> T:
+        with PullBar("indexing") as bar:
+            async with open_async(image, config=config, progress=bar) as opened:
+                return await work(opened)
 
-    return with_workshop(config, image, run)
+    return trio.run(run)
+
+
+def with_two_images(
+    config: Config, images: tuple[str, str], work: Callable[[AsyncImage, AsyncImage], Awaitable[T]]
+) -> T:
+    """What `work` makes of two open images."""
+
+    async def run() -> T:
+        with PullBar("indexing") as bar:
+            async with (
+                open_async(images[0], config=config, progress=bar) as one,
+                open_async(images[1], config=config, progress=bar) as other,
+            ):
+                return await work(one, other)
+
+    return trio.run(run)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import WrongKind
 from lazyfs.image.browse import Entry, children
 from lazyfs.image.image import Image
 
@@ -63,7 +63,7 @@ class Extractor:
 
     async def _copy_directory(self, entry: Entry, directory: int, name: bytes) -> None:
         if not self._options.recursive:
-            raise LazyfsError(f"/{os.fsdecode(entry.path)} is a directory; copy it with -r")
+            raise WrongKind(f"/{os.fsdecode(entry.path)} is a directory; copy it with -r")
         stack: list[tuple[int, Entry, list[Entry]]] = []
         try:
             stack.append(self._enter(entry, directory, name))

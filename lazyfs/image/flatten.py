@@ -11,9 +11,9 @@ from typing import Final
 
 from indexer.tar_write import END, RECORD_SIZE, header
 from indexer.toc import BLOCK_SIZE, Kind, Member
-from lazyfs.image.ahead import Piece, hand_on, pieces_of
 from lazyfs.image.browse import Entry, below, entry_at
 from lazyfs.image.image import Image
+from lazyfs.image.pieces import Piece, hand_on, pieces_of
 
 _KINDS: Final = {
     "f": Kind.REGULAR,

@@ -1,0 +1,43 @@
+"""export: an image's tree as one tar."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from lazyfs.api import AsyncImage
+from lazyfs.cli.options import configured
+from lazyfs.cli.running import with_image
+from lazyfs.cli.stream import Output
+from lazyfs.config import Config
+
+
+@click.command()
+@configured
+@click.argument("image")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+def export(config: Config, image: str, output: Path | None) -> None:
+    """Write IMAGE's whole tree as one tar to standard output, as docker export does for a container.
+
+    \b
+      lazyfs export debian:12 | tar -x -C rootfs
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    if output is None:
+        if sys.stdout.isatty():
+            raise click.UsageError("a tar is not for a terminal: redirect it, or give -o FILE")
+        out = Output(sys.stdout.fileno())
+        with_image(config, image, lambda opened: _export(opened, out))
+        return
+    partial = output.with_name(output.name + ".partial")
+    try:
+        with partial.open("wb", buffering=0) as file:
+            out = Output(file.fileno())
+            with_image(config, image, lambda opened: _export(opened, out))
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+async def _export(opened: AsyncImage, out: Output) -> None:
+    await opened.export(out.write)
+    await out.flush()
