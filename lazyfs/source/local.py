@@ -157,12 +157,16 @@ def select_tagged(index: Index, tag: str, where: str) -> Descriptor:
     """The entry of a layout's index that a tag names; without a tag, the only one.
 
     A tag is the annotation `org.opencontainers.image.ref.name` (image-spec `image-layout.md`), or the whole
-    name that containerd's exports add.
+    name that containerd's exports add. What is attached to images stands in the index too, and is none.
 
     Raises:
         NotFound: none or several fit; the message lists the tags there are.
     """
-    fitting = [entry for entry in index.manifests if not tag or tag in _names(entry.annotations)]
+    fitting = [
+        entry
+        for entry in index.manifests
+        if (tag in _names(entry.annotations) if tag else not entry.artifact_type)
+    ]
     if len({entry.digest for entry in fitting}) == 1:
         return fitting[0]
     tags = sorted({name for entry in index.manifests for name in _names(entry.annotations)[:1]})

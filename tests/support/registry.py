@@ -32,6 +32,7 @@ class Registry:
         cdn: answer blobs by redirects to a storage service on another port, which wants signed URLs.
         tls: serve both over TLS with this context (see registry_tls).
         referrers: whether the referrers API is there.
+        conditional: whether `If-Match` and `If-None-Match` are heeded when a tag is put.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Registry:
         cdn: bool = False,
         tls: ssl.SSLContext | None = None,
         referrers: bool = True,
+        conditional: bool = False,
     ) -> None:
         self.access = access or Access()
         self.faults = FaultScript()
@@ -48,7 +50,9 @@ class Registry:
         self.store = Store()
         self._gates = Gates()
         self._cdn = Cdn(self.store) if cdn else None
-        self._app = RegistryApp(self.store, self.access, self._cdn, referrers=referrers)
+        self._app = RegistryApp(
+            self.store, self.access, self._cdn, referrers=referrers, conditional=conditional
+        )
         self._server = Server(self._app, self.faults, self.journal, self._gates, tls)
         self._app.base_url = self._server.base_url
         self._cdn_server = (

@@ -127,12 +127,15 @@ class Cdn:
 class RegistryApp:
     """The registry proper."""
 
-    def __init__(self, store: Store, access: Access, cdn: Cdn | None, *, referrers: bool) -> None:
+    def __init__(
+        self, store: Store, access: Access, cdn: Cdn | None, *, referrers: bool, conditional: bool = False
+    ) -> None:
         self.base_url = ""
         self._store = store
         self._access = access
         self._cdn = cdn
         self._has_referrers = referrers
+        self._conditional = conditional
 
     def answer(self, request: Request) -> Routed:
         """The reply to any request."""
@@ -174,12 +177,21 @@ class RegistryApp:
 
     def _put_manifest(self, request: Request, name: str, rest: str) -> Reply:
         media_type = request.headers.get("content-type", "")
+        if self._conditional:
+            self._check_condition(request, name, rest)
         digest = self._store.put_manifest(name, rest, media_type, request.body)
         headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
         subject = json.loads(request.body).get("subject")
         if subject and self._has_referrers:
             headers["OCI-Subject"] = subject["digest"]
         return Reply(201, headers)
+
+    def _check_condition(self, request: Request, name: str, tag: str) -> None:
+        """RFC 9110, section 13.1, which few registries heed."""
+        there = self._store.tags.get((name, tag), "")
+        wanted, absent = request.headers.get("if-match"), request.headers.get("if-none-match")
+        if (wanted and wanted != f'"{there}"') or (absent == "*" and there):
+            raise Refused(412, "UNSUPPORTED", "precondition failed")
 
     def _blob(self, request: Request, name: str, rest: str) -> Reply:
         if request.method == "DELETE":

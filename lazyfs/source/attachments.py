@@ -1,0 +1,163 @@
+"""Artifacts that others attached to images: indexes, signatures. Found in a registry or an OCI layout."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.errors import SourceError
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
+from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
+from lazyfs.oci.manifest import Index, Manifest, parse_document
+from lazyfs.oci.media_types import MANIFEST_TYPES
+from lazyfs.source.answers import failure
+from lazyfs.source.base import Blob, Source, SourceStatistics
+from lazyfs.source.layout import Directory, read_layout_index
+from lazyfs.source.local import REF_NAME, LocalSource
+from lazyfs.source.open import open_registry
+from lazyfs.source.referrers import list_referrers
+from lazyfs.source.registry import ACCEPT, RegistrySource
+from lazyfs.source.settings import SourceSettings
+
+MAX_CANDIDATES: Final = 64  # manifests of a layout that are opened to see what they refer to
+
+
+class Attachments(Protocol):
+    """One repository, asked for what is attached to images rather than for an image."""
+
+    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+        """Links to the artifacts of a type that refer to a manifest; none is no error.
+
+        Raises:
+            Unauthorized, Unreachable, SourceError: the repository does not tell.
+            FormatError, LimitExceeded: what it tells makes no sense.
+        """
+
+    async def tagged(self, tag: str) -> bytes | None:
+        """The manifest under a tag, whatever it is; None if there is none.
+
+        Raises:
+            Unauthorized, Unreachable, SourceError: the repository does not tell.
+        """
+
+    async def document(self, descriptor: Descriptor, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+        """As Source.document says."""
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """As Source.blob says."""
+
+    def statistics(self) -> SourceStatistics:
+        """As Source.statistics says."""
+
+
+class RegistryAttachments:
+    """Attachments in a repository of a registry.
+
+    Args:
+        source: the repository.
+    """
+
+    def __init__(self, source: RegistrySource) -> None:
+        self._source = source
+        self.document = source.document
+        self.blob = source.blob
+        self.statistics = source.statistics
+
+    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+        """As Attachments.referrers says. A mirror that has none, or fails, leaves it to the registry."""
+        *mirrors, registry = self._source.hosts
+        for host in mirrors:
+            try:
+                found = await list_referrers(host, digest, artifact_type)
+            except (SourceError, IndexerError):
+                continue
+            if found.entries:
+                return found.entries
+        return (await list_referrers(registry, digest, artifact_type)).entries
+
+    async def tagged(self, tag: str) -> bytes | None:
+        """As Attachments.tagged says."""
+        host = self._source.hosts[-1]
+        what = f"tag {tag!r} of {host.name}"
+        reply = await host.request(
+            "GET", f"/manifests/{tag}", what, headers={"Accept": ACCEPT}, max_bytes=MAX_DOCUMENT_BYTES
+        )
+        if reply.status == 404:
+            return None
+        if reply.status != 200:
+            raise failure(reply, what)
+        return reply.body
+
+
+class LocalAttachments:
+    """Attachments in an OCI layout: manifests listed in `index.json`, as oras lists them.
+
+    Args:
+        index: what `index.json` says.
+        directory: the layout.
+    """
+
+    def __init__(self, index: Index, directory: Directory) -> None:
+        self._index = index
+        source = LocalSource(Descriptor("", "", 0), directory)  # of no image: it is never resolved
+        self.document = source.document
+        self.blob = source.blob
+        self.statistics = source.statistics
+
+    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+        """As Attachments.referrers says; what cannot be read refers to nothing."""
+        found = []
+        for entry in [e for e in self._index.manifests if e.artifact_type == artifact_type][:MAX_CANDIDATES]:
+            try:
+                manifest = parse_document(await self.document(entry), entry.media_type)
+            except (IndexerError, SourceError):
+                continue
+            if isinstance(manifest, Manifest) and manifest.subject and manifest.subject.digest == digest:
+                found.append(entry)
+        return found
+
+    async def tagged(self, tag: str) -> bytes | None:
+        """As Attachments.tagged says."""
+        for entry in self._index.manifests:
+            if entry.annotations.get(REF_NAME) == tag and entry.media_type in MANIFEST_TYPES:
+                return await self.document(entry)
+        return None
+
+
+@asynccontextmanager
+async def open_attachments(
+    name: ImageName, settings: SourceSettings, source: Source | None = None
+) -> AsyncIterator[Attachments | None]:
+    """What is attached to images in the repository of `name`; None where nothing can be, as in an archive.
+
+    Args:
+        name: an image there, of which tag and digest do not matter, or a layout.
+        settings: how to reach registries.
+        source: of that image, if it is open: its connections are used, not new ones.
+
+    Raises:
+        NotFound: there is no such layout.
+        FormatError, Unsupported: it is no layout that can be read.
+        ConfigError: a certificate or key cannot be used.
+    """
+    match name:
+        case RegistryImage() if isinstance(source, RegistrySource):
+            yield RegistryAttachments(source)
+        case RegistryImage(reference):
+            async with open_registry(reference, settings) as opened:
+                yield RegistryAttachments(opened)
+        case LayoutImage(directory):
+            with ExitStack() as stack:
+                yield await trio.to_thread.run_sync(_open_layout, directory, stack)
+        case _:
+            yield None
+
+
+def _open_layout(path: Path, stack: ExitStack) -> LocalAttachments:
+    directory = stack.enter_context(Directory(path))
+    index = read_layout_index(directory.read("oci-layout"), directory.read("index.json"))
+    return LocalAttachments(index, directory)

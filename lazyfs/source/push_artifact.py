@@ -1,0 +1,35 @@
+"""An artifact ready to be stored, and who stores it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from lazyfs.oci.descriptor import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest that refers to another, with everything below it, ready to be stored.
+
+    Attributes:
+        data: the manifest's exact bytes.
+        descriptor: link to it, with its artifact type and its annotations.
+        subject: digest of the manifest it refers to.
+        blobs: its configuration and layers.
+    """
+
+    data: bytes
+    descriptor: Descriptor
+    subject: str
+    blobs: tuple[tuple[Descriptor, bytes | memoryview], ...]
+
+
+class Publisher(Protocol):
+    """Stores artifacts somewhere."""
+
+    async def publish(self, artifact: Artifact) -> bool:
+        """Store it; False if it was there already, and nothing changed.
+
+        Raises:
+            Unauthorized, Unreachable, SourceError: it cannot be stored there.
+            FormatError, LimitExceeded: what is there already makes no sense.
+        """

@@ -1,0 +1,106 @@
+"""Stores artifacts in an OCI layout on this machine (image-spec `image-layout.md`).
+
+Every file appears whole under its name; `index.json` is replaced under a lock on the directory, so that what
+several of us add at once is all there in the end. Tools that know no such lock may still undo each other.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from indexer.digest import digest_hex
+from lazyfs.errors import NotFound, SourceError
+from lazyfs.oci.media_types import OCI_INDEX
+from lazyfs.source.layout import Directory, read_layout_index
+from lazyfs.source.push_artifact import Artifact
+from lazyfs.source.push_tag import with_entry
+
+_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_EMPTY_INDEX: Final = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+
+
+class LayoutPublisher:
+    """A Publisher into the layout at `path`, made if it is not there.
+
+    Args:
+        path: the layout's directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __repr__(self) -> str:
+        return f"<LayoutPublisher {self._path}>"
+
+    async def publish(self, artifact: Artifact) -> bool:
+        """As Publisher.publish says.
+
+        Raises:
+            SourceError: the directory cannot be written.
+            FormatError, Unsupported: it is no layout.
+        """
+        return await trio.to_thread.run_sync(self._publish, artifact)
+
+    def _publish(self, artifact: Artifact) -> bool:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            with _locked(self._path):
+                return self._publish_locked(artifact)
+        except OSError as error:
+            where = str(self._path)
+            raise SourceError(f"{where}: cannot be written: {error.strerror}", url=where) from error
+
+    def _publish_locked(self, artifact: Artifact) -> bool:
+        blobs = self._path / "blobs" / "sha256"
+        blobs.mkdir(parents=True, exist_ok=True)
+        if not (self._path / "oci-layout").exists():
+            _write(self._path / "index.json", _EMPTY_INDEX)
+            _write(self._path / "oci-layout", _LAYOUT)
+        with Directory(self._path) as directory:
+            data = directory.read("index.json")
+            index = read_layout_index(directory.read("oci-layout"), data)
+            contents = [*artifact.blobs, (artifact.descriptor, artifact.data)]
+            missing = [(link, content) for link, content in contents if not _has(directory, link.digest)]
+        for link, content in missing:
+            _write(blobs / digest_hex(link.digest), content)
+        if any(entry.digest == artifact.descriptor.digest for entry in index.manifests):
+            return bool(missing)
+        _write(self._path / "index.json", with_entry(data, artifact.descriptor))
+        return True
+
+
+def _has(directory: Directory, digest: str) -> bool:
+    with suppress(NotFound):
+        directory.find(digest)
+        return True
+    return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the directory's flock(2) alone; blocks until it is free."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """Put a file at `path`, whole and on disk before it has its name."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with made.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
