@@ -15,8 +15,6 @@ from indexer.erofs_read import Inode, MetadataImage
 from indexer.toc import BLOCK_SIZE
 from indexer.tree import MAX_NAME
 from lazyfs.mount.contents import Contents
-from lazyfs.mount.errors import errno_of
-from lazyfs.mount.failed_reads import FailedReads
 from lazyfs.mount.handlers import FOREVER_S, ReadOnlyOperations, answering, negative_entry
 
 _PAGE = 4096
@@ -34,7 +32,7 @@ class TreeOperations(ReadOnlyOperations):
     def __init__(self, image: MetadataImage, contents: Contents) -> None:
         super().__init__(contents, _log)
         self._image = image
-        self._failed = FailedReads()
+        self._failed: set[int] = set()  # files of which a read has failed since they were opened
         self.enable_acl = image.has_any_xattrs
 
     @answering
@@ -80,22 +78,26 @@ class TreeOperations(ReadOnlyOperations):
 
     @answering
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Opens for reading; the kernel keeps what it has cached, unless a page of it could not be read.
+        """Opens for reading; the kernel keeps what it has cached, unless a read of the file has failed.
+
+        A page that could not be read stays in its cache, and any later reader of it waits unkillably
+        (`failed_reads`), unless all pages are dropped.
 
         Raises:
             FUSEError: EROFS, if it is to be written.
         """
         opened = await super().open(inode, flags, ctx)
-        if self._failed.forget(inode):
+        extent = self._image.extent(inode) if inode in self._failed else None
+        if extent is not None:
+            number, start = extent
+            self.contents.try_again(number, start, start + self._image.inode(inode).size)
+            self._failed.remove(inode)
             opened.keep_cache = False
         return opened
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer will do
         """Bytes of a regular file, fewer than `size` only at its end."""
-        known = self._failed.errno(fh, off)
-        if known is not None:
-            raise FUSEError(known)
         extent = self._image.extent(fh)
         end = min(off + size, self._image.inode(fh).size)
         if extent is None or off >= end:
@@ -103,8 +105,8 @@ class TreeOperations(ReadOnlyOperations):
         number, start = extent
         try:
             return await self.contents.read(number, start + off, end - off)
-        except Exception as error:
-            self._failed.add(fh, off, size, errno_of(error) or errno.EIO)
+        except Exception:
+            self._failed.add(fh)
             raise
 
     @answering

@@ -3,7 +3,7 @@
 A session answers requests in a scope of its own, which is closed last: whatever mounts or unmounts over it
 does so in a worker thread while requests are still answered, since either may need an answer. It ends when
 
-* the caller cancels it: unmounted (if it is in use: lazily), then closed, which fails what still uses it;
+* the caller cancels it: reads that wait fail, it is unmounted (if it is in use: lazily), then closed;
 * anybody unmounts it: the connection dies with its last user, reads that nobody waits for are dropped;
 * pyfuse3 fails, which would be a bug: the same, and MountError.
 
@@ -93,6 +93,7 @@ async def run_session(
         except MountError as error:
             session.failure = session.failure or error
         finally:
+            operations.contents.refuse()
             with trio.CancelScope(shield=True):
                 if mounted is not None:
                     await trio.to_thread.run_sync(_unmount_if_there, mounted)

@@ -30,11 +30,12 @@ from indexer.errors import DigestMismatch
 from indexer.merge import merge
 from indexer.toc import Kind, Member
 from lazyfs.errors import LazyfsError, NotFound, NotMounted, Unauthorized, Unreachable
-from lazyfs.mount.contents import Contents
+from lazyfs.mount import erofs
+from lazyfs.mount.drivers import Served, serve_tree
+from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.mounts import Mount, mount_at, unmount_blocking
-from lazyfs.mount.operations import TreeOperations
-from lazyfs.mount.session import serve
+from lazyfs.mount.syscalls import MountRefused
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 30.0
@@ -196,7 +197,7 @@ def started(
         image: from `write_image`.
         mount_point: made if it is missing.
         behaviours: of the layers, the last one for all the rest; "local" by default.
-        driver: how to serve it.
+        driver: "fuse", "erofs", "auto"; "loop" and "auto-loop" as if EROFS took block devices only.
         read_timeout_s: the deadline of reads.
         prefix: a command to run it by.
         options: of MountOptions.
@@ -254,17 +255,30 @@ def error_of(call, *arguments) -> str | None:
 class _Announcement:
     """A TaskStatus that tells the parent process."""
 
-    def started(self, value: object = None) -> None:
+    def started(self, served: Served) -> None:
         print("mounted", flush=True)
+        print(f"{served.driver}: {served.why}", flush=True)
 
 
 async def _serve(arguments: dict) -> None:
     image = Path(arguments["image"])
-    contents = Contents(open_layers(image, arguments["behaviours"]), arguments["read_timeout_s"])
-    metadata = open_image(image)
+    tree = Tree(open_image(image), image / "metadata", open_layers(image, arguments["behaviours"]))
     mount_point = Path(arguments["mount_point"])
     options = MountOptions(**arguments["options"])
-    await serve(TreeOperations(metadata, contents), mount_point, options, task_status=_Announcement())
+    timeout_s, driver = arguments["read_timeout_s"], arguments["driver"]
+    if driver.endswith("loop"):
+        _refuse_files()
+        driver = "auto" if driver == "auto-loop" else "erofs"
+    await serve_tree(tree, mount_point, options, timeout_s, driver, task_status=_Announcement())
+
+
+def _refuse_files() -> None:
+    """The kernel as it was before 6.12."""
+
+    def refuse(*_arguments: object) -> None:
+        raise MountRefused("erofs", OSError(errno.ENOTBLK, ""), "")
+
+    erofs._mount_from_file = erofs._mount_from_fuse = refuse
 
 
 async def _main(arguments: dict) -> None:

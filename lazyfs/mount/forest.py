@@ -1,0 +1,61 @@
+"""A flat directory of virtual files, which may come and go: one per layer, for the kernel's EROFS to read.
+
+A file's name is its inode number in decimal, and no number is given twice: whatever the kernel remembers of
+a file that is gone can be mistaken for no other.
+"""
+
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from lazyfs.mount.contents import LayerReader
+
+ROOT: Final = 1
+
+
+class VirtualFile(NamedTuple):
+    """What a file shows.
+
+    Attributes:
+        reader: gives its bytes.
+        size: how many, in whole blocks.
+    """
+
+    reader: LayerReader
+    size: int
+
+
+class Forest:
+    """The files, by inode number.
+
+    Attributes:
+        files: the present ones.
+        readers: their readers.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[int, VirtualFile] = {}
+        self._readers: dict[int, LayerReader] = {}
+        self._last = ROOT
+        self.files = MappingProxyType(self._files)
+        self.readers = MappingProxyType(self._readers)
+
+    def __repr__(self) -> str:
+        return f"<Forest of {len(self._files)} files, the last one was {self._last}>"
+
+    def add(self, file: VirtualFile) -> int:
+        """A new file's inode number."""
+        self._last += 1
+        self._files[self._last] = file
+        self._readers[self._last] = file.reader
+        return self._last
+
+    def remove(self, inode: int) -> None:
+        """Takes a file away. Whoever has it open gets errors from now on."""
+        del self._files[inode], self._readers[inode]
+
+    def find(self, name: bytes) -> int | None:
+        """The inode number of the file with this name, or None."""
+        if not name.isdigit() or name.startswith(b"0") or len(name) > 19:  # as 2**63 has
+            return None
+        inode = int(name)
+        return inode if inode in self._files else None
