@@ -2,7 +2,7 @@
 
 from indexer.errors import FormatError
 from indexer.scan import Checkpoint, Receiver
-from indexer.toc import Entry, Span
+from indexer.toc import Entry
 
 
 class RawScanner:
@@ -30,12 +30,12 @@ class RawScanner:
         """The input has ended; nothing can be missing."""
 
 
-def read_raw(span: Span, data: bytes | memoryview) -> bytes:
-    """A RAW span's bytes: the data itself.
+def read_raw(data: bytes | memoryview, size: int, start: int) -> bytes:
+    """A RAW span's `size` bytes: the data itself, which stands at `start` of the blob.
 
     Raises:
         FormatError: it is not as long as the span.
     """
-    if len(data) != span.skip + span.size:
-        raise FormatError(f"{len(data)} bytes for a span of {span.size}", span.compressed_start)
-    return bytes(data[span.skip :])
+    if len(data) != size:
+        raise FormatError(f"{len(data)} bytes for a span of {size}", start)
+    return bytes(data)

@@ -1,15 +1,19 @@
 """One door to the span readers and scanners of all compressions."""
 
+from collections.abc import Sequence
 from typing import Final
 
-from indexer.digest import span_root
-from indexer.errors import DigestMismatch, FormatError, Unsupported
+from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.raw_spans import RawScanner, read_raw
 from indexer.scan import Receiver, Scanner
+from indexer.span_check import check_compressed, checked_content
 from indexer.toc import Compression, Entry, Span
 
 SNIFF_SIZE: Final = 512
 """How many bytes `sniff` wants to see, where the blob has as many."""
+
+MAX_OUTPUT: Final = 1 << 30
+"""The most bytes that are decompressed at once."""
 
 _FOREIGN: Final = ((b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4"))
 
@@ -44,33 +48,54 @@ def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -
 
 
 def read_span(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
-    """A span's uncompressed bytes, which match its root.
+    """A span's uncompressed bytes, padding included, which match its root. As `read_spans` says."""
+    return read_spans((span,), data, window)[0]
+
+
+def read_spans(spans: Sequence[Span], data: bytes | memoryview, window: bytes) -> list[bytes]:
+    """The uncompressed bytes of spans that share an entry, padding included; each matches its root.
 
     Args:
-        span: the span.
-        data: the compressed bytes [compressed_start, compressed_end).
-        window: its window, decompressed; b"" where it has none.
+        spans: one, or several with the same compressed start and entry.
+        data: the compressed bytes from their start to the last one's end.
+        window: their window, decompressed; b"" where they have none.
 
     Raises:
-        FormatError: the bytes are damaged.
-        DigestMismatch: they are not those the span promises.
+        FormatError: the bytes are damaged, or the spans begin in different ways.
+        LimitExceeded: more than MAX_OUTPUT bytes would have to be decompressed at once.
+        DigestMismatch: they are not those a span promises.
     """
-    output = _decompress(span, data, window)
-    root = span_root(output)
-    if root != span.root:
-        raise DigestMismatch(f"span {span.number}", span.root.hex(), root.hex())
-    return output
+    first = spans[0]
+    if any(_entrance(span) != _entrance(first) for span in spans):
+        raise FormatError("spans that begin at one place in different ways", first.compressed_start)
+    for span in spans:
+        check_compressed(span, data[: span.compressed_end - span.compressed_start])
+    size = max(span.skip + span.content_size for span in spans)
+    if size > MAX_OUTPUT:
+        raise LimitExceeded(f"a span for which {size} bytes must be decompressed", first.compressed_start)
+    output = _decompress(first, data, window, size) if size else b""
+    return [checked_content(span, _cut(output, span)) for span in spans]
 
 
-def _decompress(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
-    if span.entry is Entry.RAW:
-        return read_raw(span, data)
-    if span.entry is Entry.ZSTD_FRAME:
-        from indexer.zstd_spans import decompress_span  # noqa: PLC0415  # most mounts need one of the two
+def _entrance(span: Span) -> tuple[object, ...]:
+    return span.compressed_start, span.entry, span.bits, span.window_start, span.window_end
 
-        return decompress_span(span, data)
+
+def _cut(output: bytes, span: Span) -> bytes:
+    end = span.skip + span.content_size
+    return output if (span.skip, end) == (0, len(output)) else output[span.skip : end]
+
+
+def _decompress(first: Span, data: bytes | memoryview, window: bytes, size: int) -> bytes:
+    """The first `size` bytes that come out of an entry."""
+    if first.entry is Entry.RAW:
+        return read_raw(data, size, first.compressed_start)
+    if first.entry is Entry.ZSTD_FRAME:
+        from indexer.zstd_spans import decompress_frames  # noqa: PLC0415  # most mounts need one of the two
+
+        return decompress_frames(data, size, first.compressed_start)
     if not data:
-        raise FormatError("no compressed bytes for a span", span.compressed_start)
-    from indexer.gzip_read import inflate_span  # noqa: PLC0415  # most mounts need one of the two
+        raise FormatError("no compressed bytes for a span", first.compressed_start)
+    from indexer.gzip_read import inflate  # noqa: PLC0415  # most mounts need one of the two
 
-    return inflate_span(span, data, window)
+    return inflate(first, data, window, size)

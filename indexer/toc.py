@@ -59,6 +59,14 @@ class Entry(IntEnum):
     ZSTD_FRAME = 3  # at a zstd frame
 
 
+class Proof(IntEnum):
+    """What a span's `root` is the digest of."""
+
+    MERKLE = 0  # its uncompressed bytes, as a tree over leaves: one leaf can be proved alone
+    CONTENT = 1  # its uncompressed bytes without padding, as one sha256
+    COMPRESSED = 2  # its compressed bytes, as one sha256; what they become follows from entry and window
+
+
 class Member(NamedTuple):
     """One entry of the layer's tar, in tar order, as written: whiteouts are regular files here.
 
@@ -112,7 +120,10 @@ class Span(NamedTuple):
         window_start: offset of the compressed window in the layer's window file.
         window_end: its end; equal to the start where no window is needed.
         first_leaf: number of the span's first leaf in the layer.
-        root: Merkle root over the span's leaves (indexer.digest).
+        root: the digest that the span is verified by, as `proof` says; by default the Merkle root over its
+            leaves (indexer.digest).
+        proof: what `root` is the digest of.
+        padding: zeros at the span's end that come from nothing compressed.
     """
 
     number: int
@@ -127,11 +138,18 @@ class Span(NamedTuple):
     window_end: int
     first_leaf: int
     root: bytes
+    proof: Proof = Proof.MERKLE
+    padding: int = 0
 
     @property
     def size(self) -> int:
         """Uncompressed bytes."""
         return self.uncompressed_end - self.uncompressed_start
+
+    @property
+    def content_size(self) -> int:
+        """Uncompressed bytes without padding."""
+        return self.uncompressed_end - self.uncompressed_start - self.padding
 
     @property
     def end_leaf(self) -> int:
@@ -140,7 +158,7 @@ class Span(NamedTuple):
 
 
 class SpanTable(Sequence[Span]):
-    """The spans of a layer, back to back from offset 0, kept as columns: 81 bytes each.
+    """The spans of a layer, back to back from offset 0, kept as columns: 90 bytes each.
 
     Build one with `from_spans`, or hand over columns that `toc_codec` has checked.
     """
@@ -152,6 +170,8 @@ class SpanTable(Sequence[Span]):
         "_ends",
         "_entries",
         "_first_leaves",
+        "_paddings",
+        "_proofs",
         "_roots",
         "_skips",
         "_starts",
@@ -168,6 +188,8 @@ class SpanTable(Sequence[Span]):
         skips: "array[int]",
         window_sizes: "array[int]",
         roots: bytes,
+        proofs: bytes,
+        paddings: "array[int]",
     ) -> None:
         self._ends = ends
         self._compressed_starts = compressed_starts
@@ -176,6 +198,8 @@ class SpanTable(Sequence[Span]):
         self._bits = bits
         self._skips = skips
         self._roots = roots
+        self._proofs = proofs
+        self._paddings = paddings
         self._starts = array("Q", [0])
         self._first_leaves = array("Q", [0])
         self._window_ends = array("Q")
@@ -200,6 +224,8 @@ class SpanTable(Sequence[Span]):
             skips=array("Q", (s.skip for s in spans)),
             window_sizes=array("Q", (s.window_end - s.window_start for s in spans)),
             roots=b"".join(s.root for s in spans),
+            proofs=bytes(s.proof for s in spans),
+            paddings=array("Q", (s.padding for s in spans)),
         )
 
     def __len__(self) -> int:
@@ -229,6 +255,8 @@ class SpanTable(Sequence[Span]):
             window_end=self._window_ends[index],
             first_leaf=self._first_leaves[index],
             root=self._roots[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE],
+            proof=Proof(self._proofs[index]),
+            padding=self._paddings[index],
         )
 
     def __iter__(self) -> Iterator[Span]:
@@ -277,7 +305,12 @@ class SpanTable(Sequence[Span]):
         return range(self.find(start), self.find(end - 1) + 1)
 
     def sharing_entry(self, number: int) -> range:
-        """Numbers of the spans that share the entry of span `number`: pieces of one large zstd frame."""
+        """Numbers of the spans that share the entry of span `number`, itself among them.
+
+        Pieces of one large zstd frame do, and small files that an eStargz writer put into one gzip member.
+        """
+        if self._entries[number] == Entry.RAW:
+            return range(number, number + 1)
         start = self._compressed_starts[number]
         first = bisect_left(self._compressed_starts, start)
         return range(first, bisect_right(self._compressed_starts, start, lo=number))
@@ -302,12 +335,13 @@ class TocHeader:
     Attributes:
         layer_digest: digest of the blob, "sha256:…".
         layer_size: compressed bytes of the blob.
-        diff_id: digest of the uncompressed tar stream, "sha256:…".
+        diff_id: digest of the uncompressed tar stream, "sha256:…"; "" where an index made by others does not
+            tell it.
         uncompressed_size: bytes of the address space without its tail.
         device_size: bytes of the address space with its tail, rounded up to a block.
         compression: how the blob is compressed.
         address_space: what uncompressed offsets count.
-        span_size: the uncompressed bytes per span that were aimed at.
+        span_size: the uncompressed bytes per span that were aimed at; 0 in an index made by others.
         windows_digest: digest of the window file, "sha256:…".
     """
 

@@ -34,6 +34,7 @@ from indexer.toc import (
     Entry,
     Extent,
     Member,
+    Proof,
     Span,
     SpanTable,
     Toc,
@@ -42,7 +43,7 @@ from indexer.toc import (
 )
 
 _MAGIC: Final = b"lazytoc"
-VERSION: Final = 1
+VERSION: Final = 2
 """Version of the head's format, apart from the program's. A reader takes its own version only."""
 
 _HEADER: Final = struct.Struct("<7sB32s32s32sQQQIBB2xQQQ6Q")
@@ -53,6 +54,7 @@ _MAX_SIZE: Final = 1 << 62
 _LEVEL: Final = 19
 _WINDOW_LEVEL: Final = 9
 _WINDOW_SIZE: Final = 32768
+_UNKNOWN: Final = bytes(DIGEST_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,9 @@ def encode_toc(toc: Toc) -> bytes:
     head = _HEADER.pack(
         _MAGIC,
         VERSION,
-        *(bytes.fromhex(digest_hex(d)) for d in (header.layer_digest, header.diff_id, header.windows_digest)),
+        bytes.fromhex(digest_hex(header.layer_digest)),
+        bytes.fromhex(digest_hex(header.diff_id)) if header.diff_id else _UNKNOWN,
+        bytes.fromhex(digest_hex(header.windows_digest)),
         header.layer_size,
         header.uncompressed_size,
         header.device_size,
@@ -178,7 +182,7 @@ def _decode_header(data: bytes, digest: str) -> TocHead:
         header=TocHeader(
             layer_digest=digests[0],
             layer_size=layer_size,
-            diff_id=digests[1],
+            diff_id="" if fields[3] == _UNKNOWN else digests[1],
             uncompressed_size=size,
             device_size=device_size,
             compression=Compression(compression),
@@ -229,6 +233,8 @@ def _encode_spans(spans: SpanTable) -> bytes:
             pack(s.skip for s in spans),
             pack(s.window_end - s.window_start for s in spans),
             b"".join(s.root for s in spans),
+            bytes(s.proof for s in spans),
+            pack(s.padding for s in spans),
         )
     )
 
@@ -248,10 +254,16 @@ def _decode_spans(data: bytes, count: int, header: TocHeader) -> SpanTable:
     skips = reader.column(count)
     windows = reader.column(count)
     roots = reader.take(count * DIGEST_SIZE)
+    proofs = reader.take(count)
+    paddings = reader.column(count)
     reader.close()
     starts = list(accumulate(steps))
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
     _check_spans(sizes, starts, ends, entries, bits, skips, windows, header)
+    if any(proof >= len(Proof) for proof in set(proofs)):
+        raise FormatError("span table: an unknown kind of proof")
+    if any(padding > size for padding, size in zip(paddings, sizes, strict=True)):
+        raise FormatError("span table: a span with more padding than bytes")
     return SpanTable(
         ends=array("Q", accumulate(sizes)),
         compressed_starts=array("Q", starts),
@@ -261,6 +273,8 @@ def _decode_spans(data: bytes, count: int, header: TocHeader) -> SpanTable:
         skips=skips,
         window_sizes=windows,
         roots=roots,
+        proofs=proofs,
+        paddings=paddings,
     )
 
 

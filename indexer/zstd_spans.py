@@ -8,14 +8,15 @@ place is known and at most one block's output, 128 KiB, is in memory.
 
 import struct
 from collections.abc import Generator, Sequence
+from itertools import pairwise
 from typing import Final
 
 import zstandard
 
-from indexer.digest import span_root
-from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
+from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.scan import Checkpoint, Receiver
-from indexer.toc import Entry, Span
+from indexer.span_check import checked_content
+from indexer.toc import Entry, Proof, Span
 
 _FRAME_MAGIC: Final = 0xFD2FB528
 _SKIPPABLE_MAGIC: Final = 0x184D2A50  # the low four bits are free
@@ -154,17 +155,12 @@ def _check_header(header: bytes, start: int) -> None:
         raise LimitExceeded(f"zstd frame with a window of {parameters.window_size} bytes", start)
 
 
-def decompress_span(span: Span, data: bytes | memoryview) -> bytes:
-    """The uncompressed bytes of a ZSTD_FRAME span.
-
-    Args:
-        span: the span.
-        data: the compressed bytes [compressed_start, compressed_end).
+def decompress_frames(data: bytes | memoryview, size: int, start: int) -> bytes:
+    """The first `size` uncompressed bytes of frames, the first of which stands at `start` of the blob.
 
     Raises:
-        FormatError: damaged or too short. Whether the bytes are the right ones, their root tells.
+        FormatError: damaged or too short. Whether the bytes are the right ones, digests tell.
     """
-    size = span.skip + span.size
     pieces = []
     left = size
     try:
@@ -175,32 +171,39 @@ def decompress_span(span: Span, data: bytes | memoryview) -> bytes:
             pieces.append(piece)
             left -= len(piece)
     except zstandard.ZstdError as error:
-        raise FormatError(f"zstd: {error}", span.compressed_start) from error
+        raise FormatError(f"zstd: {error}", start) from error
     if left:
-        raise FormatError(f"zstd ends {left} bytes before the span does", span.compressed_start)
-    output = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return output[span.skip :] if span.skip else output
+        raise FormatError(f"zstd ends {left} bytes before the span does", start)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class FrameReader:
     """Cuts a large frame, fed in order from its start in any cuts, into the spans that share it.
 
     Args:
-        spans: the spans of one entry, in order, the first with `skip` 0.
+        spans: the spans of one entry, in order; what lies between and after them is passed by.
+
+    Raises:
+        FormatError: they are out of order, or of a kind that is verified before it is decompressed.
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
+        if any(later.skip < span.skip + span.content_size for span, later in pairwise(spans)):
+            raise FormatError("spans of one frame overlap", spans[0].compressed_start)
+        if any(span.proof is Proof.COMPRESSED for span in spans):
+            raise FormatError("pieces of a frame with digests of compressed bytes", spans[0].compressed_start)
         self._spans = iter(spans)
         self._span: Span | None = next(self._spans, None)
         self._partial = bytearray()
+        self._position = 0  # in the frame's output, where `_partial` begins
         self._finished: list[tuple[Span, bytes]] = []
         self._scanner = ZstdScanner(self, span_size=1 << 62)
 
     def feed(self, data: bytes) -> list[tuple[Span, bytes]]:
-        """The spans that these bytes complete, with their content, which matches their roots.
+        """The spans that these bytes complete, with their bytes, padding included, which match their roots.
 
         Raises:
-            FormatError: damaged, or longer than its spans.
+            FormatError: damaged.
             DigestMismatch: a span is not what its root promises.
         """
         self._finished = []
@@ -216,13 +219,18 @@ class FrameReader:
     def output(self, data: bytes) -> None:
         """From the scanner: the next bytes of the frame."""
         self._partial += data
-        while self._span is not None and len(self._partial) >= self._span.size:
-            content = bytes(self._partial[: self._span.size])
-            del self._partial[: self._span.size]
-            root = span_root(content)
-            if root != self._span.root:
-                raise DigestMismatch(f"span {self._span.number}", self._span.root.hex(), root.hex())
-            self._finished.append((self._span, content))
+        while self._span is not None:
+            self._pass_by(self._span.skip - self._position)
+            size = self._span.content_size
+            if self._position < self._span.skip or len(self._partial) < size:
+                return
+            content = bytes(self._partial[:size])
+            self._pass_by(size)
+            self._finished.append((self._span, checked_content(self._span, content)))
             self._span = next(self._spans, None)
-        if self._span is None and self._partial:
-            raise FormatError("zstd frame is longer than its spans")
+        self._partial.clear()
+
+    def _pass_by(self, size: int) -> None:
+        size = min(size, len(self._partial))
+        del self._partial[:size]
+        self._position += size

@@ -17,6 +17,7 @@ from indexer.toc import (
     Extent,
     Kind,
     Member,
+    Proof,
     Span,
     SpanTable,
     Toc,
@@ -88,6 +89,8 @@ def tocs(draw):
                 window_end=window_at + window,
                 first_leaf=0,
                 root=draw(st.binary(min_size=32, max_size=32)),
+                proof=draw(st.sampled_from(Proof)),
+                padding=draw(st.integers(0, size)),
             )
         )
         position += size
@@ -99,7 +102,7 @@ def tocs(draw):
     header = TocHeader(
         layer_digest=_DIGEST,
         layer_size=1 << 20,
-        diff_id=_DIGEST,
+        diff_id=draw(st.sampled_from([_DIGEST, ""])),
         uncompressed_size=position,
         device_size=round_to_block(end + 512 + position),
         compression=draw(st.sampled_from(Compression)),

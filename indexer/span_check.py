@@ -1,0 +1,44 @@
+"""Whether what came is what a span promises."""
+
+from hashlib import sha256
+
+from indexer.digest import span_root
+from indexer.errors import DigestMismatch
+from indexer.toc import Proof, Span
+
+
+def check_compressed(span: Span, data: bytes | memoryview) -> None:
+    """The compressed bytes of a span are those it promises, if it promises any.
+
+    Args:
+        span: the span.
+        data: its bytes [compressed_start, compressed_end).
+
+    Raises:
+        DigestMismatch: they are others.
+    """
+    if span.proof is Proof.COMPRESSED:
+        _compare(span, sha256(data).digest())
+
+
+def checked_content(span: Span, content: bytes) -> bytes:
+    """A span's bytes, padding included, which are those it promises.
+
+    Args:
+        span: the span.
+        content: its uncompressed bytes without padding.
+
+    Raises:
+        DigestMismatch: they are others.
+    """
+    if span.proof is Proof.CONTENT:
+        _compare(span, sha256(content).digest())
+    output = content + bytes(span.padding) if span.padding else content
+    if span.proof is Proof.MERKLE:
+        _compare(span, span_root(output))
+    return output
+
+
+def _compare(span: Span, actual: bytes) -> None:
+    if actual != span.root:
+        raise DigestMismatch(f"span {span.number}", span.root.hex(), actual.hex())
