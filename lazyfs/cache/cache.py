@@ -17,6 +17,7 @@ from lazyfs.cache.images import Images
 from lazyfs.cache.inventory import EntryInfo, Usage, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.locks import named_lock, try_flock
+from lazyfs.cache.quarantine import Quarantine
 from lazyfs.cache.references import References
 from lazyfs.cache.root import open_root
 from lazyfs.cache.scratch import Scratch
@@ -39,6 +40,7 @@ class Cache:
         references: what references named last.
         tocs: tables of contents.
         images: compiled metadata images.
+        quarantine: notes of tables of contents that were found to lie.
         mounts: a directory for the state of mounts.
 
     Raises:
@@ -58,6 +60,7 @@ class Cache:
         self.references = References(self.root / "references", scratch)
         self.tocs = Tocs(self.root / "tocs", scratch)
         self.images = Images(self.root / "images", scratch)
+        self.quarantine = Quarantine(self.root / "quarantine", scratch)
         self.mounts = self.root / "mounts"
 
     def __repr__(self) -> str:

@@ -11,7 +11,10 @@ from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
 
 _VERSION: Final = b"1\n"
-_PARTS: Final = ("layers", "tocs", "images", "documents", "references", "locks", "tmp", "mounts")
+_PARTS: Final = (
+    *("layers", "tocs", "images", "documents", "references"),
+    *("quarantine", "locks", "tmp", "mounts"),
+)
 _MAY_BE_THERE: Final = frozenset({"lost+found", *_PARTS})
 
 

@@ -1,7 +1,7 @@
-"""An artifact ready to be stored, and who stores it."""
+"""An artifact ready to be stored, how links to it are written, and who stores it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lazyfs.oci.descriptor import Descriptor
 
@@ -33,3 +33,17 @@ class Publisher(Protocol):
             Unauthorized, Unreachable, SourceError: it cannot be stored there.
             FormatError, LimitExceeded: what is there already makes no sense.
         """
+
+
+def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
+    """A descriptor as it stands in a document."""
+    fields: dict[str, Any] = {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }
+    if descriptor.artifact_type:
+        fields["artifactType"] = descriptor.artifact_type
+    if descriptor.annotations:
+        fields["annotations"] = dict(descriptor.annotations)
+    return fields

@@ -19,6 +19,7 @@ from lazyfs.oci.media_types import OCI_INDEX
 from lazyfs.source.answers import failure
 from lazyfs.source.control import Reply
 from lazyfs.source.host import Host
+from lazyfs.source.push_artifact import descriptor_fields
 from lazyfs.source.referrers import TagIndex, fallback_tag, read_tag_index
 
 _ATTEMPTS: Final = 30
@@ -80,20 +81,6 @@ def with_entry(data: bytes, entry: Descriptor) -> bytes:
     )
     index["manifests"] = [*index.get("manifests", ()), descriptor_fields(entry)]
     return json.dumps(index, separators=(",", ":")).encode()
-
-
-def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
-    """A descriptor as it stands in a document."""
-    fields: dict[str, Any] = {
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest,
-        "size": descriptor.size,
-    }
-    if descriptor.artifact_type:
-        fields["artifactType"] = descriptor.artifact_type
-    if descriptor.annotations:
-        fields["annotations"] = dict(descriptor.annotations)
-    return fields
 
 
 async def _without_dangling(host: Host, found: TagIndex, actions: str) -> TagIndex:
