@@ -1,23 +1,25 @@
 """Builds a layer's Toc while its bytes stream by.
 
-Two threads share the work: the caller's inflates and finds checkpoints, a second one hashes leaves and the
-diffID, parses the tar and hands the bytes to the store. Both spend their time in C without the GIL.
+Two threads share the work about equally: the caller's inflates and finds checkpoints, a second one does all
+that can be done in order afterwards: hashes, tar, store. Both spend their time in C without the GIL, and
+hand over few, large pieces: a thread that wants the GIL back waits longer than small pieces take.
 """
 
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Final, Self
 
 from indexer.digest import LEAF_SIZE, merkle_root, sha256_digest
-from indexer.errors import DigestMismatch, FormatError
-from indexer.scan import Checkpoint, Limits, Scanner, bounded
+from indexer.errors import DigestMismatch, FormatError, Unsupported
+from indexer.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded
 from indexer.spans import SNIFF_SIZE, make_scanner, sniff
 from indexer.tar_stream import TarParser
 from indexer.toc import AddressSpace, Compression, Span, SpanTable, Toc, TocHeader
-from indexer.toc_codec import compress_window
+from indexer.toc_codec import WindowCompressor
 
 DEFAULT_SPAN_SIZE: Final = 384 << 10
 """Uncompressed bytes per span aimed at; ARCHITECTURE.md has the measurements behind the number."""
@@ -25,6 +27,7 @@ DEFAULT_SPAN_SIZE: Final = 384 << 10
 _QUEUE_LENGTH: Final = 16
 
 Store = Callable[[bytes], None]
+_Job = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +48,30 @@ class LayerBuilder:
 
     Args:
         layer_size: compressed bytes of the whole layer, as its descriptor promises.
-        layer_digest: its digest, as its descriptor promises.
-        span_size: uncompressed bytes per span to aim at.
+        layer_digest: its digest, as its descriptor promises; None takes it as it is.
+        span_size: uncompressed bytes per span to aim at, at least 32 KiB.
         limits: bounds against bombs.
         store: receives the uncompressed bytes in order, on the second thread.
+
+    Raises:
+        Unsupported: smaller spans.
     """
 
     def __init__(
         self,
         layer_size: int,
-        layer_digest: str,
+        layer_digest: str | None,
         *,
         span_size: int = DEFAULT_SPAN_SIZE,
         limits: Limits | None = None,
         store: Store | None = None,
     ) -> None:
+        if span_size < MIN_SPAN_SIZE:
+            raise Unsupported(f"spans of {span_size} bytes; they have at least {MIN_SPAN_SIZE}")
         limits = limits or Limits()
         self._layer_size = layer_size
         self._layer_digest = layer_digest
         self._span_size = span_size
-        self._compressed_hash = sha256()
         self._compressed_size = 0
         self._head = b""
         self._compression: Compression | None = None
@@ -72,15 +79,14 @@ class LayerBuilder:
         self._produced = 0
         self._check_size = bounded(limits, layer_size)
         self._points: list[Checkpoint] = []
-        self._windows: dict[int, bytes] = {}
         self._content = _Content(limits, store)
-        self._thread = _SecondThread(self._content)
+        self._second = _SecondThread()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.stop()
+        self._second.stop()
 
     def feed(self, data: bytes) -> None:
         """Take the next compressed bytes, cut anywhere.
@@ -88,10 +94,10 @@ class LayerBuilder:
         Raises:
             IndexerError: the layer is damaged, too large, or of a kind that is not read here.
         """
-        self._compressed_hash.update(data)
         self._compressed_size += len(data)
         if self._compressed_size > self._layer_size:
             raise FormatError(f"layer is longer than the {self._layer_size} bytes its descriptor promises")
+        self._second.put(partial(self._content.take_compressed, data))
         if self._scanner is None:
             self._head += data
             if len(self._head) < SNIFF_SIZE:
@@ -116,11 +122,12 @@ class LayerBuilder:
             raise FormatError(
                 f"layer has {self._compressed_size} bytes where its descriptor promises {self._layer_size}"
             )
-        actual = "sha256:" + self._compressed_hash.hexdigest()
-        if actual != self._layer_digest:
-            raise DigestMismatch("layer", self._layer_digest, actual)
+        self._second.wait()
+        actual = self._content.layer_digest
+        if self._layer_digest not in (actual, None):
+            raise DigestMismatch("layer", str(self._layer_digest), actual)
         self._scanner.close()
-        self._thread.join()
+        self._second.wait()
         return self._built()
 
     def _begin(self, head: bytes) -> None:
@@ -131,28 +138,25 @@ class LayerBuilder:
         """From the scanner: the next uncompressed bytes."""
         self._produced += len(data)
         self._check_size(self._produced)
-        self._thread.put(data)
+        self._second.put(partial(self._content.take, data))
 
     def checkpoint(self, point: Checkpoint) -> None:
         """From the scanner: a span begins here."""
-        if self._points and self._points[-1].uncompressed_start == point.uncompressed_start:
-            self._points.pop()  # an empty member or frame came between
-            self._windows.pop(point.uncompressed_start, None)
-        elif self._points:
-            self._thread.put(None)
+        if self._points:
+            self._second.put(self._content.end_span)
         self._points.append(point)
 
     def window(self, uncompressed_start: int, window: bytes) -> None:
         """From the scanner: the sparse window of an earlier checkpoint."""
-        self._windows[uncompressed_start] = compress_window(window)
+        self._second.put(partial(self._content.take_window, uncompressed_start, window))
 
     def _built(self) -> BuiltToc:
         content = self._content.close()
-        spans, windows = self._spans(content.roots)
+        spans, windows = self._spans(content)
         windows_file = b"".join(windows)
         assert self._compression is not None
         header = TocHeader(
-            layer_digest=self._layer_digest,
+            layer_digest=content.layer_digest,
             layer_size=self._layer_size,
             diff_id=content.diff_id,
             uncompressed_size=self._produced,
@@ -165,14 +169,14 @@ class LayerBuilder:
         members, extents = content.parser.members, tuple(content.parser.extents)
         return BuiltToc(Toc(header, SpanTable.from_spans(spans), extents, members), windows_file)
 
-    def _spans(self, roots: list[bytes]) -> tuple[list[Span], list[bytes]]:
+    def _spans(self, content: "_Content") -> tuple[list[Span], list[bytes]]:
         points = [p for p in self._points if p.uncompressed_start < self._produced]
         ends = [(p.uncompressed_start, p.previous_end) for p in points[1:]]
         ends.append((self._produced, self._compressed_size))
         spans, windows = [], []
         window_at = 0
         for number, (point, (end, compressed_end)) in enumerate(zip(points, ends, strict=False)):
-            window = self._windows.get(point.uncompressed_start, b"")
+            window = content.windows.get(point.uncompressed_start, b"")
             windows.append(window)
             spans.append(
                 Span(
@@ -187,7 +191,7 @@ class LayerBuilder:
                     window_start=window_at,
                     window_end=window_at + len(window),
                     first_leaf=0,  # the table counts leaves itself
-                    root=roots[number],
+                    root=content.roots[number],
                 )
             )
             window_at += len(window)
@@ -195,31 +199,53 @@ class LayerBuilder:
 
 
 class _Content:
-    """What is learned from the uncompressed bytes."""
+    """What is learned from the bytes, on the second thread."""
 
     def __init__(self, limits: Limits, store: Store | None) -> None:
         self.parser: Final = TarParser(max_members=limits.max_members)
         self.roots: Final[list[bytes]] = []
+        self.windows: Final[dict[int, bytes]] = {}
         self.diff_id = ""
         self._store = store
+        self._layer_hash = sha256()
         self._hash = sha256()
+        self._compress_window = WindowCompressor()
         self._leaves: list[bytes] = []
         self._partial = b""
 
-    def take(self, piece: bytes | None) -> None:
-        """The next bytes, or None where a span ends."""
-        if piece is None:
-            self._end_span()
-            return
+    @property
+    def layer_digest(self) -> str:
+        """The digest of the compressed bytes so far."""
+        return "sha256:" + self._layer_hash.hexdigest()
+
+    def take_compressed(self, piece: bytes) -> None:
+        """The next compressed bytes."""
+        self._layer_hash.update(piece)
+
+    def take(self, piece: bytes) -> None:
+        """The next uncompressed bytes."""
         self._hash.update(piece)
         self.parser.feed(piece)
         self._hash_leaves(piece)
         if self._store is not None:
             self._store(piece)
 
+    def take_window(self, uncompressed_start: int, window: bytes) -> None:
+        """The sparse window of the span that starts there."""
+        self.windows[uncompressed_start] = self._compress_window(window)
+
+    def end_span(self) -> None:
+        """The uncompressed bytes so far end a span."""
+        if self._partial:
+            self._leaves.append(sha256(self._partial).digest())
+            self._partial = b""
+        self.roots.append(merkle_root(self._leaves))
+        self._leaves = []
+
     def close(self) -> Self:
+        """There are no more bytes."""
         if self._leaves or self._partial:
-            self._end_span()
+            self.end_span()
         self.parser.close()
         self.diff_id = "sha256:" + self._hash.hexdigest()
         return self
@@ -239,52 +265,42 @@ class _Content:
             append(sha256(view[start : start + LEAF_SIZE]).digest())
         self._partial = bytes(view[whole:])
 
-    def _end_span(self) -> None:
-        if self._partial:
-            self._leaves.append(sha256(self._partial).digest())
-            self._partial = b""
-        self.roots.append(merkle_root(self._leaves))
-        self._leaves = []
-
 
 class _SecondThread:
-    """Hands pieces to `content.take` on its own thread; errors come out at the next `put` or `join`."""
+    """Does jobs in order on a thread of its own; an error comes out at the next `put` or `wait`."""
 
-    def __init__(self, content: _Content) -> None:
-        self._content = content
-        self._queue: queue.Queue[bytes | _End | None] = queue.Queue(_QUEUE_LENGTH)
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="layer content", daemon=True)
         self._thread.start()
 
-    def put(self, piece: bytes | None) -> None:
-        if self._error is not None:
-            self.join()
-        self._queue.put(piece)
+    def put(self, job: _Job) -> None:
+        """Have it done; waits while too many are waiting."""
+        self._raise_error()
+        self._jobs.put(job)
 
-    def join(self) -> None:
-        self.stop()
+    def wait(self) -> None:
+        """Until all jobs are done."""
+        self._jobs.join()
+        self._raise_error()
+
+    def stop(self) -> None:
+        """Do what was put, then end the thread."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def stop(self) -> None:
-        """End the thread; what it has not taken yet is taken still."""
-        if self._thread.is_alive():
-            self._queue.put(_END)
-            self._thread.join()
-
     def _run(self) -> None:
-        while not isinstance(piece := self._queue.get(), _End):
-            if self._error is not None:
-                continue  # keep the queue moving, so that nobody waits at `put`
+        while (job := self._jobs.get()) is not None:
             try:
-                self._content.take(piece)
+                if self._error is None:  # else keep the queue moving, so that nobody waits at `put`
+                    job()
             except BaseException as error:  # noqa: BLE001  # raised again on the caller's thread
                 self._error = error
-
-
-class _End:
-    """Marks the end of the queue."""
-
-
-_END: Final = _End()
+            self._jobs.task_done()
+            del job  # it holds a large piece

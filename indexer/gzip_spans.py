@@ -3,18 +3,23 @@
 A deflate stream can be entered at any block (RFC 1951 section 3.2.3) given the bit it starts at and the
 32 KiB of output before it. A checkpoint is the first block, or the first member, that starts at least
 `span_size` bytes of output after the checkpoint before. At a member nothing is needed to enter.
+
+A few long calls of inflate make a span: the 32 KiB that tell what of the window is used; the rest up to one
+byte before the next checkpoint may be; then up to the end of that block. Calls run without the GIL, and to
+get it back costs more than a block, so there is none for each block.
 """
 
+import re
 from typing import Final
 
-from indexer.errors import FormatError, Unsupported
-from indexer.gzip_windows import WINDOW_SIZE, sparse_window
+from indexer.errors import FormatError
+from indexer.gzip_windows import WINDOW_SIZE, WindowSieve
 from indexer.libz import BlockInflater
 from indexer.scan import Checkpoint, Receiver
 from indexer.toc import Entry
 
 _BUFFER_SIZE: Final = WINDOW_SIZE + (512 << 10)
-_FEED_SIZE: Final = 256 << 10
+_ZEROS: Final = re.compile(rb"\0*")
 
 
 class GzipScanner:
@@ -24,15 +29,13 @@ class GzipScanner:
     """
 
     def __init__(self, receiver: Receiver, span_size: int) -> None:
-        if span_size < WINDOW_SIZE:
-            raise Unsupported(f"spans of {span_size} bytes are smaller than a window of {WINDOW_SIZE}")
         self._receiver = receiver
         self._span_size = span_size
         self._inflater = BlockInflater(_BUFFER_SIZE)
+        self._sieve = WindowSieve()
         self._consumed = 0  # compressed bytes so far
         self._produced = 0  # uncompressed bytes so far
         self._reported = 0  # where in the buffer the output not yet reported begins
-        self._member_start = 0  # compressed offset
         self._member_output = 0  # uncompressed offset at which the member began
         self._in_member = False
         self._members = 0
@@ -46,8 +49,17 @@ class GzipScanner:
         Raises:
             FormatError: not gzip, or damaged.
         """
-        for start in range(0, len(data), _FEED_SIZE):
-            self._feed(data[start : start + _FEED_SIZE])
+        position = 0
+        moved = True
+        while moved:
+            if not self._in_member:
+                position = self._skip_padding(data, position)
+                if position == len(data):
+                    return
+                self._begin_member()
+            before = self._consumed, self._produced
+            position = self._step(data, position)
+            moved = not self._in_member or before != (self._consumed, self._produced)
 
     def close(self) -> None:
         """The input has ended.
@@ -57,66 +69,64 @@ class GzipScanner:
         """
         if self._in_member or not self._members:
             raise FormatError("gzip stream is cut short", self._consumed)
-        self._resolve_window()
         self._report()
 
-    def _feed(self, data: bytes) -> None:
-        position = 0
-        pending_from = 0
-        while True:
-            if not self._in_member:
-                position = self._skip_padding(data, position)
-                if position == len(data):
-                    break
-                self._begin_member()
-                if self._pending is None:
-                    pending_from = position
-            room_before = self._inflater.filled
-            try:
-                consumed, ended = self._inflater.inflate(data, position)
-            except FormatError as error:
-                raise FormatError(error.what, self._consumed) from None
-            produced = self._inflater.filled - room_before
-            self._produced += produced
-            position += consumed
-            self._consumed += consumed
-            if consumed:
-                self._last_byte = data[position - 1 : position]
-            if self._pending and self._produced - self._pending.start >= WINDOW_SIZE:
-                self._pending.extend(data[pending_from:position])
-                self._resolve_window()
-            if ended:
-                self._in_member = False
-                self._members += 1
-                self._inflater.next_member()
-                if self._pending:
-                    self._pending.extend(data[pending_from:position])
-                    self._resolve_window()
-            elif self._inflater.at_block_start and self._produced - self._point_at >= self._span_size:
-                if self._pending:
-                    self._resolve_window()
-                self._begin_span()
-                pending_from = position
-            if self._inflater.filled == len(self._inflater.buffer):
-                self._make_room()
-            elif not consumed and not produced and not ended:
-                break  # the input is used up
-        if self._pending:
-            self._pending.extend(data[pending_from:])
+    def _step(self, data: bytes, position: int) -> int:
+        """Inflate some of `data[position:]`: the new position."""
+        since = self._produced - self._point_at
+        before_candidates = self._span_size - 1
+        if since < before_candidates:
+            limit = before_candidates if self._pending is None else min(before_candidates, WINDOW_SIZE)
+            return self._inflate(data, position, limit - since)
+        if since == before_candidates:
+            # Blocks may start here and have no output. Where the input is cut, inflate would stop at some
+            # of them; so pass them all.
+            position = self._inflate(data, position, 0)
+            if position == len(data) or not self._in_member:
+                return position
+        position = self._inflate(data, position, _BUFFER_SIZE, stop_at_block=True)
+        if self._in_member and self._inflater.at_block_start:
+            self._begin_span()
+        return position
+
+    def _inflate(self, data: bytes, position: int, limit: int, *, stop_at_block: bool = False) -> int:
+        """Inflate at most `limit` bytes of output from `data[position:]`: the new position."""
+        inflater = self._inflater
+        if inflater.filled == _BUFFER_SIZE:
+            self._make_room()
+        before = inflater.filled
+        room = min(limit, _BUFFER_SIZE - before)
+        try:
+            consumed, ended = inflater.inflate(data, position, room, stop_at_block=stop_at_block)
+        except FormatError as error:
+            raise FormatError(error.what, self._consumed) from None
+        end = position + consumed
+        self._consumed += consumed
+        self._produced += inflater.filled - before
+        if consumed:
+            self._last_byte = data[end - 1 : end]
+        if self._pending is not None:
+            self._pending.data += data[position:end]
+            if ended or self._produced - self._point_at >= WINDOW_SIZE:
+                self._resolve_window(self._pending)
+        if ended:
+            self._in_member = False
+            self._members += 1
+            inflater.next_member()
+        return end
 
     def _skip_padding(self, data: bytes, position: int) -> int:
-        if self._members:
-            rest = len(data) - position - len(data[position:].lstrip(b"\0"))
-            position += rest
-            self._consumed += rest
-        return position
+        if not self._members:
+            return position
+        match = _ZEROS.match(data, position)
+        assert match is not None
+        self._consumed += match.end() - position
+        return match.end()
 
     def _begin_member(self) -> None:
         self._in_member = True
-        self._member_start = self._consumed
         self._member_output = self._produced
-        first = self._members == 0
-        if first or self._produced - self._point_at >= self._span_size:
+        if self._members == 0 or self._produced - self._point_at >= self._span_size:
             self._report()
             self._point_at = self._produced
             self._receiver.checkpoint(
@@ -139,12 +149,12 @@ class GzipScanner:
                 bits,
             )
         )
-        self._pending = _PendingWindow(self._produced, window, bits, self._last_byte if bits else b"")
+        self._pending = _PendingWindow(window, bits, bytearray(self._last_byte if bits else b""))
 
-    def _resolve_window(self) -> None:
-        if self._pending:
-            self._receiver.window(self._pending.start, self._pending.sparse())
-            self._pending = None
+    def _resolve_window(self, pending: "_PendingWindow") -> None:
+        sparse = self._sieve.sparse(pending.window, bytes(pending.data), pending.bits)
+        self._receiver.window(self._point_at, sparse)
+        self._pending = None
 
     def _report(self) -> None:
         filled = self._inflater.filled
@@ -161,16 +171,11 @@ class GzipScanner:
 
 
 class _PendingWindow:
-    """A checkpoint whose window waits for the 32 KiB of output that show what of it is used."""
+    """The newest checkpoint's window, until 32 KiB of output show what of it is used."""
 
-    def __init__(self, start: int, window: bytes, bits: int, shared: bytes) -> None:
-        self.start: Final = start
-        self._window = window
-        self._bits = bits
-        self._data = bytearray(shared)
+    __slots__ = ("bits", "data", "window")
 
-    def extend(self, data: bytes) -> None:
-        self._data += data
-
-    def sparse(self) -> bytes:
-        return sparse_window(self._window, bytes(self._data), self._bits)
+    def __init__(self, window: bytes, bits: int, data: bytearray) -> None:
+        self.window = window
+        self.bits = bits
+        self.data = data

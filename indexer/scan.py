@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from indexer.errors import LimitExceeded
 from indexer.toc import Entry
+
+MIN_SPAN_SIZE: Final = 32 << 10
+"""Uncompressed bytes per span that may be aimed at: a span is not smaller than a window."""
 
 
 class Checkpoint(NamedTuple):

@@ -51,7 +51,7 @@ _MAX_HEAD: Final = 1 << 30
 _MAX_SECTION: Final = 1 << 31
 _MAX_SPAN: Final = 1 << 30
 _MAX_SIZE: Final = 1 << 62
-_LEVEL: Final = 19
+_LEVEL: Final = 9
 _WINDOW_LEVEL: Final = 9
 _WINDOW_SIZE: Final = 32768
 _UNKNOWN: Final = bytes(DIGEST_SIZE)
@@ -197,9 +197,15 @@ def _decode_header(data: bytes, digest: str) -> TocHead:
     )
 
 
-def compress_window(window: bytes) -> bytes:
-    """A sparse window as it lies in the windows file; b"" stays b""."""
-    return zstandard.ZstdCompressor(level=_WINDOW_LEVEL).compress(window) if window else b""
+class WindowCompressor:
+    """Turns sparse windows into what lies in the windows file, again and again in the same memory."""
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=_WINDOW_LEVEL)
+
+    def __call__(self, window: bytes) -> bytes:
+        """A sparse window compressed; b"" stays b""."""
+        return self._compressor.compress(window) if window else b""
 
 
 def decompress_window(data: bytes) -> bytes:

@@ -1,15 +1,18 @@
 """Spans of every encoding: what is read from a checkpoint is what the whole stream says."""
 
+import ctypes
 import random
 import struct
 import zlib
 from io import BytesIO
+from itertools import pairwise
 
 import indexed_gzip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer import libz
 from indexer.build import LayerBuilder
 from indexer.digest import span_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
@@ -66,6 +69,39 @@ def test_any_cut_of_the_input_gives_the_same_toc(name):
     assert build(blob, step=65_537) == whole
 
 
+def _gzip_of_blocks(pieces: list[bytes], empty_blocks: int) -> bytes:
+    """Each piece a block of its own, and after it so many empty ones: blocks that start at one place."""
+    raw = zlib.compressobj(6, zlib.DEFLATED, 31)
+    parts = []
+    for piece in pieces:
+        parts.append(raw.compress(piece))
+        parts.append(raw.flush(zlib.Z_SYNC_FLUSH))
+        parts.append(b"\x00\x00\x00\xff\xff" * empty_blocks)
+    return b"".join(parts) + raw.flush()
+
+
+@pytest.mark.parametrize("before", [-2, -1, 0, 1])
+def test_empty_blocks_around_a_checkpoint_give_the_same_toc_in_any_cuts(before):
+    """Checkpoints lie at least 64 KiB apart; blocks start `before` that, and there are many."""
+    data = tar(file(b"f", b"many words " * 20_000))
+    ends = [0, (64 << 10) + before, (64 << 10) + before + 1, 150_000, len(data)]
+    blob = _gzip_of_blocks([data[start:end] for start, end in pairwise(ends)], 300)
+    whole = build(blob)
+    assert whole.toc.header.diff_id == digest_of(data)
+    assert len(whole.toc.spans) >= 2
+    assert all(build(blob, step=step) == whole for step in (1, 4, 5, 6, 1009))
+
+
+def test_zlib_finds_what_zlib_ng_finds(monkeypatch):
+    """The package brings zlib-ng; where it cannot be had, the system's zlib gives the same bytes."""
+    assert libz._library().inflate.__name__ == "zng_inflate"
+    blobs = [ENCODINGS[name](TAR) for name in ENCODINGS if name.startswith("gzip")]
+    expected = [build(blob) for blob in blobs]
+    system = libz._zlib(ctypes.CDLL("libz.so.1"))
+    monkeypatch.setattr(libz, "_library", lambda: system)
+    assert [build(blob) for blob in blobs] == expected
+
+
 def test_spans_are_as_large_as_asked_where_blocks_are_small():
     toc = build(gzip_layer(TAR), span_size=128 << 10).toc
     sizes = [span.size for span in toc.spans][:-1]
@@ -101,6 +137,19 @@ def test_pieces_of_a_large_zstd_frame_share_its_entry():
     spans = build(zstd_frame(TAR)).toc.spans
     assert {span.compressed_start for span in spans} == {0}
     assert [span.skip for span in spans] == [span.uncompressed_start for span in spans]
+
+
+def test_spans_smaller_than_a_window_are_refused():
+    with pytest.raises(Unsupported, match="32768"):
+        build(TAR, span_size=32767)
+    assert build(gzip_layer(TAR), span_size=32768).toc.spans[1].size >= 32768
+
+
+def test_a_layer_without_a_promise_is_taken_as_it_is():
+    blob = gzip_layer(TAR)
+    with LayerBuilder(len(blob), None) as builder:
+        builder.feed(blob)
+        assert builder.finish().toc.header.layer_digest == digest_of(blob)
 
 
 def test_an_empty_layer_has_no_members():
