@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.errors import CacheError
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
@@ -88,7 +89,7 @@ class LazyLayer:
 
         Raises:
             IndexerError: what came is damaged or not what the TOC promises.
-            LazyfsError: it did not come.
+            LazyfsError: it did not come, or has gone again.
         """
         data = self._local(start, size)
         if data is not None:
@@ -174,8 +175,10 @@ class LazyLayer:
             span = self._spans[number]
             first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
             data = landed.get(number)
+            part = self._local(first, last - first)
             if data is not None:
-                parts.append(data[first - span.uncompressed_start : last - span.uncompressed_start])
-            else:
-                parts.append(self._entry.read(first, last - first))
+                part = data[first - span.uncompressed_start : last - span.uncompressed_start]
+            if part is None:
+                raise CacheError("content was taken out of the cache while it was being read; read it again")
+            parts.append(part)
         return b"".join(parts)
