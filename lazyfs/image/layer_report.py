@@ -138,13 +138,14 @@ def created_by(config: ImageConfig, layers: int) -> list[str]:
 
 
 class _Own:
-    """A path of a layer: what it says there, and the paths below."""
+    """A path of a layer: what it says there last, the paths below, and whether it ever said no directory."""
 
-    __slots__ = ("children", "member")
+    __slots__ = ("children", "fresh", "member")
 
     def __init__(self) -> None:
         self.member: Member | None = None
         self.children: dict[bytes, _Own] = {}
+        self.fresh = False
 
 
 class _Against:
@@ -181,12 +182,15 @@ class _Against:
         for name in names:
             own = own.children.setdefault(name, _Own())
         own.member = member
+        if member.kind is not Kind.DIRECTORY:
+            own.children.clear()
+            own.fresh = True
 
     def _compare(self) -> None:
         stack: list[tuple[Node | None, _Own]] = [(self._below, self._own)]
         while stack:
             old, own = stack.pop()
-            stays = old is not None and old.children is not None and _is_directory(own)
+            stays = old is not None and old.children is not None and not own.fresh
             if old is None:
                 self._added.append(own.member)
             elif not stays:
@@ -232,10 +236,6 @@ class _Against:
 
 def _tally(members: Sequence[Member | None]) -> Tally:
     return Tally(len(members), sum(member.size for member in members if member is not None))
-
-
-def _is_directory(own: _Own) -> bool:
-    return own.member is None or own.member.kind is Kind.DIRECTORY
 
 
 def _is_reserved(path: bytes) -> bool:
