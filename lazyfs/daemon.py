@@ -208,6 +208,7 @@ def main() -> int:
 
     try:
         trio.run(run_mount, order, config, report, progress)
+        _drop_empty(order.log_file)
     except Exception as error:  # noqa: BLE001  # whoever waits for the mount is told
         code = exit_code(error)
         if code == BUG:
@@ -215,6 +216,12 @@ def main() -> int:
         pipe.report({"error": str(error) or type(error).__name__, "code": code})
         return code
     return 0
+
+
+def _drop_empty(log_file: str) -> None:
+    """A log that nothing was written to is no use to anybody."""
+    if log_file and not Path(log_file).stat().st_size:
+        Path(log_file).unlink()
 
 
 def _redirect(log_file: str) -> None:

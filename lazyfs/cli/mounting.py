@@ -17,7 +17,7 @@ from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.exit_codes import BUG
-from lazyfs.mount.mounts import mount_at, resolve_mount_point, unmount_blocking
+from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount_blocking
 from lazyfs.mount_states import MountStates, runtime_directory
 
 _DAEMON_END_S: Final = 20.0
@@ -151,28 +151,38 @@ def umount(config: Config, directory: Path, lazy: bool) -> None:
     mounted = mount_at(mount_point)
     if mounted is None and facts is None:
         raise NotMounted(f"nothing is mounted at {mount_point}")
-    if mounted is not None and b"lazyfs" not in mounted.source and b"lazyfs" not in mounted.fstype:
+    if mounted is not None and facts is None and not _is_ours(mounted):
         raise NotMounted(f"what is mounted at {mount_point} is not of lazyfs")
     while mounted is not None:  # of a dead daemon's erofs mount and what lies under it, both
         unmount_blocking(mount_point, lazy)
         mounted = mount_at(mount_point)
-    if facts is not None:
+    if facts is None:
+        return
+    if not lazy:  # else it goes on until its last user has gone
         _wait_for_end(facts.pid, mount_point)
-        states.forget(mount_point)
+    states.forget(mount_point)
+
+
+def _is_ours(mounted: Mount) -> bool:
+    """Whether a mount without state, whose daemon must have died, was of lazyfs."""
+    return b"lazyfs" in mounted.fstype or mounted.source.startswith(b"lazyfs:")
 
 
 def _wait_for_end(pid: int, mount_point: Path) -> None:
-    """Wait for the daemon, which syncs what it fetched; a recycled pid is not waited for long."""
+    """Wait for the daemon, which makes what it fetched durable."""
     end = time.monotonic() + _DAEMON_END_S
-    while time.monotonic() < end:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return
-        if b"lazyfs.daemon" not in command:
-            return
+    while not _has_ended(pid):
+        if time.monotonic() > end:
+            raise MountError(f"{mount_point} is unmounted, but its daemon {pid} has not ended yet")
         time.sleep(0.01)
-    raise MountError(f"{mount_point} is unmounted, but its daemon {pid} has not ended yet")
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the daemon is gone; its number may belong to another process by now."""
+    try:
+        return b"lazyfs.daemon" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 @click.command()
