@@ -81,6 +81,7 @@ def source_settings(config: Config) -> SourceSettings:
         max_connections=config.max_connections,
         credentials=ConfigCredentials(config.auth_files),
         proxy=proxy_rules(proxies),
+        hosts_dir=config.hosts_dir,
     )
 
 

@@ -43,6 +43,7 @@ class Config:
         http_proxy: proxy for http URLs; if it is not said, what the environment says as for curl(1).
         https_proxy: proxy for https URLs.
         no_proxy: hosts to reach without one, separated by commas.
+        hosts_dir: containerd's directory of mirrors, `host[_port_]/hosts.toml`; /dev/null is to have none.
         log_level: debug, info, warning or error.
     """
 
@@ -65,6 +66,7 @@ class Config:
     http_proxy: str = field(default="", repr=False)
     https_proxy: str = field(default="", repr=False)
     no_proxy: str = ""
+    hosts_dir: Path = Path("/etc/containerd/certs.d")
     log_level: str = "warning"
 
     def __post_init__(self) -> None:

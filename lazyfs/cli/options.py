@@ -14,7 +14,7 @@ from lazyfs.config import Config, load_config
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CONFIG_FLAGS: Final = ("cache_dir", "platform", "plain_http", "offline", "log_level")
+_CONFIG_FLAGS: Final = ("cache_dir", "platform", "plain_http", "offline", "hosts_dir", "log_level")
 
 _COMMON: Final = (
     click.option("--cache-dir", type=click.Path(path_type=Path), help="Where indexes and content are kept."),
@@ -23,6 +23,9 @@ _COMMON: Final = (
     ),
     click.option("--plain-http", is_flag=True, default=None, help="HTTP, not HTTPS (implied for loopback)."),
     click.option("--offline", is_flag=True, default=None, help="Ask no registry; use what is here."),
+    click.option(
+        "--hosts-dir", type=click.Path(path_type=Path), help="Mirrors, as containerd's hosts.toml names them."
+    ),
     click.option(
         "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file to use."
     ),

@@ -78,7 +78,8 @@ class Connections:
     Args:
         tls: gives what to demand of servers; called when there is one to demand it of.
         proxies: which origins to reach through a proxy.
-        stall_timeout_s: longest wait for one byte, or for a connection.
+        stall_timeout_s: longest wait for one byte.
+        connect_timeout_s: longest wait for a connection.
         most_idle: how many idle connections to keep.
         trusted_hosts: hosts that the user named; these alone may have link-local addresses.
     """
@@ -88,12 +89,14 @@ class Connections:
         tls: Callable[[], ssl.SSLContext],
         proxies: ProxyRules,
         stall_timeout_s: float,
+        connect_timeout_s: float,
         most_idle: int,
         trusted_hosts: frozenset[str],
     ) -> None:
         self._tls = tls
         self._proxies = proxies
         self._stall_timeout_s = stall_timeout_s
+        self._connect_timeout_s = connect_timeout_s
         self._most_idle = most_idle
         self._trusted_hosts = trusted_hosts
         self._lock = threading.Lock()
@@ -142,7 +145,7 @@ class Connections:
             SourceError: the address is link-local.
         """
         proxy = self._proxies.proxy_for(origin)
-        http_connection = self._prepare(origin, proxy, min(timeout_s, self._stall_timeout_s))
+        http_connection = self._prepare(origin, proxy, min(timeout_s, self._connect_timeout_s))
         try:
             http_connection.connect()
             self._check_peer(origin, proxy, http_connection.sock)

@@ -143,12 +143,14 @@ class ControlClient:
         self._checked_hosts.add(origin.host)
 
 
-def new_client(settings: SourceSettings, tls: Callable[[], ssl.SSLContext]) -> httpx.AsyncClient:
+def new_client(
+    settings: SourceSettings, tls: Callable[[], ssl.SSLContext], connect_timeout_s: float
+) -> httpx.AsyncClient:
     """An httpx client that keeps no cookies, reads no environment and follows no redirects."""
     return httpx.AsyncClient(
         transport=_ProxyingTransport(settings, tls),
         headers={"User-Agent": user_agent(), "Accept-Encoding": "identity"},
-        timeout=httpx.Timeout(settings.stall_timeout_s),
+        timeout=httpx.Timeout(settings.stall_timeout_s, connect=connect_timeout_s),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
         trust_env=False,

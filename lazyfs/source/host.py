@@ -8,8 +8,9 @@ from lazyfs.source.answers import Answer, failure
 from lazyfs.source.control import MAX_REPLY_BYTES, ControlClient, Reply
 from lazyfs.source.counters import Counters
 from lazyfs.source.http_pool import ContentAnswer, RangeClient
+from lazyfs.source.places import Rest
 from lazyfs.source.retry import RETRIABLE_STATUSES, Retries, RetryPolicy, Transient
-from lazyfs.source.settings import Endpoint
+from lazyfs.source.settings import Capability, Endpoint
 from lazyfs.source.tokens import Authenticator
 from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target, shown
 
@@ -29,6 +30,10 @@ class Host:
         ranges: for blobs.
         policy: how patient to be.
         counters: where redirects and retries are counted.
+
+    Attributes:
+        rest: whether to leave this host alone, where others have the same.
+        policy: how patient to be.
     """
 
     def __init__(
@@ -47,8 +52,10 @@ class Host:
         self._authenticator = authenticator
         self._control = control
         self._ranges = ranges
-        self._policy = policy
+        self._headers = dict(endpoint.headers)
         self._counters = counters
+        self.policy = policy
+        self.rest = Rest(str(self._origin))
 
     def __repr__(self) -> str:
         return f"<Host {shown(self._endpoint.base_url)} for {self._repository}>"
@@ -57,6 +64,10 @@ class Host:
     def name(self) -> str:
         """The registry and repository, for messages."""
         return f"{self._endpoint.registry}/{self._repository}"
+
+    def can(self, capability: Capability) -> bool:
+        """Whether this host is to be asked for such things."""
+        return capability in self._endpoint.capabilities
 
     def url(self, path: str) -> str:
         """The URL of a path below the repository, as "/blobs/sha256:…"."""
@@ -91,7 +102,7 @@ class Host:
             LimitExceeded: the body is longer than `max_bytes`.
         """
         url = path if "://" in path else self.url(path)
-        retries = Retries(self._policy, self._counters, what, shown(url))
+        retries = Retries(self.policy, self._counters, what, shown(url))
         while True:
             try:
                 return await self._once(method, url, what, headers or {}, content, actions, max_bytes)
@@ -147,10 +158,14 @@ class Host:
             return await send({})
         scope = f"repository:{self._repository}:{actions}"
         header = await self._authenticator.authorization(scope)
-        answer = await send({"Authorization": header} if header else {})
+        answer = await send(self._with(header))
         if answer.status != 401:
             return answer
         challenges = answer.headers("www-authenticate")
         answer.close()
         header = await self._authenticator.renew(scope, challenges, header)
-        return await send({"Authorization": header})
+        return await send(self._with(header))
+
+    def _with(self, authorization: str) -> dict[str, str]:
+        """The headers for this host alone."""
+        return {**self._headers, "Authorization": authorization} if authorization else self._headers

@@ -11,6 +11,8 @@ from lazyfs.errors import Unreachable
 from lazyfs.source.answers import failure
 from lazyfs.source.counters import Counters
 from lazyfs.source.http_pool import ContentAnswer
+from lazyfs.source.places import Rest
+from lazyfs.source.retry import RetryPolicy
 from lazyfs.source.turns import Turns
 from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, lifetime_s, redirect_target, shown
 
@@ -48,11 +50,28 @@ class Locator:
         url: where to start.
         what: the blob, for messages.
         ask: sends the requests.
+        policy: how patient to be.
         counters: where redirects are counted.
+        host_rest: of the host, where it has more than this blob.
+
+    Attributes:
+        shown_url: where it starts, fit to be shown.
+        policy: how patient to be.
+        rest: whether to leave this place alone, where others have the same.
     """
 
-    def __init__(self, url: str, what: str, ask: Asks, counters: Counters) -> None:
+    def __init__(
+        self,
+        url: str,
+        what: str,
+        ask: Asks,
+        policy: RetryPolicy,
+        counters: Counters,
+        host_rest: Rest | None = None,
+    ) -> None:
         self.shown_url = shown(url)
+        self.policy = policy
+        self.rest = Rest(what, host_rest or Rest(self.shown_url))
         self._url = url
         self._what = what
         self._ask = ask

@@ -1,8 +1,11 @@
 """The one door to all sources."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cache
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import cache, partial
+from typing import NamedTuple
 
 import trio
 
@@ -14,10 +17,11 @@ from lazyfs.source.connections import Connections
 from lazyfs.source.control import ControlClient, new_client
 from lazyfs.source.counters import Counters
 from lazyfs.source.host import Host
+from lazyfs.source.hosts_config import endpoints_of
 from lazyfs.source.http_pool import HttpPool
 from lazyfs.source.layout import open_layout
 from lazyfs.source.registry import RegistrySource
-from lazyfs.source.settings import Endpoint, SourceSettings, endpoint_of, user_agent
+from lazyfs.source.settings import Access, Endpoint, SourceSettings, user_agent
 from lazyfs.source.tokens import Authenticator
 from lazyfs.source.urls import origin_of
 
@@ -51,28 +55,71 @@ def _opened(image: ImageName, settings: SourceSettings) -> AbstractAsyncContextM
 async def open_registry(
     reference: Reference, settings: SourceSettings, mirrors: tuple[Endpoint, ...] = ()
 ) -> AsyncIterator[RegistrySource]:
-    """A reference as a source; `mirrors` are asked before the registry itself, in order."""
-    endpoints = (*mirrors, endpoint_of(reference.registry, settings))
+    """A reference as a source; `mirrors` are asked first, then what `hosts_dir` says, then the registry.
+
+    Raises:
+        ConfigError: what `hosts_dir` says of the registry makes no sense, or a certificate cannot be used.
+    """
+    own = await trio.to_thread.run_sync(endpoints_of, reference.registry, settings)
+    endpoints = (*mirrors, *own)
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
-    tls = cache(settings.tls_context)
-    if any(origin_of(endpoint.base_url).scheme == "https" for endpoint in endpoints):
-        await trio.to_thread.run_sync(tls)
     counters = Counters()
+    async with AsyncExitStack() as stack:
+        lines: dict[Access, _Line] = {}
+        for access in (Access(), *(endpoint.access for endpoint in endpoints)):
+            if access not in lines:
+                lines[access] = await stack.enter_async_context(_line(settings, access, trusted, counters))
+        await trio.to_thread.run_sync(_prepare, [lines[end.access] for end in endpoints if _is_tls(end)])
+        hosts = []
+        for endpoint in endpoints:
+            line = lines[endpoint.access]
+            authenticator = Authenticator(
+                endpoint, reference.repository, settings.credentials, line.control, counters
+            )
+            # Where others have the same, the next one is the next attempt.
+            policy = settings.retry if endpoint is endpoints[-1] else replace(settings.retry, retries=0)
+            hosts.append(
+                Host(endpoint, reference.repository, authenticator, line.control, line.pool, policy, counters)
+            )
+        yield RegistrySource(reference, hosts, lines[Access()].pool, settings.retry, counters)
+
+
+class _Line(NamedTuple):
+    """Connections that are made in one way.
+
+    Attributes:
+        control: for documents.
+        pool: for ranges.
+        tls: what is demanded of servers.
+    """
+
+    control: ControlClient
+    pool: HttpPool
+    tls: Callable[[], ssl.SSLContext]
+
+
+@asynccontextmanager
+async def _line(
+    settings: SourceSettings, access: Access, trusted: frozenset[str], counters: Counters
+) -> AsyncIterator[_Line]:
+    tls = cache(partial(settings.tls_context, access))
+    connect_timeout_s = min(access.connect_timeout_s or settings.stall_timeout_s, settings.stall_timeout_s)
     connections = Connections(
-        tls, settings.proxy, settings.stall_timeout_s, settings.max_connections, trusted
+        tls, settings.proxy, settings.stall_timeout_s, connect_timeout_s, settings.max_connections, trusted
     )
     headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"}
     async with (
-        new_client(settings, tls) as client,
+        new_client(settings, tls, connect_timeout_s) as client,
         HttpPool(connections, settings.max_connections, headers, counters) as pool,
     ):
-        control = ControlClient(client, settings, counters, trusted)
-        hosts = []
-        for endpoint in endpoints:
-            authenticator = Authenticator(
-                endpoint, reference.repository, settings.credentials, control, counters
-            )
-            hosts.append(
-                Host(endpoint, reference.repository, authenticator, control, pool, settings.retry, counters)
-            )
-        yield RegistrySource(reference, hosts, pool, settings.retry, counters)
+        yield _Line(ControlClient(client, settings, counters, trusted), pool, tls)
+
+
+def _is_tls(endpoint: Endpoint) -> bool:
+    return origin_of(endpoint.base_url).scheme == "https"
+
+
+def _prepare(lines: Sequence[_Line]) -> None:
+    """Read certificates now, where a mistake in them can still be told."""
+    for line in lines:
+        line.tls()

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from indexer.digest import sha256_digest
-from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded
-from lazyfs.errors import NotFound, SourceError, Unauthorized, Unreachable
+from indexer.errors import DigestMismatch, FormatError, LimitExceeded
+from lazyfs.errors import ConfigError
 from lazyfs.oci.descriptor import UNKNOWN_SIZE, Descriptor, checked_digest, readable_digest
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.oci.manifest import parse_document
@@ -26,8 +26,10 @@ from lazyfs.source.counters import Counters
 from lazyfs.source.host import Host
 from lazyfs.source.http_pool import RangeClient
 from lazyfs.source.locator import Locator
+from lazyfs.source.places import ask_in_turn
 from lazyfs.source.registry_blob import RegistryBlob
 from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.settings import Capability
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ class RegistrySource:
         reference: the image.
         hosts: mirrors and the registry itself, at least one.
         ranges: for URLs that descriptors name themselves.
-        policy: how patient to be.
+        policy: how patient to be with such URLs.
         counters: of everything this source does.
     """
 
@@ -77,7 +79,7 @@ class RegistrySource:
         """As Source.resolve says."""
         if self._reference.digest:
             return Descriptor("", readable_digest(self._reference.digest), UNKNOWN_SIZE)
-        return await self._first(lambda host: self._resolve_at(host, probe=probe))
+        return await self._first(Capability.RESOLVE, lambda host: self._resolve_at(host, probe=probe))
 
     async def _resolve_at(self, host: Host, *, probe: bool) -> Descriptor:
         what = f"tag {self._reference.tag!r} of {host.name}"
@@ -109,7 +111,7 @@ class RegistrySource:
             return check_document(self._kept[1], descriptor)
         if descriptor.media_type and descriptor.media_type not in DOCUMENT_TYPES:
             return check_document(await self.blob(descriptor).fetch(0, descriptor.size, bytes), descriptor)
-        return await self._first(lambda host: self._manifest_at(host, descriptor, max_bytes))
+        return await self._first(Capability.PULL, lambda host: self._manifest_at(host, descriptor, max_bytes))
 
     async def _manifest_at(self, host: Host, descriptor: Descriptor, max_bytes: int) -> bytes:
         what = f"manifest {descriptor.digest} of {host.name}"
@@ -129,24 +131,30 @@ class RegistrySource:
 
     def _new_blob(self, descriptor: Descriptor) -> RegistryBlob:
         locators = []
-        for host in self._hosts:
+        for host in self._able(Capability.PULL):
             what = f"blob {descriptor.digest} of {host.name}"
             url = host.url(f"/blobs/{descriptor.digest}")
-            locators.append(Locator(url, what, host.get_range, self._counters))
+            locators.append(Locator(url, what, host.get_range, host.policy, self._counters, host.rest))
+        home = locators[-1]
         for url in descriptor.urls:
             what = f"blob {descriptor.digest} at its own URL"
-            locators.append(Locator(url, what, self._ranges.get, self._counters))
+            locators.append(Locator(url, what, self._ranges.get, self._policy, self._counters))
         what = f"blob {descriptor.digest} of {self._reference.name}"
-        return RegistryBlob(descriptor.size, what, locators, self._policy, self._counters)
+        return RegistryBlob(descriptor.size, what, locators, home, self._counters)
 
-    async def _first(self, ask: Callable[[Host], Awaitable[T]]) -> T:
+    def _able(self, capability: Capability) -> list[Host]:
+        """The hosts to ask, the registry itself last."""
+        able = [host for host in self._hosts if host.can(capability)]
+        if not able:
+            raise ConfigError(
+                f"{self._reference.registry}: no host in its hosts.toml is said to {capability}"
+            )
+        return able
+
+    async def _first(self, capability: Capability, ask: Callable[[Host], Awaitable[T]]) -> T:
         """What the first host gives that has it; the last host is the registry, whose error counts."""
-        for host in self._hosts[:-1]:
-            try:
-                return await ask(host)
-            except (NotFound, Unauthorized, Unreachable, SourceError, IndexerError):
-                continue
-        return await ask(self._hosts[-1])
+        able = self._able(capability)
+        return await ask_in_turn(able, able[-1], ask)
 
 
 def _descriptor_of_head(reply: Reply) -> Descriptor | None:

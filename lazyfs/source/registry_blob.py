@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from lazyfs.errors import NotFound, RangeRefused, SourceError, Unauthorized, Unreachable
+from indexer.errors import IndexerError
+from lazyfs.errors import RangeRefused
 from lazyfs.source.counters import Counters
 from lazyfs.source.http_pool import Body
 from lazyfs.source.locator import Locator
-from lazyfs.source.retry import Retries, RetryPolicy, Transient
+from lazyfs.source.places import ask_in_turn
+from lazyfs.source.retry import Retries, Transient
 from lazyfs.source.transfer import Cut, PieceSink, RangeSink, plan_cut, pour
 
 T = TypeVar("T")
 
 PROGRESS_BYTES = 64 << 10  # what an attempt has to bring so that failures are counted anew
-
-_NEXT_PLACE = (NotFound, Unauthorized, Unreachable)
 
 
 class RegistryBlob:
@@ -24,18 +24,18 @@ class RegistryBlob:
     Args:
         size: bytes, by the descriptor.
         what: the blob, for messages.
-        locators: where it may be, at least one.
-        policy: how patient to be.
+        locators: where it may be.
+        home: the one of them whose error counts when none has it.
         counters: where retries are counted.
     """
 
     def __init__(
-        self, size: int, what: str, locators: Sequence[Locator], policy: RetryPolicy, counters: Counters
+        self, size: int, what: str, locators: Sequence[Locator], home: Locator, counters: Counters
     ) -> None:
         self._size = size
         self._what = what
         self._locators = tuple(locators)
-        self._policy = policy
+        self._home = home
         self._counters = counters
 
     def __repr__(self) -> str:
@@ -54,32 +54,40 @@ class RegistryBlob:
             return consume(memoryview(b""))
         sink = RangeSink(end - start)
         result: list[T] = []
-        await self._transfer(
-            _Wish(start, end, sink, lambda: result.append(consume(sink.view)), patient=False)
-        )
+
+        def finish() -> None:
+            try:
+                result.append(consume(sink.view))
+            except IndexerError:
+                sink.taken = 0  # wrong bytes: the next place is asked for all of them
+                raise
+
+        await self._transfer(_Wish(start, end, sink, finish, patient=False))
         return result[0]
 
     async def pull(self, consume: Callable[[memoryview], None]) -> None:
         """As Blob.pull says."""
-        if self._size:
-            sink = PieceSink(self._size, consume)
+        if not self._size:
+            return
+
+        def take(piece: memoryview) -> None:
+            try:
+                consume(piece)
+            except IndexerError as error:
+                raise _Refused(error) from error
+
+        sink = PieceSink(self._size, take)
+        try:
             await self._transfer(_Wish(0, self._size, sink, lambda: None, patient=True))
+        except _Refused as refused:
+            raise refused.error from refused.error.__cause__
 
     async def _transfer(self, wish: "_Wish") -> None:
         """Fulfil a wish at the first place that can."""
-        first_error: SourceError | None = None
-        for locator in self._locators:
-            try:
-                await self._transfer_from(locator, wish)
-            except _NEXT_PLACE as error:
-                first_error = first_error or error
-            else:
-                return
-        assert first_error, "a blob has at least one place"
-        raise first_error
+        await ask_in_turn(self._locators, self._home, lambda place: self._transfer_from(place, wish))
 
     async def _transfer_from(self, locator: Locator, wish: "_Wish") -> None:
-        retries = Retries(self._policy, self._counters, self._what, locator.shown_url)
+        retries = Retries(locator.policy, self._counters, self._what, locator.shown_url)
         while wish.position < wish.end:
             before = wish.position
             try:
@@ -99,6 +107,14 @@ class RegistryBlob:
             await answer.read(partial(wish.take, cut))
         finally:
             answer.close()
+
+
+class _Refused(Exception):
+    """A consumer has no use for what it was given in pieces: it cannot be given them again from elsewhere."""
+
+    def __init__(self, error: IndexerError) -> None:
+        self.error = error
+        super().__init__(error)
 
 
 class _Wish(NamedTuple):

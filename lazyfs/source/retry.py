@@ -76,7 +76,7 @@ class Retries:
             Unreachable: there were enough, or the caller's deadline would pass while waiting.
         """
         if self._failed >= self._policy.retries:
-            raise self._given_up(failure, f"gave up after {self._failed + 1} attempts") from failure
+            raise self._given_up(failure, f"gave up after {_attempts(self._failed + 1)}") from failure
         delay_s = self._delay_s(failure)
         if trio.current_time() + delay_s >= trio.current_effective_deadline():
             raise self._given_up(failure, "no time is left for another attempt") from failure
@@ -93,6 +93,10 @@ class Retries:
 
     def _given_up(self, failure: Transient, why: str) -> Unreachable:
         return Unreachable(f"{self._what}: {failure.reason}; {why}", url=self._url, status=failure.status)
+
+
+def _attempts(count: int) -> str:
+    return f"{count} attempts" if count > 1 else "one attempt"
 
 
 def parse_retry_after(value: str, now: datetime | None = None) -> float | None:

@@ -1,9 +1,13 @@
 """How sources are to be reached. Values only: whoever builds them reads flags, files and environment."""
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from lazyfs.errors import ConfigError
 from lazyfs.oci.reference import DOCKER_HUB
@@ -13,6 +17,35 @@ from lazyfs.source.retry import RetryPolicy
 from lazyfs.source.urls import is_loopback, origin_of
 
 _HUB_API_HOST = "registry-1.docker.io"
+
+
+class Capability(StrEnum):
+    """What a host may be asked for: content by digest, tags, uploads, what refers to a manifest."""
+
+    PULL = "pull"
+    RESOLVE = "resolve"
+    PUSH = "push"
+    REFERRERS = "referrers"
+
+
+ALL_CAPABILITIES: Final = frozenset(Capability)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What it takes to reach one host, beside what holds for all.
+
+    Attributes:
+        ca_files: PEM files of further authorities to trust.
+        client_certs: PEM files of our certificates and their keys; none leaves it to the general one.
+        skip_verify: do not ask who answers.
+        connect_timeout_s: longest wait for a connection; None is that for a byte.
+    """
+
+    ca_files: tuple[Path, ...] = ()
+    client_certs: tuple[tuple[Path, Path], ...] = ()
+    skip_verify: bool = False
+    connect_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +61,7 @@ class SourceSettings:
         max_connections: how many requests for blobs may be under way at once.
         credentials: who we are.
         proxy: what to go through.
+        hosts_dir: containerd's directory of mirrors (see hosts_config); None is to have none.
     """
 
     plain_http: bool | None = None
@@ -38,22 +72,44 @@ class SourceSettings:
     max_connections: int = 8
     credentials: CredentialsProvider = field(default_factory=NoCredentials)
     proxy: ProxyRules = field(default_factory=ProxyRules)
+    hosts_dir: Path | None = None
 
-    def tls_context(self) -> ssl.SSLContext:
-        """What to demand of servers, and to show them.
+    def tls_context(self, access: Access = Access()) -> ssl.SSLContext:  # a frozen value
+        """What to demand of servers that are reached in this way, and to show them.
 
         Raises:
             ConfigError: a certificate or key cannot be used.
         """
         context = ssl.create_default_context()
-        try:
-            if self.ca_file:
-                context.load_verify_locations(self.ca_file)
-            if self.client_cert:
-                context.load_cert_chain(*self.client_cert)
-        except OSError as error:  # also ssl.SSLError
-            raise ConfigError(f"certificates cannot be used: {error.strerror or error}") from None
+        general = (self.client_cert,) if self.client_cert else ()
+        for ca_file in (*([self.ca_file] if self.ca_file else []), *access.ca_files):
+            with _certificate_errors(f"authority {ca_file}"):
+                context.load_verify_locations(ca_file)
+        for certificate, key in access.client_certs or general:
+            with _certificate_errors(f"client certificate {certificate} with key {key}"):
+                context.load_cert_chain(certificate, key, _no_password)
+        if access.skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _no_password() -> str:
+    """OpenSSL would ask at the terminal."""
+    raise ConfigError(
+        "the client certificate's key is encrypted; decrypt it (openssl pkey) into a private file"
+    )
+
+
+@contextmanager
+def _certificate_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLError as error:
+        why = (error.reason or "not PEM").lower().replace("_", " ")
+        raise ConfigError(f"{what} cannot be used: {why}; it takes PEM files that belong together") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +120,17 @@ class Endpoint:
         registry: whose credentials to use, as it stands in references.
         base_url: scheme, host and path up to and including "/v2".
         parameters: query of every request; a mirror wants `ns`, the registry it stands for.
+        capabilities: what it is to be asked for.
+        headers: sent with every request to this host and to no other; they may hold secrets.
+        access: what it takes to reach it.
     """
 
     registry: str
     base_url: str
     parameters: str = ""
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    access: Access = field(default_factory=Access)
 
     def url(self, path: str) -> str:
         """The URL of `path`, which begins with "/" and may hold a query."""
@@ -77,9 +139,14 @@ class Endpoint:
         return f"{self.base_url}{path}{'&' if '?' in path else '?'}{self.parameters}"
 
 
+def api_host(registry: str) -> str:
+    """The host, and perhaps port, that serves a registry."""
+    return _HUB_API_HOST if registry == DOCKER_HUB else registry
+
+
 def endpoint_of(registry: str, settings: SourceSettings) -> Endpoint:
     """Where a registry itself is reached."""
-    host = _HUB_API_HOST if registry == DOCKER_HUB else registry
+    host = api_host(registry)
     plain = settings.plain_http
     if plain is None:
         plain = is_loopback(origin_of(f"http://{host}").host)
