@@ -64,12 +64,12 @@ def test_any_bytes_survive_the_kernels_escapes(fields):
 
 
 @pytest.mark.parametrize("name", ["plain", "a space", "tab\tand\nnewline", "back\\slash\\040", "h#sh", "ü"])
-async def test_the_kernel_tells_of_a_mount_at_any_name_and_it_is_unmounted(tmp_path, name):
+def test_the_kernel_tells_of_a_mount_at_any_name_and_it_is_unmounted(tmp_path, name):
     place = tmp_path / name
     place.mkdir()
     await trio.run_process(["mount", "-t", "tmpfs", f"a {name}", place])
     found = mount_at(place)
-    await unmount(place)
+    unmount(place)
     assert found is not None
     assert (found.mount_point, found.fstype) == (os.fsencode(place), b"tmpfs")
     assert found.source == os.fsencode(f"a {name}")
@@ -97,25 +97,25 @@ def test_links_in_a_circle_are_refused(tmp_path):
         resolve_mount_point(tmp_path / "a")
 
 
-async def test_what_is_not_mounted_cannot_be_unmounted(tmp_path):
+def test_what_is_not_mounted_cannot_be_unmounted(tmp_path):
     with pytest.raises(NotMounted, match="nothing is mounted at"):
-        await unmount(tmp_path)
+        unmount(tmp_path)
 
 
-async def test_a_mount_in_use_is_unmounted_only_lazily(tmp_path):
+def test_a_mount_in_use_is_unmounted_only_lazily(tmp_path):
     image = write_image(tmp_path / "image", [[file(b"held", b"data" * 2000)]])
     with mounted(image, tmp_path / "mnt") as server:
         with (server.mount_point / "held").open("rb") as held:
             with pytest.raises(Busy, match=r"in use.*lazily"):
-                await unmount(server.mount_point)
-            await unmount(server.mount_point, lazy=True)
+                unmount(server.mount_point)
+            unmount(server.mount_point, lazy=True)
             assert mount_at(server.mount_point) is None
             assert held.read() == b"data" * 2000  # its user goes on
             assert server.process.poll() is None
         assert server.process.wait(30) == 0  # and was the last
 
 
-async def test_a_dead_mount_is_found_and_unmounted(tmp_path):
+def test_a_dead_mount_is_found_and_unmounted(tmp_path):
     image = write_image(tmp_path / "image", [[file(b"a")]])
     with mounted(image, tmp_path / "mnt") as server:
         server.process.kill()
@@ -123,5 +123,5 @@ async def test_a_dead_mount_is_found_and_unmounted(tmp_path):
         with pytest.raises(OSError, match="not connected"):
             list(server.mount_point.iterdir())
         assert mount_at(server.mount_point).fstype == b"fuse.lazyfs"
-        await unmount(server.mount_point)
+        unmount(server.mount_point)
         assert mount_at(server.mount_point) is None

@@ -17,7 +17,7 @@ from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.exit_codes import BUG
-from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount_blocking
+from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountStates, runtime_directory
 
 _DAEMON_END_S: Final = 20.0
@@ -154,7 +154,7 @@ def umount(config: Config, directory: Path, lazy: bool) -> None:
     if mounted is not None and facts is None and not _is_ours(mounted):
         raise NotMounted(f"what is mounted at {mount_point} is not of lazyfs")
     while mounted is not None:  # of a dead daemon's erofs mount and what lies under it, both
-        unmount_blocking(mount_point, lazy)
+        unmount(mount_point, lazy=lazy)
         mounted = mount_at(mount_point)
     if facts is None:
         return

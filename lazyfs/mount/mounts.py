@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.mount.syscalls import unmount_kernel
 
@@ -112,8 +110,10 @@ def resolve_mount_point(path: Path) -> bytes:
     raise MountError(f"too many symbolic links in {os.fsdecode(path)}")
 
 
-async def unmount(path: Path, *, lazy: bool = False) -> None:
+def unmount(path: Path, *, lazy: bool = False) -> None:
     """Unmounts what is mounted at `path`, as root or, of FUSE and one's own, with fusermount3.
+
+    For a worker thread: it may wait for a file system's daemon.
 
     Args:
         path: the mount point.
@@ -122,16 +122,6 @@ async def unmount(path: Path, *, lazy: bool = False) -> None:
     Raises:
         NotMounted: nothing is mounted there.
         MountError: it is in use, or not ours to unmount; the message says what to do.
-    """
-    await trio.to_thread.run_sync(unmount_blocking, path, lazy)
-
-
-def unmount_blocking(path: Path, lazy: bool) -> None:
-    """As `unmount`, for a worker thread: it may wait for a file system's daemon.
-
-    Raises:
-        NotMounted: see `unmount`.
-        MountError: see `unmount`.
     """
     mount_point = resolve_mount_point(path)
     shown = os.fsdecode(mount_point)

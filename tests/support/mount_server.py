@@ -34,7 +34,7 @@ from lazyfs.mount import erofs
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
-from lazyfs.mount.mounts import Mount, mount_at, unmount_blocking
+from lazyfs.mount.mounts import Mount, mount_at, unmount
 from lazyfs.mount.syscalls import MountRefused
 
 REPOSITORY = Path(__file__).parents[2]
@@ -221,7 +221,7 @@ def started(
         _end(process)
         with suppress(NotMounted):
             while True:
-                unmount_blocking(mount_point, lazy=True)
+                unmount(mount_point, lazy=True)
 
 
 def _end(process: subprocess.Popen) -> None:
