@@ -64,7 +64,7 @@ def test_any_bytes_survive_the_kernels_escapes(fields):
 
 
 @pytest.mark.parametrize("name", ["plain", "a space", "tab\tand\nnewline", "back\\slash\\040", "h#sh", "ü"])
-def test_the_kernel_tells_of_a_mount_at_any_name_and_it_is_unmounted(tmp_path, name):
+async def test_the_kernel_tells_of_a_mount_at_any_name_and_it_is_unmounted(tmp_path, name):
     place = tmp_path / name
     place.mkdir()
     await trio.run_process(["mount", "-t", "tmpfs", f"a {name}", place])
