@@ -52,7 +52,7 @@ _MAX_SECTION: Final = 1 << 31
 _MAX_SPAN: Final = 1 << 30
 _MAX_SIZE: Final = 1 << 62
 _LEVEL: Final = 9
-_WINDOW_LEVEL: Final = 9
+_WINDOW_LEVEL: Final = 6
 _WINDOW_SIZE: Final = 32768
 _UNKNOWN: Final = bytes(DIGEST_SIZE)
 
