@@ -3,6 +3,7 @@
     LazyfsError
       BadReference        an image name that cannot be one
       ConfigError         a configuration file, variable or flag that cannot be used
+      NotTrusted          the image, or its index, is not signed by whom it must be, or was found to lie
       SourceError         a registry, layout or archive did not give what was asked
         Unauthorized      it wants other credentials
         NotFound          it has no such thing
@@ -28,6 +29,10 @@ class BadReference(LazyfsError):
 
 class ConfigError(LazyfsError):
     """A configuration file, variable or flag that cannot be used."""
+
+
+class NotTrusted(LazyfsError):
+    """The image, or its index, is not signed by whom it must be, or was found to lie."""
 
 
 class SourceError(LazyfsError):

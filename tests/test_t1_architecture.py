@@ -30,6 +30,7 @@ RULES = Rules(
         "isal": ("indexer",),
         "numpy": ("indexer",),
         "zstandard": ("indexer",),
+        "cryptography": ("lazyfs.image",),
         "packageurl": ("lazyfs.image.packages",),
         "cyclonedx": ("lazyfs.image.packages",),
         "spdx_tools": ("lazyfs.image.packages",),

@@ -22,12 +22,10 @@ from lazyfs.image.frame_stream import FrameStream
 from lazyfs.image.landing import Failure, Landing, Landings
 from lazyfs.image.plan import Fetch, plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
+from lazyfs.image.windows import ReadWindow, WindowFetcher
 from lazyfs.source.base import Blob
 
 _log = logging.getLogger(__name__)
-
-ReadWindow = Callable[[Span], bytes]
-"""Gives a span's window as it lies in the windows file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,7 @@ class SpanFetcher:
         blob: the compressed bytes at their source.
         nursery: where fetches live; they may outlive the readers that asked.
         settings: how to fetch.
+        windows: gives the windows instead, where they are not here.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class SpanFetcher:
         blob: Blob,
         nursery: trio.Nursery,
         settings: FetchSettings,
+        windows: WindowFetcher | None = None,
     ) -> None:
         self._spans = spans
         self._entry = entry
@@ -92,6 +92,7 @@ class SpanFetcher:
         self._blob = blob
         self._nursery = nursery
         self._settings = settings
+        self._windows = windows
         self._landings = Landings()
         self._fetches = self._bytes = self._fetched = self._failures = 0
 
@@ -160,15 +161,23 @@ class SpanFetcher:
                     return
                 start, end = missing[0].compressed_start, missing[-1].compressed_end
                 self._count(end - start, len(missing))
-                landed = await self._blob.fetch(start, end, partial(self._unpack, missing, start))
+                landed = await self._fetch_range(missing, start, end)
         for number, data in landed:
             self._landings.land(number, data)
 
-    def _unpack(self, spans: Sequence[Span], start: int, data: memoryview) -> list[tuple[int, bytes]]:
+    async def _fetch_range(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[int, bytes]]:
+        if self._windows is None:
+            unpack = partial(self._unpack, spans, start, self._read_window)
+            return await self._blob.fetch(start, end, unpack)
+        return await self._windows.beside(self._blob, spans, start, end, partial(self._unpack, spans, start))
+
+    def _unpack(
+        self, spans: Sequence[Span], start: int, read_window: ReadWindow, data: memoryview
+    ) -> list[tuple[int, bytes]]:
         """On the thread that received `data`: decompress, verify, write, mark."""
         unpacked = []
         for span in spans:
-            window = decompress_window(self._read_window(span))
+            window = decompress_window(read_window(span))
             compressed = data[span.compressed_start - start : span.compressed_end - start]
             output = read_span(span, compressed, window)
             self._entry.put(span.uncompressed_start, span.first_leaf, output)

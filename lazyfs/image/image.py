@@ -1,12 +1,12 @@
 """An image ready to be read: its merged tree, and layers that fetch what is missing."""
 
 import mmap
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -19,6 +19,7 @@ from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
+from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Source
 
 _PIECE: Final = 1 << 20
@@ -63,21 +64,37 @@ class Image:
             yield await self.read(nid, offset, _PIECE)
 
 
-async def index_layers(resolved: ResolvedImage, source: Source, indexer: Indexer) -> dict[str, IndexedLayer]:
-    """Indexes of all layers by layer digest, those that are missing made now.
+class IndexFinder(Protocol):
+    """Knows of indexes that were not made here."""
+
+    async def find(self, resolved: ResolvedImage, wanted: Collection[str]) -> Mapping[str, IndexedLayer]:
+        """Indexes that may be used for an image, by layer digest, of as many of the wanted as there are.
+
+        What stands in the way is logged: without them, indexes are made.
+        """
+
+
+async def index_layers(
+    resolved: ResolvedImage, source: Source, indexer: Indexer, finders: Sequence[IndexFinder] = ()
+) -> dict[str, IndexedLayer]:
+    """Indexes of all layers by layer digest: made here before, else found by the finders, else made now.
 
     Raises:
         IndexerError: a layer is damaged, or not what the manifest promises.
         LazyfsError: a layer cannot be had.
     """
-    indexed: dict[str, IndexedLayer] = {}
 
     async def ensure(digest: str) -> None:
         descriptor = layers[digest]
         indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
 
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    await run_all(partial(ensure, digest) for digest in layers)
+    made_here = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
+    indexed = {digest: found for digest, found in made_here.items() if found is not None}
+    for finder in finders:
+        if len(indexed) < len(layers):
+            indexed.update(await finder.find(resolved, layers.keys() - indexed.keys()))
+    await run_all(partial(ensure, digest) for digest in layers if digest not in indexed)
     return indexed
 
 
@@ -112,7 +129,12 @@ def map_metadata(path: Path) -> MetadataImage:
 
 @asynccontextmanager
 async def open_image(
-    resolved: ResolvedImage, source: Source, indexer: Indexer, cache: Cache, settings: FetchSettings
+    resolved: ResolvedImage,
+    source: Source,
+    indexer: Indexer,
+    cache: Cache,
+    settings: FetchSettings,
+    finders: Sequence[IndexFinder] = (),
 ) -> AsyncIterator[Image]:
     """The image, open for reading. What was fetched is made durable at the end.
 
@@ -120,7 +142,7 @@ async def open_image(
         IndexerError: a layer or its table is damaged.
         LazyfsError: a layer that has no index cannot be had, or the cache cannot be used.
     """
-    indexed = await index_layers(resolved, source, indexer)
+    indexed = await index_layers(resolved, source, indexer, finders)
     metadata_file = await compiled(resolved, indexed, cache)
     metadata = map_metadata(metadata_file)
     with ExitStack() as entries:
@@ -142,6 +164,7 @@ async def open_image(
                     blob=source.blob(layer.descriptor),
                     nursery=nursery,
                     settings=settings,
+                    windows=WindowFetcher(found.remote_windows, nursery) if found.remote_windows else None,
                 )
                 layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher, settings.read_ahead)
             digests = [layer.descriptor.digest for layer in resolved.layers]

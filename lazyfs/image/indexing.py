@@ -7,6 +7,7 @@ both digests are right, table and content appear together. Between processes a l
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 import trio
@@ -17,7 +18,8 @@ from indexer.scan import Limits
 from indexer.toc_codec import TocHead, decode_head, encode_toc
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.filling import Filling
-from lazyfs.errors import CacheError
+from lazyfs.errors import CacheError, NotFound
+from lazyfs.image.windows import RemoteWindows
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.base import Blob
 
@@ -31,6 +33,15 @@ def no_progress(_digest: str, _done: int, _total: int) -> None:
     """Progress for nobody."""
 
 
+class IndexMode(Enum):
+    """Where indexes may come from."""
+
+    AUTO = "auto"  # kept here, else published by somebody, else made by a pull
+    LOCAL = "local"  # kept here, else made by a pull
+    REGISTRY = "registry"  # kept here, else published; never made
+    NONE = "none"  # made by a pull, whatever there is
+
+
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
     """How layers are indexed.
@@ -38,10 +49,12 @@ class IndexSettings:
     Attributes:
         span_size: uncompressed bytes per span aimed at.
         limits: bounds against bombs.
+        mode: where indexes may come from.
     """
 
     span_size: int = DEFAULT_SPAN_SIZE
     limits: Limits = field(default_factory=Limits)
+    mode: IndexMode = IndexMode.AUTO
 
     @property
     def name(self) -> str:
@@ -55,13 +68,15 @@ class IndexedLayer:
 
     Attributes:
         head: the table of contents.
-        windows: the window file its spans refer to, mapped.
+        windows: the window file its spans refer to, mapped; empty where it is not here.
         audited: whether the whole layer has passed by and had the table's layer digest and diffID.
+        remote_windows: the window file where it is not here.
     """
 
     head: TocHead
     windows: memoryview
     audited: bool = False
+    remote_windows: RemoteWindows | None = None
 
 
 class Indexer:
@@ -80,7 +95,9 @@ class Indexer:
         self._limiter = trio.CapacityLimiter(PARALLEL_LAYERS)
 
     def find(self, layer: Descriptor) -> IndexedLayer | None:
-        """The layer's index, if it is here and whole."""
+        """The layer's index, if one was made here and is whole."""
+        if self._settings.mode is IndexMode.NONE:
+            return None
         tocs, name = self._cache.tocs, self._settings.name
         data = tocs.load(layer.digest, name)
         if data is None:
@@ -88,7 +105,8 @@ class Indexer:
         with suppress(IndexerError):
             head = decode_head(data)
             windows = tocs.windows(layer.digest, name, head.header.windows_digest)
-            if head.header.layer_digest == layer.digest and windows is not None:
+            lying = self._cache.quarantine.find(layer.digest, head.digest)
+            if head.header.layer_digest == layer.digest and windows is not None and lying is None:
                 return IndexedLayer(head, windows, audited=True)
         return None
 
@@ -97,11 +115,14 @@ class Indexer:
 
         Raises:
             IndexerError: the layer is damaged, too large, or not what its descriptor promises.
+            NotFound: there is none, and none is to be made.
             LazyfsError: its source does not give it, or the cache cannot keep the table.
         """
         indexed = self.find(layer)
         if indexed is not None:
             return indexed
+        if self._settings.mode is IndexMode.REGISTRY:
+            raise NotFound(f"no index of layer {layer.digest} was published that may be used here")
         async with self._limiter, self._cache.named_lock(f"index-{layer.digest[7:]}"):
             return self.find(layer) or await self._pull(layer, blob)
 

@@ -26,7 +26,8 @@ class ResolvedImage:
 
     Attributes:
         name: what was asked for, in canonical form.
-        descriptor: of the manifest.
+        root: what the name stands for: the manifest, or an index that leads to it.
+        descriptor: of the manifest, with its true type and size.
         manifest: the manifest.
         config: the configuration.
         layers: the layers, the lowest first.
@@ -35,6 +36,7 @@ class ResolvedImage:
     """
 
     name: str
+    root: Descriptor
     descriptor: Descriptor
     manifest: Manifest
     config: ImageConfig
@@ -68,9 +70,11 @@ class Resolver:
             IndexerError: a document is damaged, or this is no image that can be mounted.
             LazyfsError: the source does not give it.
         """
-        found = await find_image(self._document, await self._named(name), platform)
+        root = await self._named(name)
+        found = await find_image(self._document, root, platform)
         return ResolvedImage(
             name=str(name),
+            root=root,
             descriptor=found.descriptor,
             manifest=found.manifest,
             config=found.config,

@@ -41,9 +41,11 @@ def memory_image(
     manifest = parse_document(document.data, document.media_type)
     assert isinstance(manifest, Manifest)
     config = parse_config(document.config)
+    link = Descriptor(document.media_type, document.digest, len(document.data))
     resolved = ResolvedImage(
         name="memory:",
-        descriptor=Descriptor(document.media_type, document.digest, len(document.data)),
+        root=link,
+        descriptor=link,
         manifest=manifest,
         config=config,
         layers=image_layers(manifest, config),
