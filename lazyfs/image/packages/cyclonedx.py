@@ -2,15 +2,16 @@
 
 from collections import Counter
 
-from cyclonedx.factory.license import LicenseFactory
 from cyclonedx.model import Property
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.model.component_evidence import ComponentEvidence, Occurrence
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 
 from lazyfs.image.packages.bill import Bill, shown_place, shown_source
+from lazyfs.image.packages.licences import parse_expression
 from lazyfs.image.packages.package import Distribution, Package
 
 _IMAGE_REF = "image"
@@ -30,10 +31,10 @@ def write_cyclonedx(bill: Bill) -> str:
         ),
     )
     distribution = bill.inventory.distribution
-    if distribution.id:
-        bom.components.add(_system(distribution))
     times: Counter[str] = Counter()
     components = [_component(package, distribution, times) for package in bill.inventory.packages]
+    if distribution.id:
+        components.append(_system(distribution))
     bom.components.update(components)
     bom.register_dependency(image, components)
     return JsonV1Dot6(bom).output_as_string(indent=2)
@@ -60,7 +61,18 @@ def _component(package: Package, distribution: Distribution, times: Counter[str]
         version=package.version,
         purl=purl,
         bom_ref=reference + again,
-        licenses=[LicenseFactory().make_from_string(package.licence)] if package.licence else (),
+        licenses=_licences(package),
         properties=[Property(name="lazyfs:source", value=source)] if source else (),
         evidence=ComponentEvidence(occurrences=[Occurrence(location=shown_place(package))]),
+    )
+
+
+def _licences(package: Package) -> list[LicenseExpression | DisjunctiveLicense]:
+    if not package.licence:
+        return []
+    expression = parse_expression(package.licence)
+    return (
+        [DisjunctiveLicense(name=package.licence)]
+        if expression is None
+        else [LicenseExpression(str(expression))]
     )

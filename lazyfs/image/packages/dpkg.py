@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from indexer.errors import FormatError
 from lazyfs.image.packages.package import Package
 from lazyfs.image.packages.stanzas import Stanza, parse_stanzas
 
@@ -21,7 +20,7 @@ def parse_status(data: bytes, where: bytes) -> Iterator[Package]:
     """The packages whose files are there, in the order of the file.
 
     Raises:
-        FormatError: one that is there has no name or no version.
+        FormatError: one that is there has no name or no version, or one that none can have.
     """
     for stanza in parse_stanzas(data, _KEYS):
         if stanza.get("Status", "installed").rpartition(" ")[2] not in _ABSENT:
@@ -30,8 +29,6 @@ def parse_status(data: bytes, where: bytes) -> Iterator[Package]:
 
 def _package(stanza: Stanza, where: bytes) -> Package:
     name, version = stanza.get("Package", ""), stanza.get("Version", "")
-    if not name or not version:
-        raise FormatError(f"an installed package without {'a version' if name else 'a name'}: {name[:100]!r}")
     source = _SOURCE.fullmatch(stanza.get("Source", ""))
     return Package(
         "deb",

@@ -49,7 +49,7 @@ class Inventory:
     Attributes:
         distribution: of the system packages.
         packages: by kind, name, version and place.
-        problems: what could not be used; the packages it tells of are missing.
+        problems: what could not be used, or not to its end; packages that it tells of are missing.
     """
 
     distribution: Distribution

@@ -34,16 +34,16 @@ def parse_manifest(data: bytes, where: bytes) -> Package | None:
     try:
         fields = parse_object(data, "package.json", MAX_MANIFEST)
         name, version = fields.text("name", ""), fields.text("version", "")
+        return Package("npm", name, version, where, licence=_licence(fields))
     except IndexerError:
         return None
-    return Package("npm", name, version, where, licence=_licence(fields)) if name and version else None
 
 
 def parse_lockfile(data: bytes, where: bytes) -> Iterator[tuple[bytes, Package]]:
     """(directory from where the outermost node_modules lies, package) of each package that is listed.
 
     Raises:
-        FormatError: not a lockfile.
+        FormatError: not a lockfile, or it lists a package that none can be.
         LimitExceeded: too large.
     """
     lockfile = parse_object(data, "npm's hidden lockfile", MAX_LOCKFILE)
@@ -52,8 +52,6 @@ def parse_lockfile(data: bytes, where: bytes) -> Iterator[tuple[bytes, Package]]
         fields = packages.child(directory)
         name = fields.text("name", "") or directory.rpartition("node_modules/")[2]
         version = fields.text("version", "")
-        if not name:
-            raise FormatError("npm's hidden lockfile lists a package without a name")
         if version and not fields.flag("link"):
             yield directory.encode(), Package("npm", name, version, where, licence=_licence(fields))
 

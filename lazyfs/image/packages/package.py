@@ -1,12 +1,18 @@
 """What is known of an installed package, and of the distribution it belongs to."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Final
 
 from packageurl import PackageURL
 
+from indexer.errors import FormatError
+
 _MAX_LICENCE: Final = 200
+_MAX_NAME: Final = 1000
+_PLAIN: Final = re.compile(r"[^/]+")
+_NAMES: Final = {"npm": re.compile(r"(?:@[^/]+/)?[^/@][^/]*")}
 _SYSTEM: Final = ("deb", "apk", "rpm")
 
 
@@ -38,6 +44,9 @@ class Package:
         source: name of the source package; "" where it is not said.
         source_version: its version; "" where it is not said.
         licence: as written; "" where it is not said, or in so many words that it is no name of one.
+
+    Raises:
+        FormatError: there is no name or no version, or none that a package of this kind can have.
     """
 
     kind: str
@@ -48,6 +57,15 @@ class Package:
     source: str = ""
     source_version: str = ""
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("version", self.version)):
+            if not text:
+                raise FormatError(f"a package without a {what}: {self.name[:100]!r}")
+            if len(text) > _MAX_NAME or not text.isprintable() or text != text.strip():
+                raise FormatError(f"a {what} that no package has: {text[:100]!r}")
+        if not _NAMES.get(self.kind, _PLAIN).fullmatch(self.name):
+            raise FormatError(f"a name that no package has: {self.name[:100]!r}")
 
     def purl(self, distribution: Distribution) -> PackageURL:
         """Its package URL (the purl specification, types deb, apk, rpm, pypi and npm)."""

@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from indexer.errors import FormatError
 from lazyfs.image.packages.package import Package, licence_name
 from lazyfs.image.packages.stanzas import parse_header
 
@@ -27,11 +26,10 @@ def parse_metadata(data: bytes, where: bytes) -> Package:
     """The distribution that a file tells of.
 
     Raises:
-        FormatError: it has no name or no version.
+        FormatError: it has no name or no version, or one that none can have.
     """
     header = parse_header(data, _KEYS)
-    name, version = header.get("Name", ""), header.get("Version", "")
-    if not name or not version:
-        raise FormatError(f"a Python distribution without {'a version' if name else 'a name'}")
     licence = header.get("License-Expression", "") or header.get("License", "")
-    return Package("pypi", name, version, where, licence=licence_name(licence))
+    return Package(
+        "pypi", header.get("Name", ""), header.get("Version", ""), where, licence=licence_name(licence)
+    )

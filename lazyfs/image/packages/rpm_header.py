@@ -28,12 +28,10 @@ def parse_header(blob: bytes, where: bytes) -> Package | None:
     """The package that a header describes; None for the keys that RPM keeps among the packages.
 
     Raises:
-        FormatError: the header is damaged, or has no name or version.
+        FormatError: the header is damaged, or its name or version is missing or such as none can have.
     """
     values = _values(blob)
     name, version = values.get(_NAME, ""), values.get(_VERSION, "")
-    if not name or not version:
-        raise FormatError(f"an RPM header without {'a version' if name else 'a name'}: {name[:100]!r}")
     if name == _KEY:
         return None
     release = values.get(_RELEASE, "")

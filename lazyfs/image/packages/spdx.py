@@ -5,9 +5,6 @@ import re
 from datetime import UTC
 from typing import Final
 
-from boolean import Expression, ParseError
-from license_expression import ExpressionError
-from spdx_tools.common.spdx_licensing import spdx_licensing
 from spdx_tools.spdx.model.actor import Actor, ActorType
 from spdx_tools.spdx.model.document import CreationInfo, Document
 from spdx_tools.spdx.model.package import ExternalPackageRef, ExternalPackageRefCategory, PackagePurpose
@@ -17,6 +14,7 @@ from spdx_tools.spdx.model.spdx_no_assertion import SpdxNoAssertion
 from spdx_tools.spdx.writer.json.json_writer import write_document_to_stream
 
 from lazyfs.image.packages.bill import Bill, shown_place, shown_source
+from lazyfs.image.packages.licences import parse_expression
 from lazyfs.image.packages.package import Distribution, Package
 
 _DOCUMENT: Final = "SPDXRef-DOCUMENT"
@@ -58,7 +56,7 @@ def write_spdx(bill: Bill) -> str:
 
 def _package(package: Package, number: int, distribution: Distribution) -> SpdxPackage:
     purl = package.purl(distribution).to_string()
-    licence = _expression(package.licence)
+    licence = parse_expression(package.licence)
     source = shown_source(package)
     return SpdxPackage(
         f"SPDXRef-{package.kind}-{number}-{_NOT_IN_IDS.sub('-', package.name)}",
@@ -67,17 +65,9 @@ def _package(package: Package, number: int, distribution: Distribution) -> SpdxP
         version=package.version,
         files_analyzed=False,
         source_info=f"found in {shown_place(package)}" + (f", built from {source}" if source else ""),
-        license_declared=licence or SpdxNoAssertion(),
-        license_comment=f"as written: {package.licence}" if package.licence and not licence else None,
+        license_declared=SpdxNoAssertion() if licence is None else licence,
+        license_comment=f"as written: {package.licence}" if package.licence and licence is None else None,
         external_references=[
             ExternalPackageRef(ExternalPackageRefCategory.PACKAGE_MANAGER, "purl", purl),
         ],
     )
-
-
-def _expression(text: str) -> Expression | None:
-    """The SPDX licence expression that `text` is; None where it is none."""
-    try:
-        return spdx_licensing.parse(text, validate=True, strict=True) if text else None
-    except (ExpressionError, ParseError):
-        return None
