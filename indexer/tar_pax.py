@@ -131,7 +131,7 @@ def read_xattrs(records: Records, offset: int) -> tuple[tuple[bytes, bytes], ...
         name = unquote_to_bytes(key.removeprefix(_LIBARCHIVE)) if key.startswith(_LIBARCHIVE) else b""
         if name and name not in found:
             found[name] = _base64(records[key], offset)
-    _check_xattrs(found, offset)
+    check_xattrs(found, offset)
     return tuple(sorted(found.items()))
 
 
@@ -144,9 +144,15 @@ def _base64(text: bytes, offset: int) -> bytes:
         raise FormatError(f"PAX header: an xattr is not base64: {error}", offset) from error
 
 
-def _check_xattrs(xattrs: Records, offset: int) -> None:
+def check_xattrs(xattrs: Records, offset: int | None = None) -> None:
+    """The xattrs of one member, at least one, can be those of a file.
+
+    Raises:
+        FormatError: a name is empty or has a NUL.
+        LimitExceeded: too many, or too large.
+    """
     if any(not name or b"\0" in name for name in xattrs):
-        raise FormatError("PAX header: an xattr without a proper name", offset)
+        raise FormatError("an xattr without a proper name", offset)
     longest = max(map(len, xattrs))
     largest = max(map(len, xattrs.values()))
     total = sum(len(name) + len(value) for name, value in xattrs.items())
@@ -158,4 +164,4 @@ def _check_xattrs(xattrs: Records, offset: int) -> None:
     )
     for what, value, limit in bounds:
         if value > limit:
-            raise LimitExceeded(f"PAX header: {value} {what}; at most {limit} are read", offset)
+            raise LimitExceeded(f"{value} {what} on one member; at most {limit} are read", offset)
