@@ -31,6 +31,8 @@ _COMMANDS: Final = {
     "layers": "inside",
     "packages": "packages",
     "export": "export",
+    "login": "login",
+    "logout": "login",
     "cache": "cache",
 }
 

@@ -5,8 +5,9 @@ import re
 from typing import Final, Protocol
 
 from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unauthorized
+from lazyfs.source.refusals import speaks_tls
 from lazyfs.source.retry import RETRIABLE_STATUSES, Transient, parse_retry_after
-from lazyfs.source.urls import shown
+from lazyfs.source.urls import origin_of, shown
 
 EXCERPT_BYTES: Final = 16_384  # of an error's body
 
@@ -55,10 +56,16 @@ def failure(answer: Answer, what: str) -> LazyfsError | Transient:
         return Transient(said, status=status, retry_after_s=parse_retry_after(answer.header("retry-after")))
     if status in (401, 403):
         return Unauthorized(
-            f"{what}: refused ({said}); log in, or check the name and your access", url=url, status=status
+            f"{what}: refused ({said}); check the name, or log in: lazyfs login", url=url, status=status
         )
     if status in (404, 410):
-        return NotFound(f"{what}: not found ({said})", url=url, status=status)
+        return NotFound(
+            f"{what}: not found ({said}); check the name, or log in if it is private: lazyfs login",
+            url=url,
+            status=status,
+        )
+    if status == 400 and answer.url.startswith("http:") and b"HTTPS" in answer.excerpt:
+        return speaks_tls(origin_of(answer.url))  # as Go's and nginx's servers answer
     if status == 416:
         return RangeRefused(f"{what}: the range was refused ({said})", url=url, status=status)
     return SourceError(f"{what}: unexpected answer ({said})", url=url, status=status)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Final
 
-from lazyfs.errors import SourceError, Unreachable
+from lazyfs.errors import SourceError
 from lazyfs.source.proxy import Proxy, ProxyRules
+from lazyfs.source.refusals import final_refusal, reason_of
 from lazyfs.source.retry import Transient
 from lazyfs.source.urls import Origin, is_link_local
 
@@ -141,7 +142,7 @@ class Connections:
 
         Raises:
             Transient: it did not come about this time.
-            Unreachable: the server's certificate is not trusted, or the proxy refused.
+            Unreachable: no attempt can succeed, as when its certificate is not trusted.
             SourceError: the address is link-local.
         """
         proxy = self._proxies.proxy_for(origin)
@@ -150,12 +151,10 @@ class Connections:
             http_connection.connect()
             self._check_peer(origin, proxy, http_connection.sock)
             http_connection.sock.settimeout(self._stall_timeout_s)
-        except ssl.SSLCertVerificationError as error:
-            http_connection.close()
-            raise untrusted(origin, error) from error
         except (OSError, http.client.HTTPException) as error:
             http_connection.close()
-            raise Transient(f"cannot connect to {origin}: {reason_of(error)}") from error
+            final = final_refusal(origin, error, proxy)
+            raise final or Transient(f"cannot connect to {origin}: {reason_of(error)}") from error
         except BaseException:
             http_connection.close()
             raise
@@ -178,26 +177,6 @@ class Connections:
         peer = str(connected.getpeername()[0])
         if is_link_local(peer):
             raise SourceError(f"refused: {origin.host} has the link-local address {peer}")
-
-
-def untrusted(origin: Origin, error: ssl.SSLCertVerificationError) -> Unreachable:
-    """The error for a server whose certificate does not convince."""
-    return Unreachable(
-        f"{origin}: its certificate is not trusted ({error.verify_message}); "
-        "name the authority that signed it in `ca_file`",
-        url=str(origin),
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """Why a connection failed, in few words and without what was sent on it."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "closed without an answer"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return f"not HTTP ({type(error).__name__})"
 
 
 def shut_down(connected: socket.socket) -> None:

@@ -3,6 +3,7 @@
 Nothing here follows a redirect or knows a credential by itself: `Host` and `Authenticator` decide both.
 """
 
+import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ import trio
 from indexer.errors import LimitExceeded
 from lazyfs.errors import SourceError
 from lazyfs.source.answers import EXCERPT_BYTES
-from lazyfs.source.connections import untrusted
 from lazyfs.source.counters import Counters
+from lazyfs.source.refusals import final_refusal, reason_of
 from lazyfs.source.retry import Transient
 from lazyfs.source.settings import SourceSettings, user_agent
 from lazyfs.source.urls import is_link_local, origin_of, shown
 
 MAX_REPLY_BYTES: Final = 8 << 20
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +105,14 @@ class ControlClient:
         try:
             async with self._client.stream(method, url, headers=dict(headers), content=content) as response:
                 body = await self._bounded(response, url, max_bytes)
+                _log.debug("%s %s: %d, %d bytes", method, shown(url), response.status_code, len(body))
                 return Reply(response.status_code, url, body, response.headers)
         except httpx.InvalidURL:
             raise SourceError(f"not a URL: {shown(url)}") from None
         except httpx.TransportError as error:
-            certificate = _certificate_error(error)
-            if certificate:
-                raise untrusted(origin_of(url), certificate) from error
-            raise Transient(_reason(error, url)) from error
+            origin = origin_of(url)
+            final = final_refusal(origin, error, self._proxy.proxy_for(origin))
+            raise final or Transient(_reason(error, url)) from error
 
     async def _bounded(self, response: httpx.Response, url: str, max_bytes: int) -> bytes:
         encoding = response.headers.get("content-encoding", "identity").lower()
@@ -183,19 +186,16 @@ class _ProxyingTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """The distrust of a certificate among an error's causes."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _reason(error: httpx.TransportError, url: str) -> str:
     origin = origin_of(url)
     if isinstance(error, httpx.TimeoutException):
         return f"{origin} timed out"
     if isinstance(error, httpx.ConnectError):
-        return f"cannot connect to {origin}"
-    return f"the connection to {origin} broke ({type(error).__name__})"
+        return f"cannot connect to {origin}: {reason_of(error)}"
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy to {origin} refused"
+    hint = {
+        "http": "; does it speak TLS?",
+        "https": "; does it want a client certificate (`client_cert`)?",
+    }[origin.scheme]
+    return f"the connection to {origin} broke ({type(error).__name__}){hint}"

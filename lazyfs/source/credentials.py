@@ -23,9 +23,9 @@ from lazyfs.source.credential_helper import HelperFailed, ask_helper
 _log = logging.getLogger(__name__)
 
 HUB_KEY: Final = "https://index.docker.io/v1/"
-_HUB_HOSTS: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
+HUB_HOSTS: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
 _API_PATHS: Final = frozenset({"", "v1", "v2"})
-_TOKEN_USER: Final = "<token>"  # noqa: S105  # how helpers mark identity tokens
+TOKEN_USER: Final = "<token>"  # noqa: S105  # how helpers mark identity tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class ConfigCredentials:
     async def lookup(self, registry: str, repository: str) -> Credentials | None:
         """As CredentialsProvider says."""
         for path in self.paths:
-            config = await trio.to_thread.run_sync(_read, path)
+            config = await trio.to_thread.run_sync(read_credentials, path)
             if config is None:
                 continue
             try:
@@ -107,11 +107,10 @@ class ConfigCredentials:
         return None
 
     async def _in_file(self, config: Fields, registry: str, repository: str) -> Credentials | None:
-        helper = _helper_for(config, registry)
+        helper = helper_for(config, registry)
         if helper:
-            server = HUB_KEY if registry in _HUB_HOSTS else registry
             try:
-                answer = await ask_helper(helper, server, self.helper_timeout_s)
+                answer = await ask_helper(helper, server_key(registry), self.helper_timeout_s)
             except HelperFailed as error:
                 _log.warning("no credentials for %s: %s", registry, error)
                 answer = None
@@ -120,8 +119,17 @@ class ConfigCredentials:
         return _in_auths(config, registry, repository)
 
 
-def _read(path: Path) -> Fields | None:
-    """The file's object, or None where there is no file."""
+def server_key(registry: str) -> str:
+    """What helpers and Docker's files call a registry."""
+    return HUB_KEY if registry in HUB_HOSTS else registry
+
+
+def read_credentials(path: Path) -> Fields | None:
+    """The object in a file of credentials, or None where there is no file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no object.
+    """
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -131,13 +139,13 @@ def _read(path: Path) -> Fields | None:
     try:
         return parse_object(data, str(path))
     except FormatError:
-        raise ConfigError(f"{path}: not a JSON object with credentials") from None
+        raise ConfigError(f"{path}: not a JSON object with credentials; mend or remove it") from None
 
 
-def _helper_for(config: Fields, registry: str) -> str:
+def helper_for(config: Fields, registry: str) -> str:
     """The suffix of the helper to ask, or ""."""
     helpers = config.child("credHelpers")
-    names = _HUB_HOSTS | {HUB_KEY} if registry in _HUB_HOSTS else {registry}
+    names = HUB_HOSTS | {HUB_KEY} if registry in HUB_HOSTS else {registry}
     for name in sorted(names):
         suffix = helpers.text(name, "")
         if suffix:
@@ -151,7 +159,7 @@ def _in_auths(config: Fields, registry: str, repository: str) -> Credentials | N
     keys = config.keys("auths")
     for wanted in _names(registry, repository):
         for key in keys:
-            found = _from_entry(auths.child(key)) if _normal_key(key) == wanted else None
+            found = _from_entry(auths.child(key)) if normal_key(key) == wanted else None
             if found:
                 return found
     return None
@@ -159,18 +167,18 @@ def _in_auths(config: Fields, registry: str, repository: str) -> Credentials | N
 
 def _names(registry: str, repository: str) -> Iterator[str]:
     """What an entry for a repository may be called, the most specific first."""
-    host = DOCKER_HUB if registry in _HUB_HOSTS else registry
+    host = DOCKER_HUB if registry in HUB_HOSTS else registry
     parts = repository.split("/")
     for count in range(len(parts), -1, -1):
         yield "/".join([host, *parts[:count]])
 
 
-def _normal_key(key: str) -> str:
+def normal_key(key: str) -> str:
     """A key of `auths` without scheme and API path, under the Hub's one name."""
     scheme, mark, rest = key.rpartition("://")
     host, _, path = (rest if mark and scheme in ("http", "https") else key).partition("/")
     path = path.strip("/")
-    if host in _HUB_HOSTS:
+    if host in HUB_HOSTS:
         host = DOCKER_HUB
     return host if mark or path in _API_PATHS else f"{host}/{path}"
 
@@ -202,7 +210,7 @@ def _decoded(encoded: str, where: str) -> tuple[str, str]:
 
 
 def _from_helper(username: str, secret: str) -> Credentials | None:
-    if username == _TOKEN_USER:
+    if username == TOKEN_USER:
         return Credentials(identity_token=secret)
     return _of_pair(username, secret)
 

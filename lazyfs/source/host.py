@@ -24,7 +24,7 @@ class Host:
 
     Args:
         endpoint: where.
-        repository: path in the registry.
+        repository: path in the registry; "" for the registry as a whole, as at a login.
         authenticator: for this endpoint and repository.
         control: for documents.
         ranges: for blobs.
@@ -156,7 +156,7 @@ class Host:
         """
         if origin_of(url) != self._origin:
             return await send({})
-        scope = f"repository:{self._repository}:{actions}"
+        scope = f"repository:{self._repository}:{actions}" if self._repository else ""
         header = await self._authenticator.authorization(scope)
         answer = await send(self._with(header))
         if answer.status != 401:

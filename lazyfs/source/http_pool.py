@@ -23,8 +23,9 @@ import trio
 
 from lazyfs.source.answers import EXCERPT_BYTES
 from lazyfs.source.answers import Answer as AnswerHead
-from lazyfs.source.connections import Connection, Connections, reason_of, shut_down
+from lazyfs.source.connections import Connection, Connections, shut_down
 from lazyfs.source.counters import Counters
+from lazyfs.source.refusals import final_refusal, reason_of
 from lazyfs.source.retry import Transient
 from lazyfs.source.urls import Origin, origin_of
 
@@ -250,7 +251,7 @@ class _Exchange:
             timeout_s = max(0.001, give_up_at - time.monotonic())
             self._send_on(self._connections.open(self._origin, timeout_s), headers)
         except _BROKEN as error:
-            raise Transient(reason_of(error)) from error
+            raise final_refusal(self._origin, error, None) or Transient(reason_of(error)) from error
 
     def _send_on(self, connection: Connection, headers: Mapping[str, str]) -> None:
         with self._lock:

@@ -65,10 +65,12 @@ async def open_registry(
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
     counters = Counters()
     async with AsyncExitStack() as stack:
-        lines: dict[Access, _Line] = {}
+        lines: dict[Access, Line] = {}
         for access in (Access(), *(endpoint.access for endpoint in endpoints)):
             if access not in lines:
-                lines[access] = await stack.enter_async_context(_line(settings, access, trusted, counters))
+                lines[access] = await stack.enter_async_context(
+                    open_line(settings, access, trusted, counters)
+                )
         await trio.to_thread.run_sync(_prepare, [lines[end.access] for end in endpoints if _is_tls(end)])
         hosts = []
         for endpoint in endpoints:
@@ -84,7 +86,7 @@ async def open_registry(
         yield RegistrySource(reference, hosts, lines[Access()].pool, settings.retry, counters)
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """Connections that are made in one way.
 
     Attributes:
@@ -99,9 +101,17 @@ class _Line(NamedTuple):
 
 
 @asynccontextmanager
-async def _line(
+async def open_line(
     settings: SourceSettings, access: Access, trusted: frozenset[str], counters: Counters
-) -> AsyncIterator[_Line]:
+) -> AsyncIterator[Line]:
+    """A line for hosts that are to be reached in one way.
+
+    Args:
+        settings: how to reach registries.
+        access: what these hosts take beside.
+        trusted: hosts that the user named.
+        counters: where requests and bytes are counted.
+    """
     tls = cache(partial(settings.tls_context, access))
     connect_timeout_s = min(access.connect_timeout_s or settings.stall_timeout_s, settings.stall_timeout_s)
     connections = Connections(
@@ -112,14 +122,14 @@ async def _line(
         new_client(settings, tls, connect_timeout_s) as client,
         HttpPool(connections, settings.max_connections, headers, counters) as pool,
     ):
-        yield _Line(ControlClient(client, settings, counters, trusted), pool, tls)
+        yield Line(ControlClient(client, settings, counters, trusted), pool, tls)
 
 
 def _is_tls(endpoint: Endpoint) -> bool:
     return origin_of(endpoint.base_url).scheme == "https"
 
 
-def _prepare(lines: Sequence[_Line]) -> None:
+def _prepare(lines: Sequence[Line]) -> None:
     """Read certificates now, where a mistake in them can still be told."""
     for line in lines:
         line.tls()

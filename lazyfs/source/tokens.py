@@ -55,6 +55,10 @@ class Authenticator:
         provider: looks credentials up, each time they are needed.
         control: talks to the token service.
         counters: where token requests are counted.
+        for_login: ask the token service for an identity token too.
+
+    Attributes:
+        identity_token: what the token service gave for a password, to be kept instead of it; or "".
     """
 
     def __init__(
@@ -64,7 +68,11 @@ class Authenticator:
         provider: CredentialsProvider,
         control: ControlClient,
         counters: Counters,
+        *,
+        for_login: bool = False,
     ) -> None:
+        self.identity_token = ""
+        self._for_login = for_login
         self._endpoint = endpoint
         self._repository = repository
         self._provider = provider
@@ -75,6 +83,11 @@ class Authenticator:
 
     def __repr__(self) -> str:
         return f"<Authenticator for {self._endpoint.registry}, {len(self._grants)} grants>"
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether the registry wanted to know who we are, and accepted to be told."""
+        return bool(self._grants)
 
     async def authorization(self, scope: str) -> str:
         """The header to send for a scope; "" as long as nobody has asked for one.
@@ -115,7 +128,11 @@ class Authenticator:
             if grant is None or grant.header == rejected:
                 credentials = await self._credentials()
                 if credentials is None or not credentials.password:
-                    raise Unauthorized(f"{self._endpoint.registry}: wants a user and password", status=401)
+                    raise Unauthorized(
+                        f"{self._endpoint.registry}: wants a user and password; "
+                        f"log in: lazyfs login {self._endpoint.registry}",
+                        status=401,
+                    )
                 grant = self._grants[scope] = Grant(_basic(credentials), math.inf, None)
                 if grant.header == rejected:
                     raise self._refused()
@@ -136,7 +153,10 @@ class Authenticator:
         return await self._provider.lookup(self._endpoint.registry, self._repository)
 
     def _refused(self) -> Unauthorized:
-        return Unauthorized(f"{self._endpoint.registry}: the credentials were refused", status=401)
+        registry = self._endpoint.registry
+        return Unauthorized(
+            f"{registry}: the credentials were refused; log in anew: lazyfs login {registry}", status=401
+        )
 
     async def _fetch(self, scope: str, rejected: str, challenge: BearerChallenge) -> Grant:
         """A token from the service that the challenge names."""
@@ -147,7 +167,7 @@ class Authenticator:
                 raise self._refused()
             return Grant(header, math.inf, None)
         self._check_realm(challenge.realm)
-        scopes = sorted({scope, *challenge.scopes})
+        scopes = sorted({scope, *challenge.scopes} - {""})
         if credentials and credentials.identity_token:
             reply = await self._post(challenge, scopes, credentials)
         else:
@@ -170,6 +190,7 @@ class Authenticator:
         query += [("service", challenge.service)] if challenge.service else []
         query += [("scope", scope) for scope in scopes]
         query += [("account", credentials.username)] if credentials else []
+        query += [("client_id", CLIENT_ID), ("offline_token", "true")] if self._for_login else []
         url = urlunsplit(parts._replace(query=urlencode(query), fragment=""))
         headers = {"Authorization": _basic(credentials)} if credentials else {}
         home = origin_of(url)
@@ -205,6 +226,7 @@ class Authenticator:
         try:
             answer = parse_object(reply.body, "answer of the token service")
             token = answer.text("token", "") or answer.text("access_token", "")
+            self.identity_token = answer.text("refresh_token", "") if self._for_login else ""
             lifetime_s = answer.number("expires_in") if "expires_in" in answer else MIN_TOKEN_LIFETIME_S
         except FormatError as error:
             raise SourceError(f"{shown(reply.url)}: {error.what}", url=shown(reply.url)) from None

@@ -24,6 +24,7 @@ class Access:
         expires_in: what tokens are said to live for, seconds; None is not to say it.
         realm: where tokens are to be had; "" is the registry itself.
         token_field: under which name the answer holds the token.
+        offers_identity: the identity token given to who logs in with a password; "" is none.
     """
 
     mode: str = "open"
@@ -33,6 +34,7 @@ class Access:
     expires_in: int | None = 300
     realm: str = ""
     token_field: str = "token"
+    offers_identity: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _tokens: dict[str, str] = field(default_factory=dict)
     _issued: int = 0
@@ -48,15 +50,16 @@ class Access:
             return None
         if self.mode == "basic":
             return None if self._basic_user(header) else 'Basic realm="test registry"'
-        scope = f"repository:{repository}:{actions}"
+        scope = f"repository:{repository}:{actions}" if repository else ""
         scheme, _, token = header.partition(" ")
         with self._lock:
-            granted = self._tokens.get(token, "") if scheme.lower() == "bearer" else ""
-        if _covers(granted, scope):
+            granted = self._tokens.get(token) if scheme.lower() == "bearer" else None
+        if granted is not None and _covers(granted, scope):
             return None
         realm = self.realm or f"{base_url}/token"
         error = ',error="invalid_token"' if token else ""
-        return f'Bearer realm="{realm}",service="test registry",scope="{scope}"{error}'
+        wanted = f',scope="{scope}"' if scope else ""
+        return f'Bearer realm="{realm}",service="test registry"{wanted}{error}'
 
     def answer(self, method: str, query: str, body: bytes, header: str) -> tuple[int, dict[str, Any]]:
         """What the token endpoint says."""
@@ -70,6 +73,8 @@ class Access:
             token = f"token-{self._issued}-for-{user or 'anyone'}"
             self._tokens[token] = " ".join(fields.get("scope", ()))
         said: dict[str, Any] = {self.token_field: token}
+        if self.offers_identity and user and fields.get("offline_token") == ["true"]:
+            said["refresh_token"] = self.offers_identity
         return 200, said if self.expires_in is None else said | {"expires_in": self.expires_in}
 
     def _basic_user(self, header: str) -> str | None:
@@ -91,6 +96,8 @@ class Access:
 
 def _covers(granted: str, scope: str) -> bool:
     """Whether the granted scopes include every action of `scope`."""
+    if not scope:  # of the registry as a whole
+        return True
     name, _, actions = scope.rpartition(":")
     allowed = {
         action

@@ -22,7 +22,12 @@ class LazyfsRunner:
     cache_dir: Path
 
     def __call__(
-        self, command: str, *arguments: str | Path, exit_code: int = 0, env: dict[str, str] | None = None
+        self,
+        command: str,
+        *arguments: str | Path,
+        exit_code: int = 0,
+        env: dict[str, str] | None = None,
+        input: str = "",  # noqa: A002  # as subprocess calls it
     ) -> subprocess.CompletedProcess[str]:
         """What the command printed, once it has ended.
 
@@ -31,6 +36,7 @@ class LazyfsRunner:
             arguments: its arguments and options.
             exit_code: what it must end with.
             env: more environment variables.
+            input: what it reads from standard input.
         """
         done = subprocess.run(
             [executable(), command, *map(str, arguments), "--cache-dir", str(self.cache_dir)],
@@ -38,7 +44,7 @@ class LazyfsRunner:
             capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",
-            stdin=subprocess.DEVNULL,
+            input=input,
             env=self.environment() | (env or {}),
             timeout=TIMEOUT_S,
         )
