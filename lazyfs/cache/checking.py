@@ -1,12 +1,13 @@
-"""Re-hashing what layer entries hold against the Merkle roots of their tables of contents."""
+"""Re-hashing what layer entries hold against the digests of their tables of contents."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from indexer.digest import LEAF_SIZE, merkle_root, span_root
-from indexer.toc import Span, SpanTable
+from indexer.toc import Proof, Span, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 
 _PIECE: Final = 256 * LEAF_SIZE  # a power of two of leaves: a whole subtree
@@ -21,7 +22,8 @@ class EntryCheck:
         toc_digest: digest of the table of contents.
         right: how many spans are wholly here and match.
         wrong: spans that are wholly here and do not match.
-        unverifiable: spans that are here in part: a root cannot be had from some of its leaves.
+        unverifiable: spans that are here in part, of which a digest cannot be had; and those whose digest is
+            that of their compressed bytes, which are not kept.
         without_toc: its table of contents is not here, so nothing could be compared.
         repaired: spans found wrong or unverifiable were forgotten.
     """
@@ -52,9 +54,9 @@ def check_entry(
     wrong: list[Span] = []
     unverifiable: list[Span] = []
     for span, present in _spans_here(entry, spans):
-        if present < span.end_leaf - span.first_leaf:
+        if present < span.end_leaf - span.first_leaf or span.proof is Proof.COMPRESSED:
             unverifiable.append(span)
-        elif _root(entry, span) == span.root:
+        elif _matches(entry, span):
             right += 1
         else:
             wrong.append(span)
@@ -82,9 +84,19 @@ def _spans_here(entry: LayerEntry, spans: SpanTable) -> Iterator[tuple[Span, int
             yield span, present
 
 
-def _root(entry: LayerEntry, span: Span) -> bytes:
-    """The Merkle root over a span's bytes, read in pieces: one span may be a whole layer."""
-    pieces = range(span.uncompressed_start, span.uncompressed_end, _PIECE)
-    return merkle_root(
-        [span_root(entry.read(start, min(_PIECE, span.uncompressed_end - start))) for start in pieces]
-    )
+def _matches(entry: LayerEntry, span: Span) -> bool:
+    """Whether a span's bytes are those it promises; they are read in pieces: it may be a whole layer."""
+    content_end = span.uncompressed_end - span.padding
+    if span.proof is Proof.MERKLE:
+        pieces = _pieces(entry, span.uncompressed_start, span.uncompressed_end)
+        return merkle_root([span_root(piece) for piece in pieces]) == span.root
+    content = sha256()
+    for piece in _pieces(entry, span.uncompressed_start, content_end):
+        content.update(piece)
+    padding = _pieces(entry, content_end, span.uncompressed_end)
+    return content.digest() == span.root and not any(piece.strip(b"\0") for piece in padding)
+
+
+def _pieces(entry: LayerEntry, start: int, end: int) -> Iterator[bytes]:
+    for at in range(start, end, _PIECE):
+        yield entry.read(at, min(_PIECE, end - at))

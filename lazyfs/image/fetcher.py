@@ -9,12 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
 
 import trio
 
 from indexer.errors import IndexerError
-from indexer.spans import read_span
-from indexer.toc import Span, SpanTable
+from indexer.spans import read_spans
+from indexer.toc import Entry, Span, SpanTable
 from indexer.toc_codec import decompress_window
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import LazyfsError, Unreachable
@@ -26,6 +29,9 @@ from lazyfs.image.windows import ReadWindow, WindowFetcher
 from lazyfs.source.base import Blob
 
 _log = logging.getLogger(__name__)
+
+_MOST_AT_ONCE: Final = 16 << 20
+_COMPRESSED_START: Final = attrgetter("compressed_start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +112,28 @@ class SpanFetcher:
     def bring(self, numbers: Iterable[int]) -> dict[int, Landing]:
         """The landings of spans that are not local: those under way, and now all others too."""
         numbers = list(numbers)
-        wanted = []
+        wanted: set[int] = set()
         for number in numbers:
-            if number in self._landings:
+            if number in self._landings or number in wanted:
                 continue
             sharing = self._spans.sharing_entry(number)
-            if len(sharing) > 1:
+            if len(sharing) > 1 and self._is_large(sharing):
                 self._start_frame(sharing)
-            else:
-                wanted.append(self._spans[number])
-        self._landings.claim(span.number for span in wanted)
+            else:  # what comes out of one entry comes at once, wanted or not
+                wanted.update(other for other in sharing if other not in self._landings)
+        self._landings.claim(wanted)
+        spans = [self._spans[number] for number in sorted(wanted)]
         settings = self._settings
-        for fetch in plan_fetches(wanted, max_bytes=settings.max_bytes, max_gap=settings.max_gap):
+        for fetch in plan_fetches(spans, max_bytes=settings.max_bytes, max_gap=settings.max_gap):
             self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch))
         return {number: self._landings[number] for number in numbers}
+
+    def _is_large(self, sharing: range) -> bool:
+        """Whether the spans of one entry are pieces of a zstd frame that is better streamed."""
+        first, last = self._spans[sharing[0]], self._spans[sharing[-1]]
+        compressed = last.compressed_end - last.compressed_start
+        large = compressed > self._settings.max_bytes or last.skip + last.size > _MOST_AT_ONCE
+        return large and first.entry is Entry.ZSTD_FRAME
 
     def _start_frame(self, sharing: range) -> None:
         spans = [self._spans[number] for number in sharing]
@@ -159,7 +173,7 @@ class SpanFetcher:
                 missing = [s for s in fetch.spans if not self._entry.has(s.first_leaf, s.end_leaf)]
                 if not missing:
                     return
-                start, end = missing[0].compressed_start, missing[-1].compressed_end
+                start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
                 self._count(end - start, len(missing))
                 landed = await self._fetch_range(missing, start, end)
         for number, data in landed:
@@ -176,12 +190,13 @@ class SpanFetcher:
     ) -> list[tuple[int, bytes]]:
         """On the thread that received `data`: decompress, verify, write, mark."""
         unpacked = []
-        for span in spans:
-            window = decompress_window(read_window(span))
-            compressed = data[span.compressed_start - start : span.compressed_end - start]
-            output = read_span(span, compressed, window)
-            self._entry.put(span.uncompressed_start, span.first_leaf, output)
-            unpacked.append((span.number, output))
+        for at, sharing in groupby(spans, key=_COMPRESSED_START):
+            group = list(sharing)
+            window = decompress_window(read_window(group[0]))
+            compressed = data[at - start : max(span.compressed_end for span in group) - start]
+            for span, output in zip(group, read_spans(group, compressed, window), strict=True):
+                self._entry.put(span.uncompressed_start, span.first_leaf, output)
+                unpacked.append((span.number, output))
         return unpacked
 
     def _count(self, size: int, spans: int) -> None:

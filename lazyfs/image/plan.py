@@ -11,7 +11,7 @@ class Fetch(NamedTuple):
     """Spans that are fetched by one range request.
 
     Attributes:
-        spans: in order of their place in the layer; all enter by themselves (`skip` is 0).
+        spans: in order of their place in the layer; those that share an entry are together.
         compressed_start: first byte of the range.
         compressed_end: its end.
     """
@@ -32,10 +32,12 @@ def plan_fetches(spans: Sequence[Span], *, max_bytes: int, max_gap: int) -> list
     fetches: list[Fetch] = []
     for span in spans:
         last = fetches[-1] if fetches else None
-        if (
-            last
-            and span.compressed_start - last.compressed_end <= max_gap
-            and span.compressed_end - last.compressed_start <= max_bytes
+        if last and (
+            span.compressed_start == last.spans[-1].compressed_start
+            or (
+                span.compressed_start - last.compressed_end <= max_gap
+                and span.compressed_end - last.compressed_start <= max_bytes
+            )
         ):
             end = max(last.compressed_end, span.compressed_end)
             fetches[-1] = Fetch((*last.spans, span), last.compressed_start, end)

@@ -1,14 +1,15 @@
 """Whether two files hold the same bytes, as far as indexes tell without reading any.
 
 Three answers cost nothing and are exact: another size is other bytes; the same place of the same layer is
-the same bytes; and spans with the same Merkle root at the same distance from the files' starts hold the same
-bytes (sha256), which layers built again have up to their first change.
+the same bytes; and spans with the same digest at the same distance from the files' starts hold the same bytes
+(sha256), which layers built again have up to their first change. Digests of different kinds tell nothing of
+each other, and those of compressed bytes nothing at all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from indexer.toc import AddressSpace, SpanTable
+from indexer.toc import AddressSpace, Proof, SpanTable
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import IndexedLayer
 
@@ -43,17 +44,21 @@ class SameBytes:
         if one.start == other.start and _same_stream(one.index, other.index):
             return []
         there = set(self._spans_of(other))
-        proven = [(start, end) for start, end, root in self._spans_of(one) if (start, end, root) in there]
+        proven = [span[:2] for span in self._spans_of(one) if span in there]
         return _gaps(proven, one.size)
 
-    def _spans_of(self, place: Place) -> list[tuple[int, int, bytes]]:
-        """(start, end, root) of the spans that hold a file, ascending, counted from the file's start."""
+    def _spans_of(self, place: Place) -> list[tuple[int, int, int, Proof, bytes]]:
+        """(start, end, padding, proof, root) of the spans of a file, ascending, counted from its start."""
         spans = self._table(place.index)
         start, end = place.start, place.start + place.size
         if end > spans.uncompressed_size:  # sparse: its content lies in the tail, which has no spans
             return []
         covering = [spans[number] for number in spans.covering(start, end)]
-        return [(s.uncompressed_start - start, s.uncompressed_end - start, s.root) for s in covering]
+        return [
+            (s.uncompressed_start - start, s.uncompressed_end - start, s.padding, s.proof, s.root)
+            for s in covering
+            if s.proof is not Proof.COMPRESSED
+        ]
 
     def _table(self, index: IndexedLayer) -> SpanTable:
         digest = index.head.digest
@@ -82,7 +87,7 @@ def _same_stream(one: IndexedLayer, other: IndexedLayer) -> bool:
         one.audited
         and other.audited
         and all(header.address_space is AddressSpace.TAR for header in headers)
-        and headers[0].diff_id == headers[1].diff_id
+        and headers[0].diff_id == headers[1].diff_id != ""
     )
 
 
