@@ -17,6 +17,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path as LocalPath
 from types import TracebackType
@@ -26,6 +27,7 @@ import trio
 
 from lazyfs.assembly import open_workshop, opened
 from lazyfs.config import Config, load_config
+from lazyfs.errors import ConfigError
 from lazyfs.image.browse import Entry
 from lazyfs.image.difference import CompareOptions, Difference
 from lazyfs.image.difference import difference as compare
@@ -166,9 +168,12 @@ def settled(config: Config | None, settings: dict[str, Any]) -> Config:
     """The given configuration, or the user's with these settings changed.
 
     Raises:
-        ConfigError: a setting is wrong, or stands beside a whole configuration.
+        ConfigError: there is no such setting, or its value is wrong.
         TypeError: both are given.
     """
+    unknown = settings.keys() - {field.name for field in fields(Config)}
+    if unknown:
+        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
     if config is not None and settings:
         raise TypeError(f"give config, or {', '.join(settings)}, not both")
     return config if config is not None else load_config(os.environ, settings)

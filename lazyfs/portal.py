@@ -38,8 +38,8 @@ class Portal(Generic[T]):
         self._lock = threading.Lock()
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, args=(context,), daemon=True, name="lazyfs portal")
-        self._thread.start()
         try:
+            self._thread.start()
             self.value = self._opened.result()
         except BaseException:  # also where this wait was interrupted: nobody wants it any more
             self._abandoned = True
@@ -72,6 +72,7 @@ class Portal(Generic[T]):
             self._tell(self._unwanted.set)
             self._token = None
         if threading.current_thread() is not self._thread:  # as when garbage is collected there
+            self._thread.join()
             self._ended.result()
 
     def _tell(self, action: Callable[[], object]) -> None:

@@ -125,7 +125,7 @@ def glob(image: MetadataImage, pattern: bytes) -> Iterator[Entry]:
     symlinks. Symlinks to directories that other components name or match are followed. ".." matches nothing.
     """
     parts = [part for part in pattern.split(b"/") if part not in (b"", b".")]
-    parts = [part for part, after in zip(parts, [*parts[1:], b""], strict=True) if (part, after) != _TWICE]
+    parts = [part for part, after in zip(parts, [*parts[1:], b""], strict=False) if (part, after) != _TWICE]
     seen: set[bytes] = set()
     for entry in _globbed(image, make_entry(image, b"", ROOT_NID), parts):
         if entry.path not in seen:
