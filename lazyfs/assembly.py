@@ -1,7 +1,8 @@
 """Puts the floors together for one image: cache, source, resolver, indexer."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -9,18 +10,28 @@ import trio
 from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
+from lazyfs.errors import ConfigError, NotFound
+from lazyfs.image.approval import approve
 from lazyfs.image.fetcher import FetchSettings
-from lazyfs.image.image import Image, open_image
-from lazyfs.image.indexing import Indexer, IndexSettings, Progress, no_progress
+from lazyfs.image.image import Image, IndexFinder, open_image
+from lazyfs.image.indexing import Indexer, IndexMode, IndexSettings, Progress, no_progress
+from lazyfs.image.published import Place, PublishedIndexes
 from lazyfs.image.resolve import ResolvedImage, Resolver
-from lazyfs.oci.image_name import ImageName
+from lazyfs.image.trust import Demands
+from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image
 from lazyfs.oci.platform import Platform, host_platform, parse_platform
-from lazyfs.source.base import Source
+from lazyfs.policy import demands_of
+from lazyfs.source.attachments import Attachments, open_attachments
+from lazyfs.source.base import Source, SourceStatistics
 from lazyfs.source.credentials import ConfigCredentials
 from lazyfs.source.open import open_source
 from lazyfs.source.proxy import proxy_rules
+from lazyfs.source.push import open_publisher
+from lazyfs.source.push_artifact import Publisher
 from lazyfs.source.retry import RetryPolicy
 from lazyfs.source.settings import SourceSettings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,8 @@ class Workshop:
         cache: the cache.
         source: where the image is.
         indexer: finds and makes indexes.
+        places: where indexes that others made may be, in order.
+        demands: what is demanded of the image and of them.
     """
 
     config: Config
@@ -40,12 +53,59 @@ class Workshop:
     cache: Cache
     source: Source
     indexer: Indexer
+    places: Sequence[Place]
+    demands: Demands
 
     async def resolve(self) -> ResolvedImage:
-        """The image's manifest, configuration and layers."""
+        """The image's manifest, configuration and layers, once it is signed as demanded."""
+        resolved = await self.resolver.resolve(self.name, platform_of(self.config))
+        await self.approve(resolved)
+        return resolved
+
+    async def resolve_all(self) -> list[ResolvedImage]:
+        """The same for all platforms of the name."""
+        found = await self.resolver.resolve_all(self.name)
+        for resolved in found:
+            await self.approve(resolved)
+        return found
+
+    async def approve(self, resolved: ResolvedImage) -> None:
+        """See that an image of this name is signed as demanded.
+
+        Raises:
+            NotTrusted: it is not.
+        """
+        own = next((place.attachments for place in self.places if not place.configured), None)
+        references, offline = self.cache.references, self.config.offline
+        await approve(resolved, self.demands, own, references, offline=offline)
+
+    @property
+    def resolver(self) -> Resolver:
+        """Resolves names of images in this source."""
         offline = self.config.offline
-        resolver = Resolver(self.source, self.cache.documents, self.cache.references, offline=offline)
-        return await resolver.resolve(self.name, platform_of(self.config))
+        return Resolver(self.source, self.cache.documents, self.cache.references, offline=offline)
+
+    @property
+    def finders(self) -> Sequence[IndexFinder]:
+        """Who knows of indexes that were not made here."""
+        if not looks_elsewhere(self.config):
+            return ()
+        offline = self.config.offline
+        return (PublishedIndexes(self.cache, self.places, self.demands, offline=offline),)
+
+    def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:
+        """Stores indexes where the configuration says, or beside the image.
+
+        Raises:
+            BadReference: (on entry) nothing can be stored there.
+        """
+        where = index_repository(self.config) or self.name
+        return open_publisher(where, source_settings(self.config), image=self.name)
+
+    def statistics(self) -> SourceStatistics:
+        """What all places together have cost so far."""
+        apart = [place.attachments.statistics() for place in self.places if place.configured]
+        return sum(apart, start=self.source.statistics())
 
 
 def open_cache(config: Config) -> Cache:
@@ -65,7 +125,8 @@ def platform_of(config: Config) -> Platform:
 def index_settings(config: Config) -> IndexSettings:
     """How the configuration wants layers indexed."""
     limits = Limits(max_uncompressed=config.max_layer_gib << 30, max_ratio=config.max_ratio)
-    return IndexSettings(span_size=config.span_size_kib << 10, limits=limits)
+    mode = IndexMode(config.index)
+    return IndexSettings(span_size=config.span_size_kib << 10, limits=limits, mode=mode)
 
 
 def source_settings(config: Config) -> SourceSettings:
@@ -95,9 +156,52 @@ async def open_workshop(
         LazyfsError: the cache or the source cannot be opened.
     """
     cache = await trio.to_thread.run_sync(open_cache, config)
-    async with open_source(name, source_settings(config)) as source:
+    demands = demands_of(config, name)
+    async with AsyncExitStack() as stack:
+        source = await stack.enter_async_context(open_source(name, source_settings(config)))
+        places = await _open_places(config, name, source, stack)
         indexer = Indexer(cache, index_settings(config), progress)
-        yield Workshop(config, name, cache, source, indexer)
+        yield Workshop(config, name, cache, source, indexer, places, demands)
+
+
+async def _open_places(
+    config: Config, name: ImageName, source: Source, stack: AsyncExitStack
+) -> Sequence[Place]:
+    """Where to look for indexes of an image: where the user says, then beside it."""
+    places = []
+    elsewhere = index_repository(config)
+    if elsewhere is not None and looks_elsewhere(config):
+        found = await _attachments(elsewhere, config, stack)
+        places += [Place(str(elsewhere), found, configured=True)] if found else []
+    beside = await stack.enter_async_context(open_attachments(name, source_settings(config), source))
+    return [*places, Place("the image's repository", beside, configured=False)] if beside else places
+
+
+async def _attachments(name: ImageName, config: Config, stack: AsyncExitStack) -> Attachments | None:
+    try:
+        return await stack.enter_async_context(open_attachments(name, source_settings(config)))
+    except NotFound as error:
+        _log.warning("no indexes are looked for in %s: %s", name, error)
+        return None
+
+
+def looks_elsewhere(config: Config) -> bool:
+    """Whether indexes that were not made here are wanted."""
+    return IndexMode(config.index) in (IndexMode.AUTO, IndexMode.REGISTRY)
+
+
+def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
+    """Where the configuration says that indexes are; None for beside the image.
+
+    Raises:
+        BadReference, ConfigError: no index can be there.
+    """
+    if not config.index_repo:
+        return None
+    name = parse_image(config.index_repo)
+    if isinstance(name, RegistryImage | LayoutImage):
+        return name
+    raise ConfigError(f"index_repo: {config.index_repo!r} is neither a repository nor oci:DIR")
 
 
 @asynccontextmanager
@@ -110,5 +214,6 @@ async def opened(workshop: Workshop) -> AsyncIterator[Image]:
     """
     resolved = await workshop.resolve()
     fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s)
-    async with open_image(resolved, workshop.source, workshop.indexer, workshop.cache, fetching) as image:
+    source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
+    async with open_image(resolved, source, indexer, cache, fetching, workshop.finders) as image:
         yield image

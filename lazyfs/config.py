@@ -44,6 +44,13 @@ class Config:
         https_proxy: proxy for https URLs.
         no_proxy: hosts to reach without one, separated by commas.
         hosts_dir: containerd's directory of mirrors, `host[_port_]/hosts.toml`; /dev/null is to have none.
+        index: where indexes may come from: auto, local, registry or none (`lazyfs.image.indexing.IndexMode`).
+        index_repo: a repository or `oci:DIR` where indexes are looked for first, and pushed to; "" is beside
+            the image.
+        trust_index: use every index that is found, also for images named by digest.
+        require_signature: refuse images, and indexes, that none of the trusted keys signed.
+        trusted_keys: files with public keys in PEM, as cosign writes them.
+        policy_file: what is demanded of the images below which prefix, in TOML or JSON (docs/trust.md).
         log_level: debug, info, warning or error.
     """
 
@@ -67,6 +74,12 @@ class Config:
     https_proxy: str = field(default="", repr=False)
     no_proxy: str = ""
     hosts_dir: Path = Path("/etc/containerd/certs.d")
+    index: str = "auto"
+    index_repo: str = ""
+    trust_index: bool = False
+    require_signature: bool = False
+    trusted_keys: tuple[Path, ...] = ()
+    policy_file: Path | None = None
     log_level: str = "warning"
 
     def __post_init__(self) -> None:
@@ -75,6 +88,8 @@ class Config:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 64 <= self.span_size_kib <= 64 << 10:
             raise ConfigError(f"span_size_kib must be from 64 to 65536, not {self.span_size_kib}")
+        if self.index not in {"auto", "local", "registry", "none"}:
+            raise ConfigError(f"index must be auto, local, registry or none, not {self.index!r}")
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
 
@@ -180,6 +195,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
     return values
 
 
+_PATH_LISTS: Final = frozenset({"auth_files", "trusted_keys"})
 _NAMES: Final = tuple(f.name for f in fields(Config))
 _TYPES: Final = {f.name: bool if f.type == bool | None else f.type for f in fields(Config)}
 
@@ -193,13 +209,13 @@ def _from_text(name: str, text: str) -> Any:
             return kind(text)
     if kind in (bool, int, float):
         raise ConfigError(f"LAZYFS_{name.upper()}: {text!r} is not a {kind.__name__}")
-    return text.split(os.pathsep) if name == "auth_files" else text
+    return text.split(os.pathsep) if name in _PATH_LISTS else text
 
 
 def _typed(name: str, value: Any) -> Any:
     """A value as the field's type wants it; numbers and booleans are never taken for each other."""
     kind = _TYPES[name]
-    if name == "auth_files":
+    if name in _PATH_LISTS:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name}: expected a list of paths, got {value!r}")
         return tuple(Path(item).expanduser() for item in value)

@@ -122,7 +122,7 @@ def answers(ask: str, facts: MountFacts, workshop: Workshop, image: Image) -> di
 
 def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
     """What an open image has cost and given so far."""
-    source = workshop.source.statistics()
+    source = workshop.statistics()
     unique = {id(layer): layer for layer in image.layers}.values()
     layers = [layer.statistics() for layer in unique]
     return {
@@ -196,6 +196,8 @@ def main() -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger().addHandler(handler)
+    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
+        logging.getLogger(library).setLevel(logging.WARNING)
 
     def report(event: Mapping[str, Any]) -> None:
         pipe.report(event)

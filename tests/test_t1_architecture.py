@@ -18,7 +18,8 @@ RULES = Rules(
         ("lazyfs.mount",),
         (
             *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
-            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.portal"),
+            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.policy"),
+            *("lazyfs.portal",),
         ),
     ),
     homes={

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from lazyfs.cache.files import cache_errors, is_at
 from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
 from lazyfs.cache.images import Images
-from lazyfs.cache.inventory import EntryInfo, Usage, list_entries, measure
+from lazyfs.cache.inventory import EntryInfo, Usage, describe_entry, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.locks import named_lock, try_flock
 from lazyfs.cache.quarantine import Quarantine
@@ -97,6 +97,17 @@ class Cache:
     def ls(self) -> list[EntryInfo]:
         """The layer entries, as their files show them."""
         return list(list_entries(self.root / "layers"))
+
+    def info(self, layer_digest: str, toc_digest: str) -> EntryInfo | None:
+        """What the files of one entry show; None if there is none.
+
+        Raises:
+            FormatError: not sha256 digests.
+        """
+        path = self._store.path(layer_digest, toc_digest)
+        with suppress(OSError):
+            return describe_entry(path)
+        return None
 
     def usage(self) -> Usage:
         """How much disk everything takes. Walks the directory."""

@@ -71,10 +71,15 @@ def list_entries(layers: Path) -> Iterator[EntryInfo]:
     for layer in _digests(layers):
         for entry in _digests(layer):
             with suppress(OSError):  # it went away while we looked, or is none
-                yield _describe(entry)
+                yield describe_entry(entry)
 
 
-def _describe(path: Path) -> EntryInfo:
+def describe_entry(path: Path) -> EntryInfo:
+    """The entry at `path`, named by digests.
+
+    Raises:
+        OSError: there is none.
+    """
     presence = read_bounded(path / "presence", _LARGEST_PRESENCE) or b""
     state = State.decode(read_bounded(path / "state", _LARGEST_STATE) or b"")
     return EntryInfo(

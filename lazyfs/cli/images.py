@@ -1,6 +1,8 @@
 """index, inspect."""
 
 import json
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,32 +14,62 @@ from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.image.image import compiled, index_layers
 from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import chain_ids
+from lazyfs.source.push_artifact import Publisher
 
 
 @click.command()
 @configured
 @click.argument("image")
+@click.option("--push", is_flag=True, help="Publish the index beside the image, or in --index-repo.")
+@click.option("--all-platforms", is_flag=True, help="Of every image in a multi-platform index, not only one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def index(config: Config, image: str, as_json: bool) -> None:
+def index(config: Config, image: str, push: bool, all_platforms: bool, as_json: bool) -> None:
     """Build and store the index of IMAGE, so that every mount of it is immediate.
 
     Layers that have an index already cost nothing. What is pulled for it stays in the cache.
+
+    With --push others find it: their mounts are immediate too, and fetch only what is read. What is published
+    was made here: indexes found elsewhere do not count then. Publishing again changes nothing.
     """
+    if push:
+        config = replace(config, index=config.index if config.index == "none" else "local")
 
     async def work(workshop: Workshop) -> None:
-        resolved = await workshop.resolve()
-        indexed = await index_layers(resolved, workshop.source, workshop.indexer)
-        await compiled(resolved, indexed, workshop.cache)
-        rows = [_index_facts(layer.descriptor.digest, indexed) for layer in resolved.layers]
+        images = await workshop.resolve_all() if all_platforms else [await workshop.resolve()]
+        async with AsyncExitStack() as stack:
+            publisher = await stack.enter_async_context(workshop.open_publisher()) if push else None
+            facts = [await _index(workshop, resolved, publisher) for resolved in images]
         if as_json:
-            print_json({"image": resolved.name, "digest": resolved.descriptor.digest, "layers": rows})
+            print_json(facts if all_platforms else facts[0])
             return
-        for row in rows:
-            click.echo(f"{row['digest']}  {row['toc_digest']}  {row['spans']} spans")
+        for one in facts:
+            for row in one["layers"]:
+                click.echo(f"{row['digest']}  {row['toc_digest']}  {row['spans']} spans")
+            if push:
+                done = "published" if one["published"]["new"] else "already published"
+                click.echo(f"{one['digest']}  {one['published']['digest']}  {done}")
 
     with_workshop(config, image, work)
+
+
+async def _index(workshop: Workshop, resolved: ResolvedImage, publisher: Publisher | None) -> dict[str, Any]:
+    """Index one image, and publish that if there is a publisher; what is to be told of it."""
+    indexed = await index_layers(resolved, workshop.source, workshop.indexer, workshop.finders)
+    await compiled(resolved, indexed, workshop.cache)
+    rows = [_index_facts(layer.descriptor.digest, indexed) for layer in resolved.layers]
+    facts: dict[str, Any] = {
+        "image": resolved.name,
+        "digest": resolved.descriptor.digest,
+        "platform": str(resolved.config.platform),
+        "layers": rows,
+    }
+    if publisher is not None:
+        digest, new = await publish_index(resolved, indexed, workshop.indexer, publisher)
+        facts["published"] = {"digest": digest, "new": new}
+    return facts
 
 
 def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any]:
@@ -46,7 +78,7 @@ def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any
         "digest": digest,
         "toc_digest": found.head.digest,
         "spans": len(found.head.spans()),
-        "windows_bytes": len(found.windows),
+        "windows_bytes": found.head.spans().windows_size,
         "uncompressed_bytes": found.head.header.uncompressed_size,
     }
 

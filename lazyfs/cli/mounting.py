@@ -76,7 +76,9 @@ def mount(
 def _plain(config: Config) -> dict[str, Any]:
     """The configuration as JSON can carry it."""
     values = {name: getattr(config, name) for name in config.__slots__}
-    values["auth_files"] = [str(path) for path in config.auth_files]
+    values |= {
+        name: [str(path.absolute()) for path in values[name]] for name in ("auth_files", "trusted_keys")
+    }
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if v is not None}
     plain["cache_dir"] = str(config.cache_dir.absolute())
     return plain

@@ -14,17 +14,45 @@ from lazyfs.config import Config, load_config
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CONFIG_FLAGS: Final = ("cache_dir", "platform", "plain_http", "offline", "hosts_dir", "log_level")
+_CONFIG_FLAGS: Final = (
+    *("cache_dir", "platform", "plain_http", "offline", "hosts_dir", "log_level"),
+    *("index", "index_repo", "trust_index", "require_signature", "trusted_keys"),
+)
 
 _COMMON: Final = (
     click.option("--cache-dir", type=click.Path(path_type=Path), help="Where indexes and content are kept."),
     click.option(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
     ),
-    click.option("--plain-http", is_flag=True, default=None, help="HTTP, not HTTPS (implied for loopback)."),
+    click.option(
+        "--plain-http/--no-plain-http",
+        default=None,
+        help="HTTP, not HTTPS (default: to loopback hosts only).",
+    ),
     click.option("--offline", is_flag=True, default=None, help="Ask no registry; use what is here."),
     click.option(
         "--hosts-dir", type=click.Path(path_type=Path), help="Mirrors, as containerd's hosts.toml names them."
+    ),
+    click.option(
+        "--index",
+        type=click.Choice(["auto", "local", "registry", "none"]),
+        help="Where indexes may come from: made here, published, both (auto, default), always anew (none).",
+    ),
+    click.option("--index-repo", metavar="REPO|oci:DIR", help="Where indexes are, if not beside the image."),
+    click.option(
+        "--trust-index", is_flag=True, default=None, help="Use published indexes for pinned images too."
+    ),
+    click.option(
+        "--require-signature", is_flag=True, default=None, help="Refuse what no trusted key signed."
+    ),
+    click.option(
+        "--trusted-key",
+        "trusted_keys",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        callback=lambda _context, _option, files: files or None,
+        help="A public key in PEM; may be repeated.",
     ),
     click.option(
         "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file to use."
@@ -68,5 +96,5 @@ def take_flags(arguments: dict[str, Any]) -> dict[str, Any]:
 def start_log(config: Config) -> None:
     """Log to stderr in the manner of a command."""
     logging.basicConfig(level=config.log_level.upper(), format="lazyfs: %(message)s", force=True)
-    if config.log_level != "debug":
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -127,14 +127,14 @@ def parse_artifact(data: bytes, subject: str) -> Mapping[str, LayerIndex]:
     return {layer: LayerIndex(head, windows.get(layer)) for layer, head in found[TOC_TYPE].items()}
 
 
-def check_head(data: bytes, index: LayerIndex, layer: Descriptor, diff_id: str) -> TocHead:
+def check_head(data: bytes, toc_digest: str, layer: Descriptor, diff_id: str) -> TocHead:
     """The head of a layer of an image, which speaks of this layer and agrees with the image's documents.
 
     Whether it tells the truth, only the layer itself can show: the audit.
 
     Args:
         data: the head's bytes.
-        index: what the artifact says of the layer.
+        toc_digest: their digest.
         layer: link to the layer's blob.
         diff_id: digest of its uncompressed tar, by the image's configuration.
 
@@ -143,15 +143,32 @@ def check_head(data: bytes, index: LayerIndex, layer: Descriptor, diff_id: str) 
         FormatError: it is damaged, or speaks of another layer.
         Unsupported: it is of another version, or proves its spans in a way that windows could cheat.
     """
-    head = decode_head(data, index.head.digest)
-    header, spans = head.header, head.spans()
+    head = decode_head(data, toc_digest)
+    header = head.header
     if (header.layer_digest, header.layer_size) != (layer.digest, layer.size):
         raise FormatError(f"index of layer {header.layer_digest} under the name of {layer.digest}")
     if header.diff_id != diff_id:
         raise FormatError(f"index of layer {layer.digest} with another diffID than the configuration's")
-    windows = (index.windows.digest, index.windows.size) if index.windows else (sha256_digest(b""), 0)
-    if windows != (header.windows_digest, spans.windows_size):
-        raise FormatError(f"index of layer {layer.digest} beside another layer's windows")
-    if any(span.proof is not Proof.MERKLE for span in spans):
+    if any(span.proof is not Proof.MERKLE for span in head.spans()):
         raise Unsupported("an index whose spans are not proved by Merkle trees of their content")
+    head.members()
+    head.extents()
     return head
+
+
+def windows_link(head: TocHead) -> Descriptor | None:
+    """Link to the windows file that a head speaks of; None where no span has a window."""
+    size = head.spans().windows_size
+    return Descriptor(WINDOWS_TYPE, head.header.windows_digest, size) if size else None
+
+
+def check_windows(index: LayerIndex, head: TocHead) -> None:
+    """An artifact's windows are those that its head speaks of.
+
+    Raises:
+        FormatError: they are another's, or missing.
+    """
+    own = windows_link(head)
+    there = index.windows
+    if (there and (there.digest, there.size)) != (own and (own.digest, own.size)):
+        raise FormatError(f"index of layer {head.header.layer_digest} beside other windows than its own")

@@ -110,6 +110,18 @@ class Indexer:
                 return IndexedLayer(head, windows, audited=True)
         return None
 
+    def encoded(self, indexed: IndexedLayer) -> bytes:
+        """The head of an index that was made here, as it was kept.
+
+        Raises:
+            CacheError: it is not here any more.
+        """
+        layer_digest, toc_digest = indexed.head.header.layer_digest, indexed.head.digest
+        data = self._cache.tocs.load(layer_digest, self._settings.name, toc_digest)
+        if data is None:
+            raise CacheError(f"the index of {layer_digest} that was made here is gone; make it again")
+        return data
+
     async def ensure(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
         """The layer's index, made now if there is none.
 

@@ -15,7 +15,7 @@ from lazyfs.oci.image_name import ImageName, RegistryImage
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform
 from lazyfs.source.base import Source
-from lazyfs.source.image import find_image
+from lazyfs.source.image import FoundImage, find_image, find_images
 
 _log = logging.getLogger(__name__)
 
@@ -71,17 +71,12 @@ class Resolver:
             LazyfsError: the source does not give it.
         """
         root = await self._named(name)
-        found = await find_image(self._document, root, platform)
-        return ResolvedImage(
-            name=str(name),
-            root=root,
-            descriptor=found.descriptor,
-            manifest=found.manifest,
-            config=found.config,
-            layers=found.layers,
-            raw_manifest=found.raw_manifest,
-            raw_config=found.raw_config,
-        )
+        return _resolved(name, root, await find_image(self._document, root, platform))
+
+    async def resolve_all(self, name: ImageName) -> list[ResolvedImage]:
+        """The images of this name for all platforms; errors as for `resolve`."""
+        root = await self._named(name)
+        return [_resolved(name, root, found) for found in await find_images(self._document, root)]
 
     async def _named(self, name: ImageName) -> Descriptor:
         if not isinstance(name, RegistryImage):
@@ -129,6 +124,19 @@ class Resolver:
         except CacheError as error:
             _log.warning("%s", error)
         return data
+
+
+def _resolved(name: ImageName, root: Descriptor, found: FoundImage) -> ResolvedImage:
+    return ResolvedImage(
+        name=str(name),
+        root=root,
+        descriptor=found.descriptor,
+        manifest=found.manifest,
+        config=found.config,
+        layers=found.layers,
+        raw_manifest=found.raw_manifest,
+        raw_config=found.raw_config,
+    )
 
 
 def _descriptor(facts: dict[str, Any]) -> Descriptor:

@@ -13,7 +13,7 @@ may say otherwise for the images below its prefix; where a rule and a flag disag
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -99,14 +99,14 @@ class Demands:
 
 
 def demands_on(
-    name: ImageName, rules: Sequence[Rule], keys: Mapping[str, PublicKey], everywhere: Rule
+    name: ImageName, rules: Sequence[Rule], load_key: Callable[[str], PublicKey], everywhere: Rule
 ) -> Demands:
     """What is demanded of an image: by the rule with the longest prefix that fits, and everywhere.
 
     Args:
         name: the image.
         rules: those of the policy file.
-        keys: by the names of their files.
+        load_key: gives the key in a file.
         everywhere: what holds for all images, by configuration and flags.
 
     Raises:
@@ -118,7 +118,7 @@ def demands_on(
     rule = max(fitting, key=lambda rule: len(rule.prefix), default=None)
     files = (*everywhere.key_files, *(rule.key_files if rule else ()))
     demands = Demands(
-        keys=tuple(keys[file] for file in dict.fromkeys(files)),
+        keys=tuple(load_key(file) for file in dict.fromkeys(files)),
         signed=everywhere.signed or bool(rule and rule.signed),
         indexes=_stricter(everywhere, rule),
         pinned=bool(reference and reference.digest),

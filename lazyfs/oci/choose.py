@@ -35,7 +35,7 @@ def candidates(index: Index, platform: Platform) -> list[Descriptor]:
     """
     if platform.os != "linux":
         raise Unsupported(f"images for {platform} cannot be mounted, only those for linux")
-    images = [entry for entry in index.manifests if _is_image(entry)]
+    images = images_of(index)
     ranked = [(rank(platform, entry.platform), entry) for entry in images if entry.platform]
     fitting = sorted(
         ((place, entry) for place, entry in ranked if place is not None), key=lambda pair: pair[0]
@@ -45,6 +45,11 @@ def candidates(index: Index, platform: Platform) -> list[Descriptor]:
         there = ", ".join(sorted({str(entry.platform) for entry in images})) or "nothing that can be mounted"
         raise NotFound(f"no image for {platform} in this index; it has {there[:500]}")
     return found
+
+
+def images_of(index: Index) -> list[Descriptor]:
+    """The entries of an index that can be images, or indexes of them."""
+    return [entry for entry in index.manifests if _is_image(entry)]
 
 
 def _is_image(entry: Descriptor) -> bool:

@@ -1,7 +1,7 @@
 """What every source of images offers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, Protocol, TypeVar
 
 from lazyfs.oci.descriptor import Descriptor
@@ -33,6 +33,9 @@ class SourceStatistics:
     redirects: int = 0
     retries: int = 0
     token_requests: int = 0
+
+    def __add__(self, other: "SourceStatistics") -> "SourceStatistics":
+        return SourceStatistics(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class Blob(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from lazyfs.errors import NotFound
-from lazyfs.oci.choose import MAX_NESTING, candidates
+from lazyfs.oci.choose import MAX_NESTING, candidates, images_of
 from lazyfs.oci.config import ImageConfig, ImageLayer, check_is_image, image_layers, parse_config
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.manifest import Index, Manifest, parse_document
@@ -54,6 +54,43 @@ async def find_image(read: ReadDocument, root: Descriptor, platform: Platform) -
     return found
 
 
+async def find_images(read: ReadDocument, root: Descriptor) -> list[FoundImage]:
+    """The images for Linux of all platforms at or below `root`, each once.
+
+    Raises:
+        NotFound: there is none.
+        FormatError, DigestMismatch, Unsupported, LimitExceeded: a document cannot be used.
+        SourceError: `read` does not give it.
+    """
+    found: dict[str, FoundImage] = {}
+    level = [root]
+    for _ in range(MAX_NESTING + 1):
+        below = []
+        for link in level[:MAX_DOCUMENTS]:
+            raw = await read(link)
+            document = parse_document(raw, link.media_type)
+            if isinstance(document, Index):
+                below += [entry for entry in images_of(document) if _may_be_linux(entry)]
+            elif link.digest not in found:
+                found[link.digest] = await _image(read, link, document, raw)
+        level = below
+    if not found:
+        raise NotFound("no image for linux under this name")
+    return list(found.values())
+
+
+def _may_be_linux(entry: Descriptor) -> bool:
+    return entry.platform is None or entry.platform.os in ("", "linux")
+
+
+async def _image(read: ReadDocument, link: Descriptor, manifest: Manifest, raw: bytes) -> FoundImage:
+    check_is_image(manifest)
+    raw_config = await read(manifest.config)
+    config = parse_config(raw_config)
+    known = replace(link, media_type=manifest.media_type, size=len(raw))
+    return FoundImage(known, manifest, config, image_layers(manifest, config), raw, raw_config)
+
+
 class _Search:
     """The walk through an index and those nested in it."""
 
@@ -71,13 +108,8 @@ class _Search:
         document = parse_document(raw, link.media_type)
         if isinstance(document, Index):
             return await self._in_index(document, nesting)
-        check_is_image(document)
-        raw_config = await self._read(document.config)
-        config = parse_config(raw_config)
-        if not chosen and rank(self._platform, config.platform) is None:
-            return None
-        known = replace(link, media_type=document.media_type, size=len(raw))
-        return FoundImage(known, document, config, image_layers(document, config), raw, raw_config)
+        image = await _image(self._read, link, document, raw)
+        return image if chosen or rank(self._platform, image.config.platform) is not None else None
 
     async def _in_index(self, index: Index, nesting: int) -> FoundImage | None:
         if not nesting:

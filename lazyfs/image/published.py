@@ -1,0 +1,206 @@
+"""Indexes that others published: found beside images, judged by `trust`, kept in the cache.
+
+Heads are fetched whole, they are small; windows as spans need them (`windows`). What was found once for an
+image is remembered under the demands it met then, so that the next mount asks nobody.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from indexer.errors import IndexerError, LimitExceeded
+from lazyfs.cache.cache import Cache
+from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.image.artifact import (
+    INDEX_TYPE,
+    MAX_HEAD,
+    LayerIndex,
+    check_head,
+    check_windows,
+    parse_artifact,
+)
+from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.kept import KeptTocs
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.signatures import find_signer
+from lazyfs.image.tasks import run_all
+from lazyfs.image.trust import Demands
+from lazyfs.oci.config import ImageLayer
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.source.attachments import Attachments
+
+_log = logging.getLogger(__name__)
+
+MAX_CANDIDATES: Final = 8
+
+_HEAD_FLOOR: Final = 1 << 20  # bytes of a head that any layer may have
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where indexes may be.
+
+    Attributes:
+        name: for people, and to know it again.
+        attachments: what is attached to images there.
+        configured: whether the user named it, apart from the image.
+    """
+
+    name: str
+    attachments: Attachments
+    configured: bool
+
+
+class PublishedIndexes:
+    """An `image.IndexFinder` of indexes that were not made here.
+
+    Args:
+        cache: where they are kept.
+        places: where to look, in order.
+        demands: what is demanded of them.
+        offline: ask nobody.
+    """
+
+    def __init__(
+        self, cache: Cache, places: Sequence[Place], demands: Demands, *, offline: bool = False
+    ) -> None:
+        self._references = cache.references
+        self._quarantine = cache.quarantine
+        self._tocs = KeptTocs(cache)
+        self._places = {place.name: place for place in places}
+        self._demands = demands
+        self._offline = offline
+
+    async def find(self, resolved: ResolvedImage, wanted: Collection[str]) -> Mapping[str, IndexedLayer]:
+        """As IndexFinder.find says: first what was audited here, then what was found before, then others."""
+        layers = {layer.descriptor.digest: layer for layer in resolved.layers}
+        missing = {digest: layers[digest] for digest in layers if digest in wanted}
+        found = await trio.to_thread.run_sync(self._kept, resolved, missing)
+        if self._offline or len(found) == len(missing):
+            return found
+        fresh = await self._look(resolved, {d: layer for d, layer in missing.items() if d not in found})
+        if fresh:
+            await trio.to_thread.run_sync(self._remember, resolved, fresh)
+        return found | {digest: indexed for digest, (_, indexed) in fresh.items()}
+
+    # What is here
+
+    def _kept(self, resolved: ResolvedImage, layers: Mapping[str, ImageLayer]) -> dict[str, IndexedLayer]:
+        found = {}
+        try:
+            remembered = self._references.recall(self._key(resolved))
+            tocs = remembered.descriptor if remembered else {}
+            for digest, layer in layers.items():
+                indexed = self._tocs.audited(layer) or self._remembered(layer, tocs.get(digest))
+                if indexed is not None:
+                    found[digest] = indexed
+        except CacheError as error:
+            _log.warning("%s", error)
+        return found
+
+    def _remembered(self, layer: ImageLayer, record: object) -> IndexedLayer | None:
+        """An index that was found for this image before."""
+        match record:
+            case [str(place_name), str(toc_digest)] if place_name in self._places:
+                head = self._tocs.load(layer, toc_digest)
+                return self._tocs.indexed(head, self._places[place_name].attachments) if head else None
+        return None
+
+    def _key(self, resolved: ResolvedImage) -> str:
+        return f"index {self._demands.fingerprint} {resolved.name} {resolved.descriptor.digest}"
+
+    def _remember(self, resolved: ResolvedImage, fresh: Mapping[str, tuple[Place, IndexedLayer]]) -> None:
+        try:
+            before = self._references.recall(self._key(resolved))
+            tocs = {digest: [place.name, indexed.head.digest] for digest, (place, indexed) in fresh.items()}
+            kept = (before.descriptor if before else {}) | tocs
+            self._references.remember(self._key(resolved), kept, time.time())
+        except CacheError as error:
+            _log.warning("%s", error)
+
+    # What is elsewhere
+
+    async def _look(
+        self, resolved: ResolvedImage, layers: Mapping[str, ImageLayer]
+    ) -> dict[str, tuple[Place, IndexedLayer]]:
+        found: dict[str, tuple[Place, IndexedLayer]] = {}
+        for place in self._places.values():
+            missing = {digest: layer for digest, layer in layers.items() if digest not in found}
+            if not missing:
+                break
+            if not self._demands.admits(configured=place.configured, signed=bool(self._demands.keys)):
+                _log.info("no index is looked for in %s: none would count", place.name)
+                continue
+            try:
+                candidates = await self._candidates(place, resolved.descriptor.digest)
+                for link in candidates:
+                    found |= await self._from_artifact(place, link, resolved, missing)
+                    missing = {digest: layer for digest, layer in missing.items() if digest not in found}
+            except (LazyfsError, IndexerError) as error:
+                _log.warning("indexes in %s are passed by: %s", place.name, error)
+        return found
+
+    async def _candidates(self, place: Place, digest: str) -> list[Descriptor]:
+        """Links to indexes that count: signed ones first, then those that were added last."""
+        links = list(await place.attachments.referrers(digest, INDEX_TYPE))[: -MAX_CANDIDATES - 1 : -1]
+        demands = self._demands
+        unsigned_count = demands.admits(configured=place.configured, signed=False)
+        if unsigned_count and (len(links) < 2 or not demands.keys):
+            return links
+        signed = [link for link in links if await self._is_signed(place, link)]
+        for link in links:
+            if link not in signed and not unsigned_count:
+                _log.warning(
+                    "index %s in %s does not count: no key of ours signed it", link.digest, place.name
+                )
+        return [*signed, *(link for link in links if unsigned_count and link not in signed)]
+
+    async def _is_signed(self, place: Place, link: Descriptor) -> bool:
+        return await find_signer(place.attachments, link.digest, self._demands.keys) is not None
+
+    async def _from_artifact(
+        self, place: Place, link: Descriptor, resolved: ResolvedImage, layers: Mapping[str, ImageLayer]
+    ) -> dict[str, tuple[Place, IndexedLayer]]:
+        found = {}
+
+        async def fetch(index: LayerIndex, layer: ImageLayer) -> None:
+            try:
+                indexed = await self._fetch_head(place, index, layer)
+            except IndexerError as error:
+                _log.warning("index %s in %s: %s", link.digest, place.name, error)
+                return
+            if indexed is not None:
+                found[layer.descriptor.digest] = (place, indexed)
+
+        try:
+            indexes = parse_artifact(await place.attachments.document(link), resolved.descriptor.digest)
+        except IndexerError as error:
+            _log.warning("index %s in %s cannot be used: %s", link.digest, place.name, error)
+            return {}
+        await run_all(partial(fetch, indexes[d], layer) for d, layer in layers.items() if d in indexes)
+        return found
+
+    async def _fetch_head(self, place: Place, index: LayerIndex, layer: ImageLayer) -> IndexedLayer | None:
+        descriptor = layer.descriptor
+        note = self._quarantine.find(descriptor.digest, index.head.digest)
+        if note is not None:
+            _log.warning("index %s is not used: it lied about layer %s", index.head.digest, descriptor.digest)
+            return None
+        if index.head.size > max(_HEAD_FLOOR, descriptor.size):
+            raise LimitExceeded(f"head of {index.head.size} bytes for a layer of {descriptor.size}")
+        data = await place.attachments.document(index.head, MAX_HEAD)
+        return await trio.to_thread.run_sync(self._take_in, place, index, layer, data)
+
+    def _take_in(self, place: Place, index: LayerIndex, layer: ImageLayer, data: bytes) -> IndexedLayer:
+        head = check_head(data, index.head.digest, layer.descriptor, layer.diff_id)
+        check_windows(index, head)
+        try:
+            self._tocs.save(layer.descriptor.digest, head.digest, data)
+        except CacheError as error:
+            _log.warning("%s", error)
+        return self._tocs.indexed(head, place.attachments)
