@@ -21,7 +21,7 @@ from lazyfs.source.local import REF_NAME, LocalSource
 from lazyfs.source.open import open_registry
 from lazyfs.source.referrers import list_referrers
 from lazyfs.source.registry import ACCEPT, RegistrySource
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.settings import Capability, SourceSettings
 
 MAX_CANDIDATES: Final = 64  # manifests of a layout that are opened to see what they refer to
 
@@ -70,7 +70,7 @@ class RegistryAttachments:
     async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
         """As Attachments.referrers says. A mirror that has none, or fails, leaves it to the registry."""
         *mirrors, registry = self._source.hosts
-        for host in mirrors:
+        for host in filter(lambda host: host.can(Capability.REFERRERS), mirrors):
             try:
                 found = await list_referrers(host, digest, artifact_type)
             except (SourceError, IndexerError):

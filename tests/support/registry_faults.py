@@ -47,7 +47,7 @@ class IgnoreRange:
 
 @dataclass(frozen=True, slots=True)
 class Corrupt:
-    """Flip the bits of the body's byte at `offset`."""
+    """Flip the bits of the body's byte at `offset`, counted round its end."""
 
     offset: int = 0
 

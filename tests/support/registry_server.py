@@ -185,9 +185,9 @@ def _bent(reply: Reply, action: Action | None) -> Reply:
         case IgnoreRange() if reply.whole is not None:
             headers = {name: value for name, value in reply.headers.items() if name != "Content-Range"}
             return Reply(200, headers, reply.whole)
-        case Corrupt(offset):
+        case Corrupt(offset) if reply.body:
             flipped = bytearray(reply.body)
-            flipped[offset] ^= 0xFF
+            flipped[offset % len(flipped)] ^= 0xFF
             return Reply(reply.status, reply.headers, bytes(flipped))
         case Header(name, None):
             reply.headers.pop(name, None)
