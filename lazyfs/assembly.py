@@ -13,6 +13,7 @@ from lazyfs.config import Config
 from lazyfs.errors import ConfigError, NotFound
 from lazyfs.image.approval import approve
 from lazyfs.image.fetcher import FetchSettings
+from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, open_image
 from lazyfs.image.indexing import Indexer, IndexMode, IndexSettings, Progress, no_progress
 from lazyfs.image.published import Place, PublishedIndexes
@@ -90,8 +91,12 @@ class Workshop:
         """Who knows of indexes that were not made here."""
         if not looks_elsewhere(self.config):
             return ()
-        offline = self.config.offline
-        return (PublishedIndexes(self.cache, self.places, self.demands, offline=offline),)
+        offline, limits = self.config.offline, index_settings(self.config).limits
+        beside = next((place.attachments for place in self.places if not place.configured), None)
+        return (
+            PublishedIndexes(self.cache, self.places, self.demands, offline=offline),
+            ForeignIndexes(self.cache, self.source, beside, self.demands, limits, offline=offline),
+        )
 
     def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:
         """Stores indexes where the configuration says, or beside the image.

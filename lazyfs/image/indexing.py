@@ -42,6 +42,22 @@ class IndexMode(Enum):
     NONE = "none"  # made by a pull, whatever there is
 
 
+class IndexKind(Enum):
+    """Whose index a layer is read by."""
+
+    LAZYFS = "lazyfs"
+    ESTARGZ = "estargz"
+    ZSTD_CHUNKED = "zstd-chunked"
+    SOCI = "soci"
+
+
+class Voucher(Enum):
+    """Who says that an index from elsewhere is the right one."""
+
+    NOBODY = "nobody"
+    MANIFEST = "manifest"  # the image's manifest names it by digest
+
+
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
     """How layers are indexed.
@@ -71,12 +87,16 @@ class IndexedLayer:
         windows: the window file its spans refer to, mapped; empty where it is not here.
         audited: whether the whole layer has passed by and had the table's layer digest and diffID.
         remote_windows: the window file where it is not here.
+        kind: whose index it is.
+        vouched_by: who vouches for it, where it was neither made nor signed by somebody trusted.
     """
 
     head: TocHead
     windows: memoryview
     audited: bool = False
     remote_windows: RemoteWindows | None = None
+    kind: IndexKind = IndexKind.LAZYFS
+    vouched_by: Voucher = Voucher.NOBODY
 
 
 class Indexer:
