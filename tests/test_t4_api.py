@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import stat
 import threading
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from lazyfs import api
 from lazyfs.errors import BadReference, ConfigError, NotFound, WrongKind
+from lazyfs.fsspec import LazyFileSystem
 from lazyfs.image.browse import Query
 from lazyfs.image.difference import Kind
 from lazyfs.portal import Portal
@@ -311,3 +313,23 @@ def test_an_interrupted_opening_is_given_up():
     with pytest.raises(KeyboardInterrupt):
         Portal(context())
     assert left.wait(30)
+
+
+DOCUMENTED = Path(__file__).parents[1] / "docs" / "api.md"
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    """One after the other, as a reader would run them, on an image that has what they ask for."""
+    files = ["etc/os-release", "etc/hostname", "etc/passwd", "usr/bin/python3", "usr/lib/x/y.conf"]
+    images = {
+        version: build_image([tar(*(file(path.encode(), b"\x7fELF:" * 9) for path in files[: 4 + number]))])
+        for number, version in enumerate(("old", "new"))
+    }
+    layout = f"oci:{write_layout(tmp_path / 'layout', images)}"
+    monkeypatch.setenv("LAZYFS_CACHE_DIR", str(tmp_path / "cache"))
+    examples = re.findall(r"```python\n(.*?)```", DOCUMENTED.read_text(), re.DOTALL)
+    text = "\n".join(examples).replace("python:3.12-slim", f"{layout}:old")
+    exec(compile(text.replace("python:3.13-slim", f"{layout}:new"), DOCUMENTED, "exec"), {})
+    LazyFileSystem.clear_instance_cache()
+    assert len(examples) == 4
+    assert "A b'usr/lib' []" in capsys.readouterr().out
