@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.credential_helper import install_helper
 from tests.support.images import build_image
+from tests.support.quick_runner import QuickRunner
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
 from tests.support.runner import LazyfsRunner, executable
@@ -20,6 +21,11 @@ from tests.support.tars import file, tar
 PASSWORD, IDENTITY = "s3cret-passw0rd", "s3cret-1dentity"
 IMAGE = build_image([tar(file(b"hello", b"hello\n"))])
 AS_ALICE = ("-u", "alice", "--password-stdin")
+
+
+@pytest.fixture
+def lazyfs(tmp_path: Path) -> QuickRunner:
+    return QuickRunner(home=tmp_path / "home", cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture

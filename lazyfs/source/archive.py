@@ -84,6 +84,10 @@ class Archive:
                 raise FormatError(f"{self._path}: the archive ends inside {name[:100]!r}")
             self._files[name] = FileRange(self._file.fileno(), member.offset_data, member.size)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return name in self._files or name in self._links
+
     def file(self, name: str) -> FileRange:
         """Where a file's content lies; links inside the archive are followed.
 
@@ -124,6 +128,8 @@ def open_oci_archive(path: Path, tag: str) -> AbstractAsyncContextManager[LocalS
 
     def begin(stack: ExitStack) -> LocalSource:
         archive = stack.enter_context(Archive(path))
+        if not archive.has("oci-layout"):
+            raise FormatError(f"{path}: no OCI layout in it; of what docker save writes, say docker-archive:")
         index = read_layout_index(archive.read("oci-layout"), archive.read("index.json"))
         return LocalSource(select_tagged(index, tag, str(path)), archive)
 
@@ -140,6 +146,11 @@ def open_docker_archive(path: Path, reference: Reference | None) -> AbstractAsyn
 
     def begin(stack: ExitStack) -> LocalSource:
         archive = stack.enter_context(Archive(path))
+        if not archive.has("manifest.json"):
+            raise FormatError(
+                f"{path}: no manifest.json in it, which docker save writes since 1.10; "
+                "of an archived OCI layout, say oci-archive:"
+            )
         entries = parse_objects(archive.read("manifest.json"), "manifest.json", MAX_IMAGES)
         return _as_source(archive, _select(entries, reference, str(path)))
 
