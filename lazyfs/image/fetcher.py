@@ -100,6 +100,7 @@ class SpanFetcher:
         self._settings = settings
         self._windows = windows
         self._landings = Landings()
+        self._landed = trio.Event()  # replaced each time something has landed
         self._fetches = self._bytes = self._fetched = self._failures = 0
 
     def __repr__(self) -> str:
@@ -159,6 +160,12 @@ class SpanFetcher:
         finally:
             for span in spans:
                 self._landings.land(span.number, None, error)
+            self._landed.set()
+            self._landed = trio.Event()
+
+    async def wait_landed(self) -> None:
+        """Wait until one more fetch has ended, well or not."""
+        await self._landed.wait()
 
     def _failed(self, spans: Sequence[Span], error: Failure) -> Failure:
         self._failures += 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
-from lazyfs.errors import CacheError
+from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
@@ -58,6 +58,7 @@ class LazyLayer:
         self._end = spans.uncompressed_size
         self._ahead = ReadAhead(read_ahead)
         self._complete = entry.complete
+        self._condemned = ""
         self._hits = self._misses = self._bytes_served = 0
 
     def __repr__(self) -> str:
@@ -71,12 +72,28 @@ class LazyLayer:
         """Make what was fetched outlast a power cut. Blocks; for a worker thread."""
         self._entry.sync()
 
+    @property
+    def entry(self) -> LayerEntry:
+        """Its place in the cache."""
+        return self._entry
+
+    async def wait_landed(self) -> None:
+        """Wait until something more of it has come, or has failed to."""
+        await self._fetcher.wait_landed()
+
+    def condemn(self, reason: str) -> None:
+        """Answer every read with NotTrusted from now on. The kernel goes on showing what it holds already."""
+        self._condemned = reason
+
     def read_nowait(self, start: int, size: int) -> bytes | None:
         """Bytes [start, start + size) if all of them are local, else None.
 
         Raises:
             IndexerError: never for ranges of the device.
+            NotTrusted: the layer is condemned.
         """
+        if self._condemned:
+            raise NotTrusted(self._condemned)
         data = self._local(start, size)
         if data is not None:
             self._hits += 1
@@ -89,8 +106,11 @@ class LazyLayer:
 
         Raises:
             IndexerError: what came is damaged or not what the TOC promises.
+            NotTrusted: the layer is condemned.
             LazyfsError: it did not come, or has gone again.
         """
+        if self._condemned:
+            raise NotTrusted(self._condemned)
         data = self._local(start, size)
         if data is not None:
             self._hits += 1
