@@ -20,8 +20,12 @@ from indexer.tree import MAX_DEPTH, MAX_NAME, Node, count_links, new_directory
 MAX_ENTRIES: Final = 8_000_000
 """Members of all layers and directories implied by their paths; a node takes about 400 bytes."""
 
-_WHITEOUT: Final = b".wh."
-_OPAQUE: Final = b".wh..wh..opq"
+WHITEOUT: Final = b".wh."
+"""What a name begins with that hides a lower layer's, or is otherwise none of a tree's."""
+
+OPAQUE: Final = b".wh..wh..opq"
+"""The name that hides all that lower layers have in its directory."""
+
 _AUFS: Final = b".wh..wh."
 _OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 
@@ -66,11 +70,11 @@ class Merger:
         self._linked.clear()
         self._forward.clear()
         for member in members:
-            if _is_reserved(member.path):
+            if is_reserved(member.path):
                 self._hide(member.path)
         self._forget_directories()
         for member in members:
-            if not _is_reserved(member.path):
+            if not is_reserved(member.path):
                 self._add(member)
         self._bind_forward_links()
 
@@ -96,14 +100,14 @@ class Merger:
             # containerd takes it for a whiteout of ".wh.plnk".
             if name.startswith(_AUFS):
                 return
-            if name.startswith(_WHITEOUT):
+            if name.startswith(WHITEOUT):
                 raise FormatError(f"a member below a whiteout: {path[:200]!r}")
         children = self._children_at(head)
-        if base == _OPAQUE:
+        if base == OPAQUE:
             if children is not None:
                 children.clear()
         elif not base.startswith(_AUFS):
-            hidden = base.removeprefix(_WHITEOUT)
+            hidden = base.removeprefix(WHITEOUT)
             # ".wh." alone is invalid by the specification; one that names the directory itself or its parent
             # is an error in moby too.
             if hidden in (b"", b".", b".."):
@@ -262,9 +266,9 @@ class Merger:
         return children
 
 
-def _is_reserved(path: bytes) -> bool:
-    """Whether a component begins with ".wh."."""
-    return _WHITEOUT in path and (path.startswith(_WHITEOUT) or b"/.wh." in path)
+def is_reserved(path: bytes) -> bool:
+    """Whether a component begins with ".wh.": such a member is a whiteout, or nothing."""
+    return WHITEOUT in path and (path.startswith(WHITEOUT) or b"/.wh." in path)
 
 
 def _check_name(name: bytes, path: bytes) -> None:

@@ -7,16 +7,13 @@ no path of the finished tree leads to is wasted, whoever hid it.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from indexer.errors import LimitExceeded
-from indexer.merge import Merger
+from indexer.merge import OPAQUE, WHITEOUT, Merger, is_reserved
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, Node
 from lazyfs.oci.config import ImageConfig
-
-_WHITEOUT: Final = b".wh."
-_OPAQUE: Final = b".wh..wh..opq"
 
 
 class Tally(NamedTuple):
@@ -161,11 +158,11 @@ class _Against:
     def tally(self, members: Sequence[Member]) -> tuple[Tally, Tally, Tally]:
         """(added, changed, hidden)."""
         for member in members:
-            if not _is_reserved(member.path):
+            if not is_reserved(member.path):
                 self._plant(member)
         self._compare()
         for member in members:
-            if _is_reserved(member.path):
+            if is_reserved(member.path):
                 self._white_out(member.path)
         hidden = {id(node): node for node in self._hidden.values()}
         return (
@@ -211,11 +208,11 @@ class _Against:
             own = own.children.get(name) if own is not None else None
         if parent is None or not parent.children:
             return
-        if base == _OPAQUE:
+        if base == OPAQUE:
             self._hide_below(parent, own)
             return
-        hidden = base.removeprefix(_WHITEOUT)
-        if not hidden.startswith(_WHITEOUT) and hidden in parent.children:
+        hidden = base.removeprefix(WHITEOUT)
+        if not hidden.startswith(WHITEOUT) and hidden in parent.children:
             self._hide(parent, hidden, own)
 
     def _hide_below(self, directory: Node, own: _Own | None) -> None:
@@ -236,10 +233,6 @@ class _Against:
 
 def _tally(members: Sequence[Member | None]) -> Tally:
     return Tally(len(members), sum(member.size for member in members if member is not None))
-
-
-def _is_reserved(path: bytes) -> bool:
-    return _WHITEOUT in path and (path.startswith(_WHITEOUT) or b"/.wh." in path)
 
 
 def _describes_the_same(directory: Node, member: Member) -> bool:
