@@ -16,6 +16,7 @@ from lazyfs.mount.mounts import (
     resolve_mount_point,
     topmost,
     unmount,
+    unmount_apart,
 )
 from tests.support.mount_server import file, mounted, write_image
 
@@ -125,3 +126,13 @@ def test_a_dead_mount_is_found_and_unmounted(tmp_path):
         assert mount_at(server.mount_point).fstype == b"fuse.lazyfs"
         unmount(server.mount_point)
         assert mount_at(server.mount_point) is None
+
+
+def test_another_process_unmounts_for_us_or_says_no(tmp_path):
+    image = write_image(tmp_path / "image", [[file(b"held", b"data")]])
+    with mounted(image, tmp_path / "mnt") as server:
+        with (server.mount_point / "held").open("rb"):
+            assert not unmount_apart(server.mount_point)
+        assert unmount_apart(server.mount_point)
+        assert mount_at(server.mount_point) is None
+    assert not unmount_apart(tmp_path)

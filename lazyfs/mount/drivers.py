@@ -83,6 +83,9 @@ async def serve_tree(
         why = f"the erofs driver does not work here: {reason}"
         _log.info("%s", why)
     if driver == "erofs":
+        reason = await trio.to_thread.run_sync(why_not_erofs)
+        if reason is not None:
+            raise MountError(f"the erofs driver does not work here: {reason}")
         status = _Status(task_status, "erofs", why)
         await serve_erofs(tree, mountpoint, options, read_timeout_s, task_status=status)
     else:

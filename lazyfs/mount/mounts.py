@@ -6,8 +6,9 @@ No file system is asked: a mount whose daemon is dead or hangs is found and unmo
 import errno
 import os
 import re
+import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,7 +96,9 @@ def resolve_mount_point(path: Path) -> bytes:
     Raises:
         MountError: symlinks lead in a circle.
     """
-    place = os.path.join(os.getcwdb(), os.fsencode(path))  # noqa: PTH109, PTH118  # bytes
+    place = os.fsencode(path)
+    if not path.is_absolute():  # the working directory may be gone, with the mount it was in
+        place = os.path.join(os.getcwdb(), place)  # noqa: PTH109, PTH118  # bytes
     for _ in range(_SYMLINK_LIMIT):
         parent, name = os.path.split(place.rstrip(b"/"))
         if name in {b"", b".", b".."}:
@@ -108,6 +111,22 @@ def resolve_mount_point(path: Path) -> bytes:
             return place
         place = os.path.join(os.path.dirname(place), target)  # noqa: PTH118, PTH120  # bytes
     raise MountError(f"too many symbolic links in {os.fsdecode(path)}")
+
+
+def unmount_apart(path: Path, *, lazy: bool = False) -> bool:
+    """Has a process of its own unmount `path`; False if it did not, and `unmount` tells why.
+
+    For who answers the mount's requests. umount(2) of EROFS waits for reads under way, and not even SIGKILL
+    ends that wait: killed in it, we would keep our end of the FUSE connection open, unanswered, for ever.
+    """
+    options = ["--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else [])]
+    try:
+        done = subprocess.run(
+            ["umount", *options, "--", resolve_mount_point(path)], check=False, capture_output=True
+        )
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
@@ -131,12 +150,18 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         unmount_kernel(mount_point, lazy=lazy)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise Busy(shown) from error
+            raise Busy(shown, next(_below(mount_point), "")) from error
         if error.errno == errno.EINVAL:  # unmounted by someone else since we looked
             raise NotMounted(f"nothing is mounted at {shown}") from error
         if error.errno not in {errno.EPERM, errno.EACCES}:
             raise MountError(f"cannot unmount {shown}: {error.strerror}") from error
         _unmount_with_fusermount(shown, lazy=lazy)
+
+
+def _below(mount_point: bytes) -> Iterator[str]:
+    """The mount points below one."""
+    top = mount_point.rstrip(b"/") + b"/"
+    return (os.fsdecode(m.mount_point) for m in read_mount_table() if m.mount_point.startswith(top))
 
 
 class Busy(MountError):
@@ -146,12 +171,15 @@ class Busy(MountError):
         mount_point: where.
     """
 
-    def __init__(self, mount_point: str) -> None:
+    def __init__(self, mount_point: str, below: str = "") -> None:
         self.mount_point = mount_point
-        super().__init__(
-            f"{mount_point} is in use: stop the processes that have files or directories open there "
-            f"(`fuser -vm {mount_point}` lists them), or unmount it lazily"
+        reason = (
+            f"unmount {below} first, which is mounted in it"
+            if below
+            else "stop the processes that have files or directories open there "
+            f"(`fuser -vm {shlex.quote(mount_point)}` lists them)"
         )
+        super().__init__(f"{mount_point} is in use: {reason}, or unmount it lazily")
 
 
 def _unmount_with_fusermount(mount_point: str, *, lazy: bool) -> None:

@@ -23,7 +23,7 @@ import trio
 from lazyfs.errors import MountError
 from lazyfs.mount.fuse_mount import Connection, MountOptions, attach, check_mount_point, connect
 from lazyfs.mount.handlers import ReadOnlyOperations
-from lazyfs.mount.mounts import Busy, Mount, mount_at, unmount
+from lazyfs.mount.mounts import Busy, Mount, mount_at, unmount, unmount_apart
 from lazyfs.mount.tuning import raise_max_background, set_read_ahead
 
 # pyfuse3 runs a task per request under way. A read that waits for the network holds its task, so there must
@@ -226,7 +226,8 @@ def _unmount_if_there(mounted: Mount) -> None:
         return
     try:
         try:
-            unmount(path, lazy=False)
+            if not unmount_apart(path):
+                unmount(path)
         except Busy:
             _log.warning("%s is still in use: whoever uses it will get errors", path)
             unmount(path, lazy=True)
