@@ -124,5 +124,5 @@ def test_umount_leaves_nothing_behind(lazyfs, registry, mount_point):
     command = Path(f"/proc/{pid}/cmdline")
     assert not command.exists() or not command.read_bytes()  # at most a zombie that init has not taken yet
     assert str(mount_point) not in Path("/proc/self/mountinfo").read_text()
-    assert lazyfs("stats", "--json").stdout == "[]\n"
+    assert str(mount_point) not in lazyfs("stats", "--json").stdout
     lazyfs("umount", mount_point, exit_code=66)

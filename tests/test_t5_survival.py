@@ -54,6 +54,11 @@ def _wait_until_ended(pid: int) -> None:
         os.close(descriptor)
 
 
+def _known(lazyfs, point: Path) -> bool:
+    """Whether lazyfs thinks that something is mounted there."""
+    return str(point) in lazyfs("stats", "--json").stdout
+
+
 def _mounted(point: Path) -> bool:
     return str(point) in Path("/proc/self/mountinfo").read_text()
 
@@ -91,7 +96,7 @@ def test_a_signal_unmounts_and_leaves_nothing_behind(driver, number, lazyfs, ima
     _wait_until_ended(pid)
     assert not _mounted(point)
     assert sorted(Path("/sys/block").glob("loop*/loop")) == loops
-    assert lazyfs("stats", "--json").stdout == "[]\n"
+    assert not _known(lazyfs, point)
 
 
 @pytest.mark.parametrize("driver", ["erofs", "fuse"])
@@ -100,7 +105,7 @@ def test_unmounting_by_other_means_ends_the_daemon(driver, lazyfs, image, point)
     pid = _pid(lazyfs, point)
     subprocess.run(["umount", point], check=True)
     _wait_until_ended(pid)
-    assert lazyfs("stats", "--json").stdout == "[]\n"
+    assert not _known(lazyfs, point)
 
 
 def test_foreground_ends_with_an_interrupt(lazyfs, image, point):

@@ -2,31 +2,36 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 import click
 
-from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json
+from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.output import complain, print_json, write_line
 from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.exit_codes import BUG
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
-from lazyfs.mount_states import MountStates, runtime_directory
+from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
 
 _DAEMON_END_S: Final = 20.0
+_METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cache
 
 
 @click.command()
 @configured
 @click.argument("image")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PATH)
 @click.option("--foreground", is_flag=True, help="Stay; unmount at Ctrl-C. The log goes to stderr.")
 @click.option(
     "--driver", type=click.Choice(["auto", "erofs", "fuse"]), default="auto", show_default=True,
@@ -55,12 +60,11 @@ def mount(
       lazyfs mount debian:12 /mnt
       lazyfs mount --platform linux/arm64 oci:./layout:latest /mnt
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    settings = _plain(config)
     if read_timeout is not None:
-        settings["read_timeout_s"] = read_timeout
+        config = replace(config, read_timeout_s=read_timeout)
     order: dict[str, Any] = {
         "image": image,
-        "mount_point": str(directory.absolute()),
+        "mount_point": os.fsdecode(resolve_mount_point(directory)),
         "driver": driver,
         "runtime_dir": str(runtime_directory(os.environ)),
         "setuid": suid,
@@ -68,7 +72,7 @@ def mount(
     }
     if not foreground:
         order["log_file"] = str(_log_file(order["mount_point"], order["runtime_dir"]))
-    told = json.dumps({"order": order, "config": settings}).encode()
+    told = json.dumps({"order": order, "config": _plain(config)}).encode()
     daemon = _start_daemon(told, foreground=foreground)
     return _wait(daemon, foreground=foreground, as_json=as_json)
 
@@ -79,9 +83,8 @@ def _plain(config: Config) -> dict[str, Any]:
     values |= {
         name: [str(path.absolute()) for path in values[name]] for name in ("auth_files", "trusted_keys")
     }
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if v is not None}
-    plain["cache_dir"] = str(config.cache_dir.absolute())
-    return plain
+    told = {name: value for name, value in values.items() if value is not None}
+    return {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in told.items()}
 
 
 def _log_file(mount_point: str, runtime_dir: str) -> Path:
@@ -90,32 +93,39 @@ def _log_file(mount_point: str, runtime_dir: str) -> Path:
 
 def _start_daemon(told: bytes, *, foreground: bool) -> "subprocess.Popen[bytes]":
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "lazyfs.daemon"],
+        # -P: no module comes from the working directory, which may be a stranger's.
+        [sys.executable, "-P", "-m", "lazyfs.daemon"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if foreground else subprocess.DEVNULL,
-        start_new_session=not foreground,
+        start_new_session=True,  # the terminal's signals come to us, and we tell the daemon
     )
     assert daemon.stdin is not None
-    daemon.stdin.write(told)
-    daemon.stdin.close()
+    with suppress(BrokenPipeError), daemon.stdin:  # of a dead daemon the lack of events tells
+        daemon.stdin.write(told)
     return daemon
 
 
 def _wait(daemon: "subprocess.Popen[bytes]", *, foreground: bool, as_json: bool) -> int:
     assert daemon.stdout is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    outcome: dict[str, Any] = {}
     try:
         with PullBar("indexing") as bar:
             outcome = _follow(daemon.stdout, bar)
         if "ready" in outcome:
             _tell(outcome, as_json=as_json)
-            return daemon.wait() if foreground else 0
-        daemon.wait()
+        if foreground or "ready" not in outcome:
+            daemon.wait()
     except KeyboardInterrupt:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
-        raise
-    click.echo(f"lazyfs: {' '.join(str(outcome['error']).split())}", err=True)
+        if "ready" not in outcome:
+            raise
+    if "ready" in outcome:
+        return daemon.returncode or 0
+    complain(str(outcome["error"]))
     return int(outcome["code"])
 
 
@@ -126,7 +136,7 @@ def _follow(events: IO[bytes], bar: PullBar) -> dict[str, Any]:
         if "progress" in event:
             bar(*event["progress"])
         elif "warning" in event:
-            click.echo(f"lazyfs: {event['warning']}", err=True)
+            complain(str(event["warning"]))
         else:
             return event
     return {"error": "the daemon died before it could mount", "code": BUG}
@@ -136,13 +146,14 @@ def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
     facts = outcome["ready"]
     if as_json:
         print_json({**facts, "why": outcome["why"]})
+        sys.stdout.flush()  # before a wait in the foreground
     elif sys.stderr.isatty():
-        click.echo(f"lazyfs: mounted by the {facts['driver']} driver: {outcome['why']}", err=True)
+        complain(f"mounted by the {facts['driver']} driver: {outcome['why']}")
 
 
 @click.command()
 @configured
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PATH)
 @click.option("--lazy", is_flag=True, help="Detach now, even if in use.")
 def umount(config: Config, directory: Path, lazy: bool) -> None:
     """Unmount DIRECTORY, and wait until its daemon has ended. Cleans up after a dead daemon too."""
@@ -153,21 +164,26 @@ def umount(config: Config, directory: Path, lazy: bool) -> None:
     mounted = mount_at(mount_point)
     if mounted is None and facts is None:
         raise NotMounted(f"nothing is mounted at {mount_point}")
-    if mounted is not None and facts is None and not _is_ours(mounted):
-        raise NotMounted(f"what is mounted at {mount_point} is not of lazyfs")
-    while mounted is not None:  # of a dead daemon's erofs mount and what lies under it, both
+    if mounted is not None and not _is_ours(mounted, facts):
+        raise NotMounted(
+            f"what is mounted at {mount_point} is not of lazyfs: umount {mount_point} unmounts it"
+        )
+    while mounted is not None and _is_ours(mounted, facts):
         unmount(mount_point, lazy=lazy)
         mounted = mount_at(mount_point)
     if facts is None:
         return
     if not lazy:  # else it goes on until its last user has gone
         _wait_for_end(facts.pid, mount_point)
-    states.forget(mount_point)
+    states.forget(facts)
 
 
-def _is_ours(mounted: Mount) -> bool:
-    """Whether a mount without state, whose daemon must have died, was of lazyfs."""
-    return b"lazyfs" in mounted.fstype or mounted.source.startswith(b"lazyfs:")
+def _is_ours(mounted: Mount, facts: MountFacts | None) -> bool:
+    """Whether a mount is of lazyfs. `facts` may be lacking or outlive it, where a daemon was killed."""
+    if mounted.fstype != b"erofs":
+        return b"lazyfs" in mounted.fstype
+    in_cache = _METADATA_IMAGE.search(os.fsdecode(mounted.source)) is not None
+    return in_cache or (facts is not None and facts.driver == "erofs")
 
 
 def _wait_for_end(pid: int, mount_point: Path) -> None:
@@ -189,14 +205,14 @@ def _has_ended(pid: int) -> bool:
 
 @click.command()
 @configured
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.argument("directory", type=PATH, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(config: Config, directory: Path | None, as_json: bool) -> None:
     """What the mount at DIRECTORY has fetched, hit and waited for; without DIRECTORY, of all mounts."""
     del config
     states = MountStates(runtime_directory(os.environ))
     if directory is None:
-        answers = [states.ask(Path(facts.mount_point), "stats") for facts in states.all()]
+        answers = list(_ask_all(states))
     else:
         answers = [states.ask(Path(os.fsdecode(resolve_mount_point(directory))), "stats")]
     if as_json:
@@ -204,6 +220,15 @@ def stats(config: Config, directory: Path | None, as_json: bool) -> None:
         return
     for answer in answers:
         _print_stats(answer)
+
+
+def _ask_all(states: MountStates) -> Iterator[dict[str, Any]]:
+    """The answers of all daemons that live; of the dead, a line each."""
+    for facts in states.all():
+        try:
+            yield states.ask(Path(facts.mount_point), "stats")
+        except (MountError, NotMounted) as error:  # ended since we looked, or was killed
+            click.echo(f"lazyfs: {error}", err=True)
 
 
 def _print_stats(answer: dict[str, Any]) -> None:
@@ -217,5 +242,6 @@ def _print_stats(answer: dict[str, Any]) -> None:
         ("of the image", f"{100 * source['data_bytes'] / image_bytes:.1f} % of {image_bytes} bytes"),
         ("reads", f"{reads['hits']} from the cache, {reads['misses']} waited for the source"),
         ("failed fetches", reads["failures"]),
+        ("log", answer["log"] or "on standard error"),
     ):
-        click.echo(f"{name:16}{value}")
+        write_line(f"{name:16}{value}")
