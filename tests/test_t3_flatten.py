@@ -98,6 +98,9 @@ class _Slow:
     def __init__(self) -> None:
         self.under_way = self.most = 0
 
+    def read_nowait(self, start: int, size: int) -> None:
+        pass
+
     async def read(self, start: int, size: int) -> bytes:
         self.under_way += size
         self.most = max(self.most, self.under_way)
@@ -135,6 +138,9 @@ class _Sized:
 
 class _Damaged:
     """A layer that cannot be trusted."""
+
+    def read_nowait(self, start: int, size: int) -> None:
+        pass
 
     async def read(self, start: int, size: int) -> bytes:
         raise DigestMismatch("span 0", "this", "that")

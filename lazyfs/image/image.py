@@ -43,6 +43,11 @@ class Image:
     layers: Sequence[LazyLayer]
     indexed: Sequence[IndexedLayer]
 
+    def read_nowait(self, nid: int, offset: int, size: int) -> bytes | None:
+        """As `read` where all of it is local, else None. Raises FormatError for a corrupt tree."""
+        where = self._where(nid, offset, size)
+        return b"" if where is None else self.layers[where[0]].read_nowait(where[1], where[2])
+
     async def read(self, nid: int, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of a regular file, fewer at its end.
 
@@ -50,12 +55,14 @@ class Image:
             IndexerError: what came is damaged.
             LazyfsError: it did not come.
         """
+        where = self._where(nid, offset, size)
+        return b"" if where is None else await self.layers[where[0]].read(where[1], where[2])
+
+    def _where(self, nid: int, offset: int, size: int) -> tuple[int, int, int] | None:
+        """(layer, start, size) of these bytes of a regular file; None where it has none of them."""
         size = min(size, self.metadata.inode(nid).size - offset)
         extent = self.metadata.extent(nid)
-        if size <= 0 or extent is None:
-            return b""
-        number, start = extent
-        return await self.layers[number].read(start + offset, size)
+        return None if size <= 0 or extent is None else (extent[0], extent[1] + offset, size)
 
     async def pieces(self, nid: int) -> AsyncIterator[bytes]:
         """A regular file's content in order, in pieces of at most 1 MiB. Raises what `read` does."""

@@ -35,13 +35,18 @@ class Piece(NamedTuple):
 
 
 class _Slot:
-    """A piece's bytes, once they have come."""
+    """A piece's bytes, which come."""
 
-    __slots__ = ("came", "data")
+    __slots__ = ("came", "data", "piece")
 
-    def __init__(self) -> None:
+    def __init__(self, piece: Piece) -> None:
+        self.piece = piece
         self.came = trio.Event()
         self.data = b""
+
+    async def fill(self, image: Image) -> None:
+        self.data = await image.read(self.piece.nid, self.piece.start, self.piece.size)
+        self.came.set()
 
 
 async def hand_on(
@@ -54,30 +59,25 @@ async def hand_on(
         LazyfsError: content cannot be had.
     """
     source = iter(pieces)
-    under_way: deque[tuple[Piece, _Slot]] = deque()
+    waiting: deque[bytes | _Slot] = deque()
     room = window
     async with open_tasks() as nursery:
         while True:
-            while room > 0 and len(under_way) < _MOST_PIECES and (piece := next(source, None)):
-                slot = _Slot()
-                under_way.append((piece, slot))
+            while room > 0 and len(waiting) < _MOST_PIECES and (piece := next(source, None)):
+                found = piece.given if not piece.size else image.read_nowait(*piece[1:])
+                if found is None:
+                    slot = _Slot(piece)
+                    nursery.start_soon(slot.fill, image)
+                waiting.append(slot if found is None else found)
                 room -= len(piece.given) + piece.size
-                if piece.size:
-                    nursery.start_soon(_read, image, piece, slot)
-                else:
-                    slot.data = piece.given
-                    slot.came.set()
-            if not under_way:
+            if not waiting:
                 return
-            piece, slot = under_way.popleft()
-            await slot.came.wait()
-            room += len(piece.given) + piece.size
-            await take(slot.data)
-
-
-async def _read(image: Image, piece: Piece, slot: _Slot) -> None:
-    slot.data = await image.read(piece.nid, piece.start, piece.size)
-    slot.came.set()
+            first = waiting.popleft()
+            if isinstance(first, _Slot):
+                await first.came.wait()
+                first = first.data
+            room += len(first)
+            await take(first)
 
 
 def pieces_of(nid: int, size: int) -> Iterable[Piece]:
