@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from indexer.errors import IndexerError
 from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
@@ -59,7 +60,11 @@ class Workshop:
 
     async def resolve(self) -> ResolvedImage:
         """The image's manifest, configuration and layers, once it is signed as demanded."""
-        resolved = await self.resolver.resolve(self.name, platform_of(self.config))
+        try:
+            resolved = await self.resolver.resolve(self.name, platform_of(self.config))
+        except IndexerError as error:
+            error.add_note(str(self.name))
+            raise
         await self.approve(resolved)
         return resolved
 

@@ -46,6 +46,11 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
 )
 
 
+def message_of(error: BaseException) -> str:
+    """What to say of an error: where it happened, as far as its notes tell, and what."""
+    return ": ".join([*getattr(error, "__notes__", []), str(error) or type(error).__name__])
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code for an error; 70, a bug, for what has no row."""
     return next((code for kind, code in _TABLE if isinstance(error, kind)), BUG)

@@ -51,7 +51,7 @@ def test_the_canonical_form_means_the_same(text: str) -> None:
 
 
 REFUSALS = {
-    "": "not a repository",
+    "": "is empty",
     "/app": "not a repository",
     "Python": "lower case",
     "ghcr.io/User/App": "lower case",
@@ -139,7 +139,7 @@ def test_transports_lead_to_their_sources() -> None:
         ("oci:dir:", "TRANSPORT:PATH"),
         ("docker-archive:a\0b", "TRANSPORT:PATH"),
         ("docker-archive:f:Not A Name", "not a"),
-        ("docker://", "not a repository"),
+        ("docker://", "is empty"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_with_a_hint(text: str, hint: str) -> None:

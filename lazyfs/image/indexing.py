@@ -156,7 +156,11 @@ class Indexer:
         if self._settings.mode is IndexMode.REGISTRY:
             raise NotFound(f"no index of layer {layer.digest} was published that may be used here")
         async with self._limiter, self._cache.named_lock(f"index-{layer.digest[7:]}"):
-            return self.find(layer) or await self._pull(layer, blob)
+            try:
+                return self.find(layer) or await self._pull(layer, blob)
+            except IndexerError as error:
+                error.add_note(f"layer {layer.digest}")
+                raise
 
     async def _pull(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
         with (

@@ -43,7 +43,7 @@ def candidates(index: Index, platform: Platform) -> list[Descriptor]:
     found = [entry for _, entry in fitting] + [entry for entry in images if entry.platform is None]
     if not found:
         there = ", ".join(sorted({str(entry.platform) for entry in images})) or "nothing that can be mounted"
-        raise NotFound(f"no image for {platform} in this index; it has {there[:500]}")
+        raise NotFound(f"no image for {platform} in this index; it has {there[:500]}; --platform chooses")
     return found
 
 

@@ -66,7 +66,7 @@ def layer_compression(media_type: str) -> Compression:
 
 def _hint(media_type: str) -> str:
     for mark, words in (
-        ("+encrypted", " (encrypted)"),
+        ("+encrypted", " (encrypted: decrypt the image first)"),
         ("helm", " (a Helm chart)"),
         ("wasm", " (a WebAssembly module)"),
     ):

@@ -58,6 +58,8 @@ def parse_reference(text: str) -> Reference:
     Raises:
         BadReference: it names none; the message says which part is wrong.
     """
+    if not text:
+        raise BadReference("the image's name is empty: write [REGISTRY/]REPOSITORY[:TAG]")
     if len(text) > MAX_TEXT_LENGTH:
         raise BadReference(f"image name of {len(text)} characters is too long: {text[:60]!r}…")
     if "://" in text:

@@ -68,7 +68,7 @@ def failure(answer: Answer, what: str) -> LazyfsError | Transient:
         return speaks_tls(origin_of(answer.url))  # as Go's and nginx's servers answer
     if status == 416:
         return RangeRefused(f"{what}: the range was refused ({said})", url=url, status=status)
-    return SourceError(f"{what}: unexpected answer ({said})", url=url, status=status)
+    return SourceError(f"{what}: unexpected answer ({said}); is this a registry?", url=url, status=status)
 
 
 def _codes(body: bytes) -> str:

@@ -52,6 +52,10 @@ class Directory:
                 self._open[digest] = self._open_file("blobs", "sha256", name)
             return self._open[digest]
 
+    def has(self, name: str) -> bool:
+        """Whether there is something of this name in the layout's top directory."""
+        return os.access(name, os.F_OK, dir_fd=self._root, follow_symlinks=False)
+
     def read(self, name: str) -> bytes:
         """All of a small file of the layout's top directory.
 
@@ -110,6 +114,8 @@ def open_layout(path: Path, tag: str) -> AbstractAsyncContextManager[LocalSource
 
     def begin(stack: ExitStack) -> LocalSource:
         directory = stack.enter_context(Directory(path))
+        if not directory.has("oci-layout"):
+            raise NotFound(f"{path}: no OCI layout: it holds no file oci-layout", url=str(path))
         index = read_layout_index(directory.read("oci-layout"), directory.read("index.json"))
         return LocalSource(select_tagged(index, tag, str(path)), directory)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from lazyfs.errors import BadReference, SourceError
+from lazyfs.errors import BadReference, SourceError, Unauthorized
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.answers import failure
 from lazyfs.source.counters import Counters
@@ -62,14 +62,27 @@ async def try_login(registry: str, credentials: Credentials, settings: SourceSet
         provider = StaticCredentials(registry, credentials)
         authenticator = Authenticator(endpoint, "", provider, line.control, counters, for_login=True)
         host = Host(endpoint, "", authenticator, line.control, line.pool, settings.retry, counters)
-        reply = await host.request("GET", f"{endpoint.base_url}/", f"login to {registry}")
+        what = f"login to {registry}"
+        try:
+            reply = await host.request("GET", f"{endpoint.base_url}/", what)
+        except Unauthorized as error:
+            raise _refused(registry, error.status) from error
+    if reply.status in (401, 403):
+        raise _refused(registry, reply.status)
     if reply.status == 404:
-        raise SourceError(f"login to {registry}: it does not answer like a registry (HTTP 404)", status=404)
+        raise SourceError(f"{what}: it does not answer like a registry (HTTP 404)", status=404)
     if reply.status != 200:
-        raise failure(reply, f"login to {registry}")
+        raise failure(reply, what)
     token = authenticator.identity_token
     kept = Credentials(username=credentials.username, identity_token=token) if token else credentials
     return Login(kept, authenticator.was_asked)
+
+
+def _refused(registry: str, status: int | None) -> Unauthorized:
+    return Unauthorized(
+        f"login to {registry}: it refuses this user and password (HTTP {status}); nothing was kept",
+        status=status,
+    )
 
 
 def _endpoint(registry: str, settings: SourceSettings) -> Endpoint:

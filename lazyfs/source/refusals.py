@@ -1,6 +1,7 @@
 """Why no connection came about, in words that say what to do, and whether trying again could help."""
 
 import http.client
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, http.client.HTTPException):
             return f"not HTTP ({type(cause).__name__})"
         if isinstance(cause, OSError) and cause.errno:
-            return cause.strerror or type(cause).__name__
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
     return type(error).__name__
 
 

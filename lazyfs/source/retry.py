@@ -92,7 +92,11 @@ class Retries:
         return delay_s
 
     def _given_up(self, failure: Transient, why: str) -> Unreachable:
-        return Unreachable(f"{self._what}: {failure.reason}; {why}", url=self._url, status=failure.status)
+        return Unreachable(
+            f"{self._what}: {failure.reason}; {why}: see that it is up, and try later",
+            url=self._url,
+            status=failure.status,
+        )
 
 
 def _attempts(count: int) -> str:

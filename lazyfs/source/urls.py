@@ -78,7 +78,10 @@ def redirect_target(url: str, location: str) -> str:
     if origin_of(url).scheme == "https" and origin.scheme == "http":
         raise SourceError(f"refused: a redirect from https to http ({shown(target)})", url=shown(url))
     if is_link_local(origin.host):
-        raise SourceError(f"refused: a redirect to the link-local address {origin.host}", url=shown(url))
+        raise SourceError(
+            f"refused: a redirect to the link-local address {origin.host}, where clouds keep credentials",
+            url=shown(url),
+        )
     return target
 
 

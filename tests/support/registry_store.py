@@ -121,7 +121,10 @@ class Store:
         """Descriptors of the manifests attached to `digest`."""
         found = []
         for (name, own), stored in self.manifests.items():
-            document = json.loads(stored.data)
+            try:
+                document = json.loads(stored.data)
+            except ValueError:
+                continue  # put there on purpose
             if name != repository or (document.get("subject") or {}).get("digest") != digest:
                 continue
             kind = document.get("artifactType") or document.get("config", {}).get("mediaType", "")
