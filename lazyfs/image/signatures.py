@@ -9,12 +9,12 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from indexer.errors import FormatError, IndexerError
-from lazyfs.errors import ConfigError, SourceError
+from lazyfs.errors import ConfigError, NotFound, SourceError
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.json_fields import parse_object
 from lazyfs.oci.manifest import parse_manifest
@@ -109,29 +109,38 @@ async def find_signer(place: Attachments, digest: str, keys: Sequence[PublicKey]
     """
     if not keys:
         return None
-    async for data in _manifests(place, digest):
-        try:
-            links = parse_manifest(data).layers[:_MAX_SIGNATURES]
-        except IndexerError as error:
-            _log.info("a signature of %s cannot be used: %s", digest, error)
-            continue
-        for link in links:
-            signer = await _signer_of(place, link, digest, keys)
+    tagged = await place.tagged(fallback_tag(digest) + ".sig")
+    signer = await _signer_in(place, tagged, digest, keys) if tagged is not None else None
+    if signer is not None:
+        return signer
+    try:
+        for link in (await place.referrers(digest, SIGNATURE_TYPE))[:_MAX_MANIFESTS]:
+            try:
+                manifest = await place.document(link)
+            except NotFound:
+                continue  # a list may be longer than what is there
+            signer = await _signer_in(place, manifest, digest, keys)
             if signer is not None:
                 return signer
+    except IndexerError as error:
+        _log.info("signatures of %s: %s", digest, error)
     return None
 
 
-async def _manifests(place: Attachments, digest: str) -> AsyncIterator[bytes]:
-    """Manifests that should hold signatures of a digest: that of the tag, then the referrers'."""
-    tagged = await place.tagged(fallback_tag(digest) + ".sig")
-    if tagged is not None:
-        yield tagged
+async def _signer_in(
+    place: Attachments, manifest: bytes, digest: str, keys: Sequence[PublicKey]
+) -> PublicKey | None:
+    """The key that made one of the signatures that a manifest holds."""
     try:
-        for link in (await place.referrers(digest, SIGNATURE_TYPE))[:_MAX_MANIFESTS]:
-            yield await place.document(link)
+        links = parse_manifest(manifest).layers[:_MAX_SIGNATURES]
     except IndexerError as error:
-        _log.info("signatures of %s: %s", digest, error)
+        _log.info("a signature of %s cannot be used: %s", digest, error)
+        return None
+    for link in links:
+        signer = await _signer_of(place, link, digest, keys)
+        if signer is not None:
+            return signer
+    return None
 
 
 async def _signer_of(
