@@ -97,7 +97,7 @@ def write_layer(
         original: the tar.
         dialect: its name.
         chunk_size: bytes of a chunk.
-        min_chunk: bytes that a gzip member or frame has at least before another begins.
+        min_chunk: bytes that a gzip member or frame has at least before another begins; not in zstd:chunked.
         edit: what is to be changed in the table; gives what is written instead.
     """
     how = DIALECTS[dialect]
@@ -143,7 +143,7 @@ class _Writer:
         entry["digest"] = _digest(content)
         offset = 0
         for number, (piece, zeros) in enumerate(pieces):
-            if len(self.open) >= self.min_chunk:
+            if self.how.zeros or len(self.open) >= self.min_chunk:
                 self._flush()
             chunk = entry if not number else {"name": entry["name"], "type": "chunk", "chunkOffset": offset}
             chunk |= {"offset": len(self.out)} | ({"innerOffset": len(self.open)} if self.open else {})

@@ -149,6 +149,11 @@ def with_file(said: Draft, number: int, **changes: object) -> Draft:
     return replace(said, files=tuple(files))
 
 
+def replace_header(said: Draft, compressed_size: int, **changes: object) -> Draft:
+    """A draft of a layer of another size, and with other changes."""
+    return replace(said, compressed_size=compressed_size, **changes)  # type: ignore[arg-type]
+
+
 def _described(member: Member) -> File:
     seconds, nanoseconds = divmod(member.mtime_ns, 1_000_000_000)
     records: Mapping[bytes, bytes] = {b"SCHILY.xattr." + name: value for name, value in member.xattrs}

@@ -1,0 +1,356 @@
+"""Layers with indexes of other tools are read without being pulled, and only by indexes that count."""
+
+import gzip
+import random
+
+import pytest
+
+from indexer.digest import sha256_digest
+from indexer.errors import DigestMismatch
+from indexer.toc_codec import decode_head
+from lazyfs.cache.cache import Cache
+from lazyfs.image.trust import Demands, IndexTrust
+from lazyfs.source.referrers import fallback_tag
+from tests.support.foreign_images import (
+    foreign_image,
+    opened,
+    push_index,
+    soci_image,
+    soci_index,
+)
+from tests.support.foreign_layers import LIVING, MIXED, contents, write_layer
+from tests.support.foreign_soci import draft, replace_header
+from tests.support.images import MANIFEST_TYPES, encode
+from tests.support.layers import gzip_layer, gzip_with_fields
+from tests.support.registry import Registry
+from tests.support.registry_faults import Status
+from tests.support.tars import file, tar
+
+RANDOM = random.Random(3).randbytes(300_000)
+PLAIN = tar(file(b"a", RANDOM), file(b"b", b"b" * 1000), file(b"c", RANDOM[:100_000]))
+OWN = ("lazyfs", "nobody")
+MANIFEST = "manifest"
+
+
+def compression_of(dialect: str) -> str:
+    return "zstd" if "zstd" in dialect else "gzip"
+
+
+def blob_requests(registry: Registry) -> int:
+    """Requests for blobs, that for the configuration not counted."""
+    return registry.requests["GET", "blob"] - 1
+
+
+@pytest.fixture
+def registry():
+    with Registry() as running:
+        yield running
+
+
+def push(registry: Registry, layer, dialect: str, *, tell: bool = True) -> str:
+    return registry.push("app", foreign_image(layer, compression=compression_of(dialect), tell=tell), "1")
+
+
+@pytest.mark.parametrize("min_chunk", [0, 5000])
+@pytest.mark.parametrize("dialect", LIVING)
+async def test_a_layer_with_a_table_is_read_without_being_pulled(registry, tmp_path, dialect, min_chunk):
+    push(registry, write_layer(MIXED, dialect, chunk_size=20_000, min_chunk=min_chunk), dialect)
+    async with opened(registry, tmp_path) as image:
+        kind = "estargz" if dialect == "estargz" else "zstd-chunked"
+        assert image.kinds == [(kind, MANIFEST)]
+        assert blob_requests(registry) == 1
+        for path, content in contents(MIXED).items():
+            if not path.startswith(b"d/"):
+                assert await image.content(path) == content
+        assert await image.content(b"d/empty") == b""
+
+
+MANY = tar(*(file(b"f%d" % n, random.Random(n).randbytes(40)) for n in range(3000)))
+
+
+@pytest.mark.parametrize("dialect", LIVING)
+async def test_a_table_costs_at_most_two_requests_and_a_file_one(registry, tmp_path, dialect):
+    layer = write_layer(MANY, dialect)
+    push(registry, layer, dialect)
+    async with opened(registry, tmp_path) as image:
+        assert blob_requests(registry) == (2 if dialect == "estargz" else 1)
+        before = blob_requests(registry)
+        assert await image.content(b"f1234") == contents(MANY)[b"f1234"]
+        assert blob_requests(registry) == before + 1
+
+
+async def test_a_table_is_kept_and_the_next_opening_asks_for_none(registry, tmp_path):
+    push(registry, write_layer(MIXED, "estargz"), "estargz")
+    async with opened(registry, tmp_path) as image:
+        big = await image.content(b"big")
+    asked = registry.requests["GET", "blob"]
+    async with opened(registry, tmp_path, offline=True) as image:
+        assert image.kinds == [("estargz", MANIFEST)]
+        assert await image.content(b"big") == big
+    assert registry.requests["GET", "blob"] == asked
+
+
+async def test_a_table_counts_as_much_as_the_manifest_that_names_it(registry, tmp_path):
+    digest = push(registry, write_layer(PLAIN, "estargz"), "estargz")
+    cases = {
+        Demands(pinned=True): True,
+        Demands(indexes=IndexTrust.NONE): False,
+        Demands(indexes=IndexTrust.SIGNED): False,
+        Demands(indexes=IndexTrust.SIGNED, signed=True): True,
+        Demands(indexes=IndexTrust.ANY): True,
+    }
+    for number, (demands, counts) in enumerate(cases.items()):
+        async with opened(registry, tmp_path / str(number), demands, name=f"app@{digest}") as image:
+            assert image.kinds == [("estargz", MANIFEST) if counts else OWN]
+
+
+@pytest.mark.parametrize("dialect", [*LIVING, "legacy stargz"])
+async def test_a_table_that_no_manifest_names_counts_only_where_all_do(registry, tmp_path, dialect):
+    layer = write_layer(PLAIN, dialect)
+    push(registry, layer, dialect, tell=False)
+    async with opened(registry, tmp_path / "1") as image:
+        assert image.kinds == [OWN]
+        assert blob_requests(registry) == 1  # the pull
+    async with opened(registry, tmp_path / "2", Demands(indexes=IndexTrust.ANY)) as image:
+        kind = "zstd-chunked" if "zstd" in dialect else "estargz"
+        assert image.kinds == [(kind, "nobody")]
+        assert await image.content(b"a") == RANDOM
+
+
+@pytest.mark.expect_log("a foreign index of layer .* is passed by: table of contents in the layer: expected")
+@pytest.mark.parametrize("dialect", LIVING)
+async def test_a_table_that_is_not_the_one_named_is_passed_by(registry, tmp_path, dialect):
+    layer = write_layer(PLAIN, dialect)
+    lying = {
+        key: "sha256:" + value[:6:-1] if value.startswith("sha256:") else value
+        for key, value in layer.annotations.items()
+    }
+    push(registry, type(layer)(layer.blob, layer.json, lying), dialect)
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [OWN]
+        assert await image.content(b"a") == RANDOM
+
+
+@pytest.mark.expect_log("fetching from byte .* expected 0000")
+@pytest.mark.parametrize("dialect", LIVING)
+async def test_content_that_is_not_as_the_table_promises_reaches_nobody(registry, tmp_path, dialect):
+    def lie(table):
+        for entry in table["entries"]:
+            if entry["name"] == "c":
+                entry |= {key: "sha256:" + "0" * 64 for key in ("digest", "chunkDigest") if key in entry}
+        return table
+
+    push(registry, write_layer(PLAIN, dialect, edit=lie), dialect)
+    async with opened(registry, tmp_path) as image:
+        assert await image.content(b"a") == RANDOM
+        for _ in range(2):
+            with pytest.raises(DigestMismatch):
+                await image.content(b"c")
+        assert await image.content(b"b") == b"b" * 1000
+
+
+def _check(cache_dir):
+    """What re-hashing the one entry of a cache finds."""
+    cache = Cache(cache_dir)
+
+    def load_spans(layer: str, toc: str):
+        (name,) = cache.tocs.names(layer)
+        return decode_head(cache.tocs.load(layer, name, toc)).spans()
+
+    (check,) = cache.verify(load_spans)
+    return check
+
+
+@pytest.mark.parametrize("dialect", LIVING)
+async def test_what_was_fetched_by_a_table_can_be_checked_again(registry, tmp_path, dialect):
+    push(registry, write_layer(MIXED, dialect), dialect)
+    async with opened(registry, tmp_path) as image:
+        await image.content(b"holes")
+        await image.content(b"d/small")
+    check = _check(tmp_path)
+    assert (check.right >= 2, check.wrong, check.unverifiable) == (True, (), ())
+    (data,) = tmp_path.glob("layers/*/*/data")
+    stored = bytearray(data.read_bytes())
+    stored[stored.index(b"another") + 100] = 1  # padding
+    data.write_bytes(stored)
+    assert len(_check(tmp_path).wrong) == 1
+
+
+# SOCI
+
+UPPER = tar(file(b"d", RANDOM[1000:200_000]), file(b"e", b"small"))
+BLOBS = [gzip_layer(PLAIN), gzip_layer(UPPER)]
+ZTOCS = {
+    sha256_digest(blob): draft(data, blob).encode() for data, blob in zip((PLAIN, UPPER), BLOBS, strict=True)
+}
+
+
+def push_soci(registry: Registry, version: int, ztocs=ZTOCS) -> str:
+    """The image, its SOCI index attached (1) or named (2)."""
+    index = soci_index(ztocs, None)
+    image = soci_image([PLAIN, UPPER], BLOBS, sha256_digest(index) if version == 2 else "")
+    if version == 1:
+        index = soci_index(ztocs, image)
+    push_index(registry, index, ztocs)
+    return registry.push("app", image, "1")
+
+
+@pytest.mark.parametrize(("version", "voucher"), [(1, "nobody"), (2, MANIFEST)])
+async def test_layers_are_read_by_ztocs_without_being_pulled(registry, tmp_path, version, voucher):
+    push_soci(registry, version)
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [("soci", voucher)] * 2
+        assert blob_requests(registry) == 2  # a zTOC each
+        assert await image.content(b"b") == b"b" * 1000
+        assert blob_requests(registry) == 3
+        assert await image.content(b"a") == RANDOM
+        assert await image.content(b"d") == RANDOM[1000:200_000]
+    asked = registry.requests["GET", "blob"]
+    async with opened(registry, tmp_path, offline=True) as image:
+        assert image.kinds == [("soci", voucher)] * 2
+        assert await image.content(b"a") == RANDOM
+    assert registry.requests["GET", "blob"] == asked
+
+
+async def test_an_attached_ztoc_counts_like_any_index_beside_the_image(registry, tmp_path):
+    digest = push_soci(registry, 1)
+    cases = {
+        Demands(): True,
+        Demands(pinned=True): False,
+        Demands(pinned=True, indexes=IndexTrust.ANY): True,
+        Demands(indexes=IndexTrust.NONE): False,
+        Demands(indexes=IndexTrust.SIGNED, signed=True): False,
+    }
+    for number, (demands, counts) in enumerate(cases.items()):
+        asked = registry.requests["GET", "referrers"]
+        async with opened(registry, tmp_path / str(number), demands, name=f"app@{digest}") as image:
+            assert image.kinds == [("soci", "nobody") if counts else OWN] * 2
+        assert registry.requests["GET", "referrers"] == asked + counts
+
+
+async def test_what_was_fetched_by_a_ztoc_cannot_be_checked_again(registry, tmp_path):
+    """Its digests are of compressed bytes, which are not kept."""
+    upper = sha256_digest(BLOBS[1])
+    push_index(registry, index := soci_index({upper: ZTOCS[upper]}, None), ZTOCS)
+    registry.push("app", soci_image([UPPER], BLOBS[1:], sha256_digest(index)), "1")
+    async with opened(registry, tmp_path) as image:
+        await image.content(b"d")
+    check = _check(tmp_path)
+    assert (check.right, check.wrong, len(check.unverifiable) > 0) == (0, (), True)
+
+
+async def test_a_named_ztoc_counts_as_much_as_the_manifest(registry, tmp_path):
+    digest = push_soci(registry, 2)
+    async with opened(registry, tmp_path, Demands(pinned=True), name=f"app@{digest}") as image:
+        assert image.kinds == [("soci", MANIFEST)] * 2
+
+
+async def test_layers_without_ztoc_are_pulled(registry, tmp_path):
+    upper = sha256_digest(BLOBS[1])
+    push_soci(registry, 1, {digest: data for digest, data in ZTOCS.items() if digest != upper})
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [("soci", "nobody"), OWN]
+        assert await image.content(b"e") == b"small"
+
+
+async def test_of_several_attached_indexes_that_with_most_layers_counts(registry, tmp_path):
+    push_soci(registry, 1)
+    image = soci_image([PLAIN, UPPER], BLOBS)
+    few = dict(list(ZTOCS.items())[:1])
+    push_index(registry, soci_index(few, image), few)
+    async with opened(registry, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody")] * 2
+
+
+async def test_an_index_is_found_by_the_tag_that_stands_in_for_the_referrers_api(tmp_path):
+    with Registry(referrers=False) as registry:
+        digest = push_soci(registry, 1)
+        (link,) = registry.store.referrers("app", digest, None)
+        index = encode({"schemaVersion": 2, "manifests": [link]})
+        registry.put_manifest("app", fallback_tag(digest), "application/vnd.oci.image.index.v1+json", index)
+        async with opened(registry, tmp_path) as image:
+            assert image.kinds == [("soci", "nobody")] * 2
+
+
+async def test_an_old_ztoc_costs_a_look_at_the_layers_header(registry, tmp_path):
+    plain, fields = BLOBS[0], gzip_with_fields(UPPER)
+    old = draft(PLAIN, plain, old=True).encode()
+    wrong = replace_header(draft(UPPER, BLOBS[1], old=True), len(fields)).encode()
+    ztocs = {sha256_digest(plain): old, sha256_digest(fields): wrong}
+    index = soci_index(ztocs, None)
+    push_index(registry, index, ztocs)
+    registry.push("app", soci_image([PLAIN, UPPER], [plain, fields], sha256_digest(index)), "1")
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [("soci", MANIFEST), OWN]
+        assert blob_requests(registry) == 5  # two zTOCs, two headers, a pull
+        assert await image.content(b"a") == RANDOM
+        assert await image.content(b"d") == RANDOM[1000:200_000]
+
+
+@pytest.mark.expect_log("fetching from byte .* expected")
+async def test_compressed_bytes_that_are_not_promised_reach_nobody(registry, tmp_path):
+    lying = dict(ZTOCS)
+    first = draft(PLAIN, BLOBS[0])
+    lying[sha256_digest(BLOBS[0])] = replace_header(
+        first, len(BLOBS[0]), digests=(b"sha256:" + b"0" * 64, *first.digests[1:])
+    ).encode()
+    push_soci(registry, 2, lying)
+    async with opened(registry, tmp_path) as image:
+        with pytest.raises(DigestMismatch):
+            await image.content(b"a")
+        assert await image.content(b"c") == RANDOM[:100_000]
+
+
+def _named(registry: Registry, index: bytes) -> None:
+    registry.put_manifest("app", sha256_digest(index), MANIFEST_TYPES["oci"], index)
+    registry.push("app", soci_image([PLAIN, UPPER], BLOBS, sha256_digest(index)), "1")
+
+
+BROKEN = {
+    "garbage": b"{",
+    "of another type": soci_index(ZTOCS, soci_image([PLAIN], BLOBS[:1])),
+    "two for a layer": soci_index(ZTOCS, None).replace(b'"layers":[', b'"layers":[' + b",".join(
+        soci_index({digest: b"x"}, None).partition(b'"layers":[')[2].partition(b"]}")[0] for digest in ZTOCS
+    ) + b","),
+}  # fmt: skip
+
+
+@pytest.mark.expect_log("the SOCI index of .* is passed by")
+@pytest.mark.parametrize("case", BROKEN)
+async def test_a_broken_soci_index_is_passed_by(registry, tmp_path, case):
+    _named(registry, BROKEN[case])
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [OWN] * 2
+        assert await image.content(b"a") == RANDOM
+
+
+@pytest.mark.expect_log("a foreign index of layer .* is passed by")
+@pytest.mark.parametrize("ztoc", [b"", b"x" * 500, bytes(2 << 20)])
+async def test_a_broken_ztoc_is_passed_by(registry, tmp_path, ztoc):
+    push_soci(registry, 2, dict.fromkeys(ZTOCS, ztoc))
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [OWN] * 2
+
+
+@pytest.mark.expect_log("no SOCI index of .* is looked for")
+async def test_a_registry_that_does_not_tell_is_no_reason_to_fail(registry, tmp_path):
+    push_soci(registry, 1)
+    registry.faults.add("referrers", Status(403), times=9)
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [OWN] * 2
+
+
+async def test_another_images_soci_index_does_not_count(registry, tmp_path):
+    """The registry's list is a claim; the subject in the index decides."""
+    push_soci(registry, 1)
+    other = soci_image([UPPER], BLOBS[1:])
+    registry.push("app", other, "1")
+    async with opened(registry, tmp_path) as image:
+        assert image.kinds == [OWN]
+
+
+async def test_plain_layers_have_no_table_and_cost_nothing(registry, tmp_path):
+    registry.push("app", soci_image([PLAIN], [gzip.compress(PLAIN)]), "1")
+    async with opened(registry, tmp_path, Demands(indexes=IndexTrust.ANY)) as image:
+        assert image.kinds == [OWN]
+        assert blob_requests(registry) == 2  # the tail, the pull
