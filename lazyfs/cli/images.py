@@ -9,7 +9,7 @@ import click
 
 from lazyfs.assembly import Workshop
 from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json
+from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.image.image import compiled, index_layers
@@ -130,25 +130,37 @@ def _image_facts(workshop: Workshop, resolved: ResolvedImage) -> dict[str, Any]:
 
 
 def _print_image(facts: dict[str, Any]) -> None:
-    process = facts["config"].get("config") or {}
+    said = _object(facts["config"].get("config"))
     for name, value in (
         ("image", facts["image"]),
         ("digest", facts["digest"]),
         ("platform", facts["platform"]),
-        ("created", facts["config"].get("created") or "not said"),
+        ("created", _words(facts["config"].get("created")) or "not said"),
         ("size", f"{facts['size']} bytes in {len(facts['layers'])} layers"),
-        ("entrypoint", " ".join(process.get("Entrypoint") or []) or "none"),
-        ("command", " ".join(process.get("Cmd") or []) or "none"),
-        ("user", process.get("User") or "root"),
-        ("working dir", process.get("WorkingDir") or "/"),
+        ("entrypoint", _words(said.get("Entrypoint")) or "none"),
+        ("command", _words(said.get("Cmd")) or "none"),
+        ("user", _words(said.get("User")) or "root"),
+        ("working dir", _words(said.get("WorkingDir")) or "/"),
         ("indexed", "yes" if facts["indexed"] else "no; the first mount, or lazyfs index, does it"),
     ):
-        click.echo(f"{name:12}{value}")
-    click.echo("layers")
+        write_line(f"{name:12}{value}")
+    write_line("layers")
     for layer in facts["layers"]:
         mark = "indexed" if layer["index"] else "-"
-        click.echo(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
-    click.echo("history")
-    for step in facts["config"].get("history") or []:
+        write_line(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
+    write_line("history")
+    steps = facts["config"].get("history")
+    for step in map(_object, steps if isinstance(steps, list) else []):
         empty = " (no layer)" if step.get("empty_layer") else ""
-        click.echo(f"  {' '.join(str(step.get('created_by') or '').split())[:100]}{empty}")
+        write_line(f"  {_words(step.get('created_by'))[:100]}{empty}")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A part of a configuration that should be an object, and is whatever its maker wrote."""
+    return value if isinstance(value, dict) else {}
+
+
+def _words(value: Any) -> str:
+    """A part of a configuration that should be a string or a list of strings, as one line."""
+    words = value if isinstance(value, list) else [] if value is None else [value]
+    return " ".join(" ".join(map(str, words)).split())

@@ -1,12 +1,14 @@
 """How answers are written on stdout."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+import click
+
+from lazyfs.printable import masked, one_line, printable_json
+
 _UNITS: Final = (("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40))
 
 
@@ -17,7 +19,7 @@ def print_json(value: Any) -> None:
     can say and os.fsencode turns back.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+    sys.stdout.buffer.write(printable_json(text).encode() + b"\n")
 
 
 def shown(name: bytes) -> str:
@@ -28,11 +30,16 @@ def shown(name: bytes) -> str:
 def write_line(text: str, end: bytes = b"\n") -> None:
     """A line on stdout, with names that are not UTF-8 written as their own bytes.
 
-    On a terminal, which they could command, control characters are replaced, as ls(1) does it.
+    On a terminal, which they could command, what is not printable is replaced, as ls(1) does it; tabs stay.
     """
     if sys.stdout.isatty():
-        text = _CONTROL.sub("?", text)
+        text = "\t".join(map(masked, text.split("\t")))
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + end)
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"lazyfs: {one_line(message)}", err=True)
 
 
 def write_table(rows: Sequence[Sequence[str]], right: str) -> None:
