@@ -5,13 +5,14 @@ from stdout, one JSON object a line: progress, warnings, and in the end `ready` 
 nobody listens any more; what is worth telling goes to the log file.
 """
 
+import fcntl
 import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Any, Final, Literal
 import trio
 
 from lazyfs.assembly import Workshop, open_workshop, opened
+from lazyfs.cache.locks import named_lock
 from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
 from lazyfs.errors import ConfigError
-from lazyfs.exit_codes import BUG, exit_code
+from lazyfs.exit_codes import BUG, exit_code, message_of
+from lazyfs.image.auditor import Auditor
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
 from lazyfs.image.tasks import open_tasks
@@ -31,7 +34,8 @@ from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount_states import MountFacts, MountStates
-from lazyfs.oci.image_name import parse_image
+from lazyfs.oci.image_name import ImageName, anchored, parse_image
+from lazyfs.printable import LineFormatter
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ class MountOrder:
         mount_point: where.
         driver: "auto", "erofs" or "fuse".
         runtime_dir: where the states of mounts are kept.
-        log_file: where the log goes once nobody listens; "" for stderr.
+        log_file: where the log goes; "" for stderr.
         setuid: whether setuid bits and file capabilities count.
         devices: whether device nodes can be opened.
     """
@@ -63,8 +67,10 @@ class MountOrder:
     devices: bool = False
 
 
-async def run_mount(order: MountOrder, config: Config, report: Report, progress: Progress) -> None:
-    """Mount the image and answer until it is unmounted, or a SIGTERM or SIGINT comes.
+async def run_mount(
+    order: MountOrder, name: ImageName, config: Config, report: Report, progress: Progress
+) -> None:
+    """Mount the image `name` and answer until it is unmounted.
 
     Raises:
         IndexerError: something of the image is damaged.
@@ -73,23 +79,29 @@ async def run_mount(order: MountOrder, config: Config, report: Report, progress:
     states = MountStates(Path(order.runtime_dir))
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(open_tasks())
-        nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
-        workshop = await stack.enter_async_context(open_workshop(parse_image(order.image), config, progress))
+        workshop = await stack.enter_async_context(open_workshop(name, config, progress))
         image = await stack.enter_async_context(opened(workshop))
         tree = Tree(image.metadata, image.metadata_file, image.layers)
         options = MountOptions(order.image, setuid=order.setuid, devices=order.devices)
         serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
-        served = await nursery.start(serve_until_gone, nursery, partial(serve, driver_of(order)))
-        facts = MountFacts(
-            mount_point=os.fsdecode(served.mount.mount_point),
-            image=image.resolved.name,
-            digest=image.resolved.descriptor.digest,
-            driver=served.driver,
-            pid=os.getpid(),
-        )
-        listener = stack.enter_context(states.registered(facts))
-        nursery.start_soon(answer_questions, listener, lambda ask: answers(ask, facts, workshop, image))
+        state = states.path(Path(order.mount_point))
+        # One at a time at one place, so that a second sees what the first has mounted.
+        async with named_lock(state.parent, f"{state.name}.lock"):
+            served = await nursery.start(serve_until_gone, nursery, partial(serve, driver_of(order)))
+            facts = MountFacts(
+                mount_point=os.fsdecode(served.mount.mount_point),
+                image=image.resolved.name,
+                digest=image.resolved.descriptor.digest,
+                driver=served.driver,
+                pid=os.getpid(),
+                log=order.log_file,
+            )
+            listener = stack.enter_context(states.registered(facts))
+        auditor = Auditor(image, workshop.cache)
+        told = partial(answers, facts=facts, workshop=workshop, image=image, auditor=auditor)
+        nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)
+        nursery.start_soon(auditor.run)
         report({"ready": asdict(facts), "why": served.why})
         await trio.sleep_forever()
 
@@ -113,11 +125,13 @@ def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
     raise ConfigError(f"no driver {order.driver!r}; there are auto, erofs and fuse")
 
 
-def answers(ask: str, facts: MountFacts, workshop: Workshop, image: Image) -> dict[str, Any]:
+def answers(
+    ask: str, facts: MountFacts, workshop: Workshop, image: Image, auditor: Auditor
+) -> dict[str, Any]:
     """The answer to a question about a live mount."""
     if ask != "stats":
         raise ValueError(ask)
-    return {**asdict(facts), **statistics(workshop, image)}
+    return {**asdict(facts), **statistics(workshop, image), "audit": asdict(auditor.statistics())}
 
 
 def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
@@ -139,10 +153,19 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
     }
 
 
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
+async def run_until_signal(work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work`; the first SIGTERM, SIGINT or SIGHUP cancels it; more of them do not disturb its end."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with open_tasks() as outer:
+
+            async def listen() -> None:
+                async for _ in signals:
+                    scope.cancel()
+
+            outer.start_soon(listen)
+            with trio.CancelScope() as scope:
+                await work()
+            outer.cancel_scope.cancel()
 
 
 async def _sync_now_and_then(image: Image) -> None:
@@ -191,11 +214,10 @@ def main() -> int:
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
     pipe = _Pipe()
     _redirect(order.log_file)
+    log = logging.StreamHandler()
+    log.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler = _LineHandler(pipe.report)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger().addHandler(handler)
+    logging.basicConfig(level=config.log_level.upper(), handlers=[log, handler] if order.log_file else [log])
     for library in ("httpx", "httpcore"):  # they log URLs with their signatures
         logging.getLogger(library).setLevel(logging.WARNING)
 
@@ -209,29 +231,40 @@ def main() -> int:
         pipe.report({"progress": [digest, done, total]})
 
     try:
-        trio.run(run_mount, order, config, report, progress)
-        _drop_empty(order.log_file)
+        name = anchored(parse_image(order.image))
+        os.chdir("/")  # nobody's file system stays in use because a mount was begun there
+        trio.run(run_until_signal, partial(run_mount, order, name, config, report, progress))
     except Exception as error:  # noqa: BLE001  # whoever waits for the mount is told
         code = exit_code(error)
         if code == BUG:
             _log.exception("a bug")
-        pipe.report({"error": str(error) or type(error).__name__, "code": code})
+        pipe.report({"error": message_of(error), "code": code})
         return code
+    finally:
+        _drop_empty(order.log_file)
     return 0
 
 
-def _drop_empty(log_file: str) -> None:
-    """A log that nothing was written to is no use to anybody."""
-    if log_file and not Path(log_file).stat().st_size:
-        Path(log_file).unlink()
-
-
 def _redirect(log_file: str) -> None:
-    """Standard output and error go to the log file: nothing of ours may hold the terminal."""
+    """Standard output goes to the log file or nowhere, standard error to the log file or stays.
+
+    The log's lock says that somebody writes to it: those that fail to mount here, too, have it open.
+    """
     target = os.open(log_file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     os.dup2(target, 1)
-    os.dup2(target, 2)
+    if log_file:
+        fcntl.flock(target, fcntl.LOCK_SH)
+        os.dup2(target, 2)
     os.close(target)
+
+
+def _drop_empty(log_file: str) -> None:
+    """A log that nothing was written to is no use to anybody, once nobody writes to it."""
+    if log_file:
+        with suppress(OSError):
+            fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(1).st_size:
+                Path(log_file).unlink()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class MountFacts:
         digest: of its manifest.
         driver: "fuse" or "erofs".
         pid: of the daemon.
+        log: its log file, which is there once something was logged; "" if that goes to stderr.
     """
 
     mount_point: str
@@ -38,18 +39,23 @@ class MountFacts:
     digest: str
     driver: str
     pid: int
+    log: str = ""
 
 
 def runtime_directory(environment: Mapping[str, str]) -> Path:
     """Where this user's live mounts have their state; made private.
 
+    LAZYFS_RUNTIME_DIR says where; else it is /run/lazyfs for root, and for others $XDG_RUNTIME_DIR/lazyfs.
+
     Raises:
         MountError: it cannot be made, or belongs to somebody else.
     """
     uid = os.getuid()
-    if uid == 0:
+    if environment.get("LAZYFS_RUNTIME_DIR"):
+        path = Path(environment["LAZYFS_RUNTIME_DIR"]).absolute()
+    elif uid == 0:
         path = Path("/run/lazyfs")
-    elif environment.get("XDG_RUNTIME_DIR"):
+    elif environment.get("XDG_RUNTIME_DIR", "").startswith("/"):
         path = Path(environment["XDG_RUNTIME_DIR"]) / "lazyfs"
     else:
         path = Path(tempfile.gettempdir()) / f"lazyfs-{uid}"
@@ -116,7 +122,7 @@ class MountStates:
         """
         state = self.path(Path(facts.mount_point))
         try:
-            self.forget(Path(facts.mount_point))
+            _remove(state)
             state.mkdir(mode=0o700)
             listener = socket.socket(socket.AF_UNIX)
             with _directory_name(state) as place:
@@ -130,15 +136,16 @@ class MountStates:
             with listener:
                 yield listener
         finally:
-            self.forget(Path(facts.mount_point))
+            self.forget(facts)
 
-    def forget(self, mount_point: Path) -> None:
-        """Remove the state of a mount that is gone."""
-        state = self.path(mount_point)
-        for name in ("mount.json", "control.sock"):
-            (state / name).unlink(missing_ok=True)
-        if state.is_dir():
-            state.rmdir()
+    def forget(self, facts: MountFacts) -> None:
+        """Remove the state of a mount that is gone; that of another one, which came to its place, stays.
+
+        So it is after a lazy unmount: the daemon ends with its last user, whatever was mounted there since.
+        """
+        state = self.path(Path(facts.mount_point))
+        if _load(state) == facts:
+            _remove(state)
 
 
 @contextmanager
@@ -149,6 +156,13 @@ def _directory_name(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+def _remove(state: Path) -> None:
+    for name in ("mount.json", "control.sock"):
+        (state / name).unlink(missing_ok=True)
+    if state.is_dir():
+        state.rmdir()
 
 
 def _load(state: Path) -> MountFacts | None:

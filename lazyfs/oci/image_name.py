@@ -6,7 +6,7 @@ oci-archive:FILE[:TAG]     an OCI image layout in a tar
 docker-archive:FILE[:REF]  what `docker save` writes
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lazyfs.errors import BadReference
@@ -100,6 +100,17 @@ def parse_image(text: str) -> ImageName:
             return DockerArchiveImage(path, parse_reference(tag) if tag else None)
         case _:
             return RegistryImage(parse_reference(text))
+
+
+def anchored(name: ImageName) -> ImageName:
+    """The same image from whatever working directory: with an absolute path."""
+    match name:
+        case RegistryImage():
+            return name
+        case LayoutImage():
+            return replace(name, directory=name.directory.absolute())
+        case _:
+            return replace(name, file=name.file.absolute())
 
 
 def _path_and_tag(text: str, rest: str) -> tuple[Path, str]:

@@ -58,7 +58,7 @@ class LazyfsRunner:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LAZYFS_", "XDG_"))}
         runtime = self.home / "run"
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own = {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(runtime), "LAZYFS_HOSTS_DIR": "/dev/null"}
+        own = {"HOME": str(self.home), "LAZYFS_RUNTIME_DIR": str(runtime), "LAZYFS_HOSTS_DIR": "/dev/null"}
         return kept | own
 
 
