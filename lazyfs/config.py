@@ -1,7 +1,8 @@
 """Configuration: defaults, then the file, then the environment, then flags. A misspelt key is an error.
 
 The file is TOML: /etc/lazyfs/config.toml, then $XDG_CONFIG_HOME/lazyfs/config.toml over it; or the one that
---config or LAZYFS_CONFIG names alone. Every key can be given as LAZYFS_KEY in the environment.
+--config or LAZYFS_CONFIG names alone. Every key can be given as LAZYFS_KEY in the environment, where an empty
+value counts for strings only.
 """
 
 import os
@@ -15,6 +16,16 @@ from typing import Any, Final
 from lazyfs.errors import ConfigError
 
 _SYSTEM_FILE: Final = Path("/etc/lazyfs/config.toml")
+_BOUNDS: Final = {
+    "read_timeout_s": (0.001, 1e6),
+    "stall_timeout_s": (0.001, 1e6),
+    "retries": (0, 1000),
+    "max_connections": (1, 1024),
+    "span_size_kib": (64, 64 << 10),
+    "max_layer_gib": (1, 1 << 20),
+    "max_ratio": (1, 1 << 20),
+    "free_floor_mib": (0, 1 << 30),
+}
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -83,11 +94,9 @@ class Config:
     log_level: str = "warning"
 
     def __post_init__(self) -> None:
-        for name in ("read_timeout_s", "stall_timeout_s", "max_connections", "max_layer_gib", "max_ratio"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not 64 <= self.span_size_kib <= 64 << 10:
-            raise ConfigError(f"span_size_kib must be from 64 to 65536, not {self.span_size_kib}")
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, name) <= most:  # nor is NaN
+                raise ConfigError(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
         if self.index not in {"auto", "local", "registry", "none"}:
             raise ConfigError(f"index must be auto, local, registry or none, not {self.index!r}")
         if self.log_level not in {"debug", "info", "warning", "error"}:
@@ -112,7 +121,7 @@ def load_config(
         values.update(_read_file(path, must_exist=must_exist))
     for name in _NAMES:
         text = environment.get(f"LAZYFS_{name.upper()}")
-        if text is not None:
+        if text or (text is not None and _TYPES[name] is str):
             values[name] = _from_text(name, text)
     values.update({name: value for name, value in flags.items() if value is not None})
     for name, value in _usual_proxies(environment).items():
@@ -137,7 +146,8 @@ def _files(environment: Mapping[str, str], config_file: Path | None) -> Iterator
 
 
 def _xdg(environment: Mapping[str, str], variable: str, below_home: str) -> Path | None:
-    if environment.get(variable):
+    """A base directory; relative ones are ignored (XDG Base Directory Specification, "Basics")."""
+    if environment.get(variable, "").startswith("/"):
         return Path(environment[variable])
     return Path(environment["HOME"]) / below_home if environment.get("HOME") else None
 
@@ -198,6 +208,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
 _PATH_LISTS: Final = frozenset({"auth_files", "trusted_keys"})
 _NAMES: Final = tuple(f.name for f in fields(Config))
 _TYPES: Final = {f.name: bool if f.type == bool | None else f.type for f in fields(Config)}
+_WORDS: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _from_text(name: str, text: str) -> Any:
@@ -208,8 +219,8 @@ def _from_text(name: str, text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     if kind in (bool, int, float):
-        raise ConfigError(f"LAZYFS_{name.upper()}: {text!r} is not a {kind.__name__}")
-    return text.split(os.pathsep) if name in _PATH_LISTS else text
+        raise ConfigError(f"LAZYFS_{name.upper()}: expected {_WORDS[kind]}, got {text!r}")
+    return list(filter(None, text.split(os.pathsep))) if name in _PATH_LISTS else text
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -218,11 +229,19 @@ def _typed(name: str, value: Any) -> Any:
     if name in _PATH_LISTS:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name}: expected a list of paths, got {value!r}")
-        return tuple(Path(item).expanduser() for item in value)
+        return tuple(_path(name, item) for item in value)
     if kind in (bool, int, float, str):
         if type(value) is kind or (kind is float and type(value) is int):
-            return kind(value)
-        raise ConfigError(f"{name}: expected a {kind.__name__}, got {value!r}")
-    if not isinstance(value, str | Path):
+            with suppress(OverflowError):  # of an integer that no float is as large as
+                return kind(value)
+        raise ConfigError(f"{name}: expected {_WORDS[kind]}, got {value!r}")
+    return _path(name, value)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ConfigError(f"{name}: expected a path, got {value!r}")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name}: nobody has the home directory of {value!r}") from None
