@@ -1,5 +1,6 @@
 """ls, tree, find, cat, stat, cp: looking into an image without a mount."""
 
+import errno
 import os
 import re
 import stat as modes
@@ -10,7 +11,7 @@ from typing import Any, Final
 import click
 
 from lazyfs.api import AsyncImage
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import GivenPath, configured
 from lazyfs.cli.output import print_json, shown, write_line
 from lazyfs.cli.running import with_image
 from lazyfs.cli.stream import Output
@@ -151,10 +152,12 @@ def cat(config: Config, image: str, paths: tuple[str, ...]) -> None:
 
     async def work(opened: AsyncImage) -> None:
         out = Output()
-        for path in paths:
-            async for piece in opened.pieces(path):
-                await out.write(piece)
-        await out.flush()
+        try:
+            for path in paths:
+                async for piece in opened.pieces(path):
+                    await out.write(piece)
+        finally:  # what came before an error counts
+            await out.flush()
 
     with_image(config, image, work)
 
@@ -194,13 +197,16 @@ def _all_facts(opened: AsyncImage, entry: Entry) -> dict[str, Any]:
 @configured
 @click.argument("image")
 @click.argument("source")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=GivenPath())
 @click.option("-r", "--recursive", is_flag=True, help="Directories too.")
 @click.option("-a", "--archive", is_flag=True, help="As -r, and keep owners, xattrs and special files.")
-def cp(config: Config, image: str, source: str, target: Path, recursive: bool, archive: bool) -> None:
+def cp(config: Config, image: str, source: str, target: str, recursive: bool, archive: bool) -> None:
     """Copy a file or directory out of IMAGE. Never writes through a symlink below TARGET."""
+    whole = recursive or archive
+    if target.endswith("/") and not Path(target).is_dir() and not whole:  # a file cannot have this name
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)
 
     async def work(opened: AsyncImage) -> None:
-        await opened.copy(source, target, recursive=recursive, archive=archive)
+        await opened.copy(source, Path(target), recursive=whole, archive=archive)
 
     with_image(config, image, work)

@@ -11,8 +11,9 @@ import click
 from indexer.errors import IndexerError
 from lazyfs import __version__
 from lazyfs.cli.options import common_options, take_flags
+from lazyfs.cli.output import complain
 from lazyfs.errors import LazyfsError
-from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code
+from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code, message_of
 
 _COMMANDS: Final = {
     "mount": "mounting",
@@ -20,6 +21,7 @@ _COMMANDS: Final = {
     "stats": "mounting",
     "index": "images",
     "inspect": "images",
+    "verify": "verify",
     "ls": "files",
     "tree": "files",
     "find": "files",
@@ -35,6 +37,8 @@ _COMMANDS: Final = {
     "logout": "login",
     "cache": "cache",
 }
+
+_STREAMS: Final = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))
 
 
 class _Commands(click.Group):
@@ -78,7 +82,19 @@ def group(context: click.Context, /, **arguments: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: answers on stdout, one line on stderr for what went wrong."""
+    _open_standard_streams()
     sys.exit(run(arguments))
+
+
+def _open_standard_streams() -> None:
+    """Have the three standard streams open, whoever started us without: no file may get their numbers.
+
+    Answers on a standard output that was closed still fail: what is open there is for reading only.
+    """
+    for name, flags, mode in _STREAMS:
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, flags)  # the lowest that is free
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +104,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lazyfs"
+        complain(f"{error.format_message().rstrip('.')}; {command} --help tells more")
+        return USAGE
     except BrokenPipeError:
-        # Whoever read our answers has seen enough; nothing may be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read our answers has seen enough
         return 0
     except (LazyfsError, IndexerError, OSError) as error:
+        _drop_output()
         complain(_said(error))
         return exit_code(error)
     except Exception as error:  # the last line of defence: no traceback for users
@@ -106,13 +126,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _drop_output() -> None:
+    """Write what is left to standard output, or if that fails nothing, so that Python does not try at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _said(error: Exception) -> str:
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{where}{error.strerror or error}"
-    return str(error) or type(error).__name__
-
-
-def complain(message: str) -> None:
-    """One line on stderr."""
-    click.echo(f"lazyfs: {' '.join(message.split())}", err=True)
+    return message_of(error)

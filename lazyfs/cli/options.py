@@ -10,9 +10,23 @@ from typing import Any, Final, ParamSpec, TypeVar
 import click
 
 from lazyfs.config import Config, load_config
+from lazyfs.printable import LineFormatter
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class GivenPath(click.Path):
+    """A path on the command line. An empty one, as of an unset variable, is not taken for "."."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH: Final = GivenPath(path_type=Path)
 
 _CONFIG_FLAGS: Final = (
     *("cache_dir", "platform", "plain_http", "offline", "hosts_dir", "log_level"),
@@ -20,7 +34,7 @@ _CONFIG_FLAGS: Final = (
 )
 
 _COMMON: Final = (
-    click.option("--cache-dir", type=click.Path(path_type=Path), help="Where indexes and content are kept."),
+    click.option("--cache-dir", type=PATH, help="Where indexes and content are kept."),
     click.option(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
     ),
@@ -30,9 +44,7 @@ _COMMON: Final = (
         help="HTTP, not HTTPS (default: to loopback hosts only).",
     ),
     click.option("--offline", is_flag=True, default=None, help="Ask no registry; use what is here."),
-    click.option(
-        "--hosts-dir", type=click.Path(path_type=Path), help="Mirrors, as containerd's hosts.toml names them."
-    ),
+    click.option("--hosts-dir", type=PATH, help="Mirrors, as containerd's hosts.toml names them."),
     click.option(
         "--index",
         type=click.Choice(["auto", "local", "registry", "none"]),
@@ -49,14 +61,12 @@ _COMMON: Final = (
         "--trusted-key",
         "trusted_keys",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         callback=lambda _context, _option, files: files or None,
         help="A public key in PEM; may be repeated.",
     ),
-    click.option(
-        "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file to use."
-    ),
+    click.option("--config", "config_file", type=PATH, help="Configuration file to use."),
     click.option(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
@@ -95,6 +105,8 @@ def take_flags(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def start_log(config: Config) -> None:
     """Log to stderr in the manner of a command."""
-    logging.basicConfig(level=config.log_level.upper(), format="lazyfs: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("lazyfs: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
     for library in ("httpx", "httpcore"):  # they log URLs with their signatures
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -88,7 +88,7 @@ def entry_at(image: MetadataImage, path: bytes, *, follow: bool = True) -> Entry
     """
     nid = image.resolve(path, follow=follow)
     if nid is None:
-        raise NotFound(f"the image has no /{os.fsdecode(path.strip(b'/'))}")
+        raise NotFound(f"the image has no /{os.fsdecode(path.lstrip(b'/'))}")
     return make_entry(image, path.strip(b"/"), nid)
 
 
