@@ -42,7 +42,8 @@ def cache_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(f"cannot {action}: {error.strerror or error}") from error
+        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        raise CacheError(f"cannot {action}: {error.strerror or error}{where}") from error
 
 
 def create_private(path: Path) -> int:
