@@ -18,8 +18,12 @@ def print_json(value: Any) -> None:
     Bytes of file names that are no UTF-8 come as the escapes of lone surrogates, from U+DC80 on, which JSON
     can say and os.fsencode turns back.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    sys.stdout.buffer.write(printable_json(text).encode() + b"\n")
+    print_document(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_document(document: str) -> None:
+    """A JSON document on stdout, as `print_json` writes one."""
+    sys.stdout.buffer.write(printable_json(document).encode() + b"\n")
 
 
 def shown(name: bytes) -> str:
@@ -45,10 +49,13 @@ def complain(message: str) -> None:
 def write_table(rows: Sequence[Sequence[str]], right: str) -> None:
     """Rows on stdout in columns; the last column is as wide as it likes.
 
+    What is not printable is replaced in every cell: a line break in a name must not look like a row.
+
     Args:
         rows: all of the same length; the first may hold headings.
         right: "r" for each column that is set to the right, any other letter for the others.
     """
+    rows = [list(map(masked, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [

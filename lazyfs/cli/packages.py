@@ -9,7 +9,7 @@ import click
 from lazyfs import __version__
 from lazyfs.api import AsyncImage
 from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json, shown, write_line, write_table
+from lazyfs.cli.output import complain, print_document, print_json, shown, write_table
 from lazyfs.cli.running import with_image
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError
@@ -46,7 +46,7 @@ def packages(config: Config, image: str, form: str, as_json: bool) -> int:
 
     problems = with_image(config, image, work).problems
     for problem in problems:
-        click.echo(f"lazyfs: /{shown(problem.path)}: {problem.message}", err=True)
+        complain(f"/{shown(problem.path)}: {problem.message}")
     return BAD_DATA if problems else 0
 
 
@@ -66,11 +66,11 @@ def _tell(bill: Bill, form: str) -> None:
         case "cyclonedx":
             from lazyfs.image.packages.cyclonedx import write_cyclonedx  # noqa: PLC0415  # slow to load
 
-            write_line(write_cyclonedx(bill))
+            print_document(write_cyclonedx(bill))
         case "spdx":
             from lazyfs.image.packages.spdx import write_spdx  # noqa: PLC0415  # slow to load
 
-            write_line(write_spdx(bill))
+            print_document(write_spdx(bill))
         case "json":
             print_json(_facts(bill))
         case _:
