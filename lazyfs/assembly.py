@@ -1,7 +1,7 @@
 """Puts the floors together for one image: cache, source, resolver, indexer."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ from lazyfs.errors import ConfigError, NotFound
 from lazyfs.image.approval import approve
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.foreign import ForeignIndexes
-from lazyfs.image.image import Image, IndexFinder, open_image
-from lazyfs.image.indexing import Indexer, IndexMode, IndexSettings, Progress, no_progress
+from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
+from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
 from lazyfs.image.published import Place, PublishedIndexes
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.image.trust import Demands
@@ -94,9 +94,16 @@ class Workshop:
     @property
     def finders(self) -> Sequence[IndexFinder]:
         """Who knows of indexes that were not made here."""
+        return self._finders(offline=self.config.offline)
+
+    async def kept_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
+        """The indexes of an image's layers that are on this machine, by layer digest. Asks nobody."""
+        return await find_indexes(resolved, self.indexer, self._finders(offline=True))
+
+    def _finders(self, *, offline: bool) -> Sequence[IndexFinder]:
         if not looks_elsewhere(self.config):
             return ()
-        offline, limits = self.config.offline, index_settings(self.config).limits
+        limits = index_settings(self.config).limits
         beside = next((place.attachments for place in self.places if not place.configured), None)
         return (
             PublishedIndexes(self.cache, self.places, self.demands, offline=offline),

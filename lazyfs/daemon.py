@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -149,6 +150,7 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
             "bytes": sum(layer.bytes_served for layer in layers),
             "failures": sum(layer.fetched.failures for layer in layers),
         },
+        "indexes": Counter(index.kind.value for index in image.indexed),
         "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
     }
 

@@ -1,6 +1,7 @@
 """index, inspect."""
 
 import json
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
+from lazyfs.image.foreign import announces_table
 from lazyfs.image.image import compiled, index_layers
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.publish import publish_index
@@ -76,7 +78,7 @@ def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any
     found = indexed[digest]
     return {
         "digest": digest,
-        "toc_digest": found.head.digest,
+        **_origin(found),
         "spans": len(found.head.spans()),
         "windows_bytes": found.head.spans().windows_size,
         "uncompressed_bytes": found.head.header.uncompressed_size,
@@ -92,7 +94,7 @@ def inspect(config: Config, image: str, as_json: bool) -> None:
 
     async def work(workshop: Workshop) -> None:
         resolved = await workshop.resolve()
-        facts = _image_facts(workshop, resolved)
+        facts = _image_facts(resolved, await workshop.kept_indexes(resolved))
         if as_json:
             print_json(facts)
         else:
@@ -101,11 +103,11 @@ def inspect(config: Config, image: str, as_json: bool) -> None:
     with_workshop(config, image, work)
 
 
-def _image_facts(workshop: Workshop, resolved: ResolvedImage) -> dict[str, Any]:
+def _image_facts(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer]) -> dict[str, Any]:
     chain = chain_ids([layer.diff_id for layer in resolved.layers])
     layers = []
     for layer, chain_id in zip(resolved.layers, chain, strict=True):
-        found = workshop.indexer.find(layer.descriptor)
+        found = indexed.get(layer.descriptor.digest)
         layers.append(
             {
                 "digest": layer.descriptor.digest,
@@ -113,7 +115,8 @@ def _image_facts(workshop: Workshop, resolved: ResolvedImage) -> dict[str, Any]:
                 "media_type": layer.descriptor.media_type,
                 "diff_id": layer.diff_id,
                 "chain_id": chain_id,
-                "index": {"toc_digest": found.head.digest} if found else None,
+                "index": _origin(found) if found else None,
+                "announces_table": announces_table(layer.descriptor),
             }
         )
     return {
@@ -129,6 +132,14 @@ def _image_facts(workshop: Workshop, resolved: ResolvedImage) -> dict[str, Any]:
     }
 
 
+def _origin(found: IndexedLayer) -> dict[str, str]:
+    return {
+        "toc_digest": found.head.digest,
+        "kind": found.kind.value,
+        "vouched_by": found.vouched_by.value,
+    }
+
+
 def _print_image(facts: dict[str, Any]) -> None:
     said = _object(facts["config"].get("config"))
     for name, value in (
@@ -141,18 +152,26 @@ def _print_image(facts: dict[str, Any]) -> None:
         ("command", _words(said.get("Cmd")) or "none"),
         ("user", _words(said.get("User")) or "root"),
         ("working dir", _words(said.get("WorkingDir")) or "/"),
-        ("indexed", "yes" if facts["indexed"] else "no; the first mount, or lazyfs index, does it"),
+        ("indexed", _indexed_words(facts)),
     ):
         write_line(f"{name:12}{value}")
     write_line("layers")
     for layer in facts["layers"]:
-        mark = "indexed" if layer["index"] else "-"
+        mark = layer["index"]["kind"] if layer["index"] else "-"
         write_line(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
     write_line("history")
     steps = facts["config"].get("history")
     for step in map(_object, steps if isinstance(steps, list) else []):
         empty = " (no layer)" if step.get("empty_layer") else ""
         write_line(f"  {_words(step.get('created_by'))[:100]}{empty}")
+
+
+def _indexed_words(facts: dict[str, Any]) -> str:
+    if facts["indexed"]:
+        return "yes"
+    if all(layer["index"] or layer["announces_table"] for layer in facts["layers"]):
+        return "no; its layers bring tables of their own"
+    return "no; the first mount, or lazyfs index, does it"
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def _print_stats(answer: dict[str, Any]) -> None:
         ("driver", f"{answer['driver']}, daemon {answer['pid']}"),
         ("fetched", f"{answer['bytes']} bytes in {answer['requests']} requests"),
         ("of the image", f"{100 * source['data_bytes'] / image_bytes:.1f} % of {image_bytes} bytes"),
+        ("read by", ", ".join(f"{count} {kind}" for kind, count in answer["indexes"].items()) + " indexes"),
         ("reads", f"{reads['hits']} from the cache, {reads['misses']} waited for the source"),
         ("failed fetches", reads["failures"]),
         ("log", answer["log"] or "on standard error"),

@@ -217,6 +217,13 @@ def manifest_counts(demands: Demands) -> bool:
             return True
 
 
+def announces_table(layer: Descriptor) -> bool:
+    """Whether a manifest says that there is a table in a layer, which need not be pulled then."""
+    with suppress(IndexerError):
+        return claim_of(layer) is not None
+    return False
+
+
 def _without_windows(toc: Toc | None) -> BuiltToc | None:
     return BuiltToc(toc, b"") if toc else None
 

@@ -81,10 +81,23 @@ class IndexFinder(Protocol):
         """
 
 
+async def find_indexes(
+    resolved: ResolvedImage, indexer: Indexer, finders: Sequence[IndexFinder]
+) -> dict[str, IndexedLayer]:
+    """Indexes by layer digest: made here before, else found by the finders."""
+    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    made_here = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
+    indexed = {digest: found for digest, found in made_here.items() if found is not None}
+    for finder in finders:
+        if len(indexed) < len(layers):
+            indexed.update(await finder.find(resolved, layers.keys() - indexed.keys()))
+    return indexed
+
+
 async def index_layers(
     resolved: ResolvedImage, source: Source, indexer: Indexer, finders: Sequence[IndexFinder] = ()
 ) -> dict[str, IndexedLayer]:
-    """Indexes of all layers by layer digest: made here before, else found by the finders, else made now.
+    """Indexes of all layers by layer digest: as `find_indexes` finds them, else made now.
 
     Raises:
         IndexerError: a layer is damaged, or not what the manifest promises.
@@ -96,11 +109,7 @@ async def index_layers(
         indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
 
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    made_here = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
-    indexed = {digest: found for digest, found in made_here.items() if found is not None}
-    for finder in finders:
-        if len(indexed) < len(layers):
-            indexed.update(await finder.find(resolved, layers.keys() - indexed.keys()))
+    indexed = await find_indexes(resolved, indexer, finders)
     await run_all(partial(ensure, digest) for digest in layers if digest not in indexed)
     return indexed
 
