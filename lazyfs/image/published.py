@@ -156,7 +156,7 @@ class PublishedIndexes:
         for link in links:
             if link not in signed and not unsigned_count:
                 _log.warning(
-                    "index %s in %s does not count: no key of ours signed it", link.digest, place.name
+                    "index %s in %s is not used: no key of ours signed it", link.digest, place.name
                 )
         return [*signed, *(link for link in links if unsigned_count and link not in signed)]
 

@@ -88,25 +88,18 @@ def hide(path: bytes) -> Change:
     return with_members(lambda members: [member for member in members if member.path != path])
 
 
-def change_member(path: bytes, **fields: Any) -> Change:
+def change_member(member: bytes, **fields: Any) -> Change:
     """A table that says something else of a file."""
-    return with_members(
-        lambda members: [m._replace(**fields) if m.path == path else m for m in members],
-    )
+    return with_members(lambda ms: [m._replace(**fields) if m.path == member else m for m in ms])
 
 
-def table_of_other_bytes(other: bytes) -> Change:
-    """The table of another blob, under the name of this one: consistent in itself, and not of this layer."""
+def table_of(other: bytes, **claims: Any) -> Change:
+    """The table of another blob under the name of this one, with these claims in its header."""
 
     def lie(built: BuiltToc) -> BuiltToc:
         theirs, header = build(other), built.toc.header
-        claims = replace(
-            theirs.toc.header,
-            layer_digest=header.layer_digest,
-            layer_size=max(header.layer_size, theirs.toc.header.layer_size),
-            diff_id=header.diff_id,
-        )
-        return replace(theirs, toc=replace(theirs.toc, header=claims))
+        names = {"layer_digest": header.layer_digest, "layer_size": header.layer_size} | claims
+        return replace(theirs, toc=replace(theirs.toc, header=replace(theirs.toc.header, **names)))
 
     return lie
 
