@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from lazyfs import api
+from lazyfs.cli.output import human, write_table
 from tests.support.images import build_image, write_layout
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner, executable
@@ -266,3 +267,24 @@ def test_names_of_any_bytes_come_out_of_every_listing(lazyfs, layout):
     assert "/z/\udcff\n" in {fact["path"] for fact in json.loads(lazyfs("find", layout, "--json").stdout)}
     assert "/z/\udcff\n" in lazyfs("find", layout, "-0").stdout.split("\0")
     assert Path(os.fsdecode(b"\xff\n")).name in lazyfs("ls", layout, "/z").stdout
+
+
+def test_a_line_break_in_a_name_makes_no_row(capsysbinary):
+    write_table([["SIZE", "PATH"], ["1", "/a\n2  /b\x1b\udcff"]], "rl")
+    assert capsysbinary.readouterr().out == b"SIZE  PATH\n   1  /a?2  /b??\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0"),
+        (1023, "1023"),
+        (1025, "1.1K"),
+        (10188, "10K"),
+        (1047552, "1023K"),
+        (1047553, "1.0M"),
+        (3 << 50, "3072T"),
+    ],
+)
+def test_sizes_are_rounded_as_du_rounds_them(size, shown):
+    assert human(size) == shown
