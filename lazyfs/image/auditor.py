@@ -1,6 +1,6 @@
 """Audits the layers of an open image as they become complete, beside its readers and after them.
 
-The work is done by a process of its own, at idle priority. A thread would not do: however low its priority,
+The work is done by a process of its own, at the lowest priority. A thread would not do: whatever its priority,
 it would hold the interpreter's lock now and then, and readers would wait until the scheduler let it go on.
 """
 
