@@ -1,7 +1,7 @@
 """Audits the layers of an open image as they become complete, beside its readers and after them.
 
-The work is done by a process of its own, at the lowest priority. A thread would not do: whatever its priority,
-it would hold the interpreter's lock now and then, and readers would wait until the scheduler let it go on.
+The work is done by a process of its own, at the lowest priority. A thread would not do: it would hold the
+interpreter's lock now and then, and readers would wait until the scheduler let it go on.
 """
 
 import json
