@@ -121,7 +121,8 @@ class Authenticator:
             return await self._renewed(scope, rejected, bearer)
         if not offers_basic(challenges):
             raise Unauthorized(
-                f"{self._endpoint.registry}: asks for a login that is not supported", status=401
+                f"{self._endpoint.registry}: asks for a login that is not supported; Basic and Bearer are",
+                status=401,
             )
         async with self._turn(scope):
             grant = self._grants.get(scope)
@@ -179,7 +180,9 @@ class Authenticator:
         chosen = origin_of(self._endpoint.base_url).scheme
         if origin_of(realm).scheme == "http" and chosen != "http":
             raise Unauthorized(
-                f"{self._endpoint.registry}: its token service {shown(realm)} does not use https", status=401
+                f"{self._endpoint.registry}: its token service {shown(realm)} does not use https: "
+                "no password is sent there",
+                status=401,
             )
 
     async def _get(
