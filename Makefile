@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?= --numprocesses=auto --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab bench stress clean setup setup-test
+.PHONY: help demo test lint lab bench stress clean setup setup-test setup-bench
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ lint: setup-test ## Check style and types
 lab: setup-test ## Make the real images that tests use (once; in .cache/lab)
 	$(PYTHON) -m tests.support.lab build
 
-bench: setup ## Measure the parts that decide the speed
+bench: setup-bench ## Measure the parts that decide the speed, as root
 	$(PYTHON) -m bench micro
 
 stress: setup-test ## Run the long tests
@@ -36,3 +36,6 @@ setup:
 
 setup-test:
 	@scripts/setup test
+
+setup-bench:
+	@scripts/setup bench

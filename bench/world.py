@@ -1,0 +1,150 @@
+"""Where measurements take place: a private folder, the tree, a registry, caches that can be emptied."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Self
+
+from bench.measure import MethodFailed
+from bench.tree import Tree, make_tree
+from tests.support.lab import Lab, default_lab, push_layout
+from tests.support.lab_build import LabError
+from tests.support.lab_registry import docker_registry
+
+HOME: Final = Path(__file__).parents[1] / ".cache" / "bench"
+_TREE_VERSION: Final = 1
+_DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+
+
+class World:
+    """A context manager; what it starts ends with it.
+
+    Args:
+        progress: told what takes a while.
+    """
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._stack = ExitStack()
+        HOME.mkdir(parents=True, exist_ok=True)
+        self.scratch: Final = Path(self._stack.enter_context(TemporaryDirectory(dir=HOME, prefix="run-")))
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("LAZYFS_")},
+            "XDG_RUNTIME_DIR": str(self._folder("runtime")),
+            "XDG_CONFIG_HOME": str(self._folder("config")),
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def stack(self) -> ExitStack:
+        """For what is to end with this world."""
+        return self._stack
+
+    @cached_property
+    def lab(self) -> Lab:
+        """Real images."""
+        return default_lab()
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree that is measured, made when first asked for.
+
+        Raises:
+            MethodFailed: it cannot be made here.
+        """
+        self._progress("making the tree (once)")
+        try:
+            rootfs = self.lab.unpacked("python")
+        except LabError as error:
+            raise MethodFailed(str(error)) from error
+        tree = make_tree(HOME / f"tree-{_TREE_VERSION}-{rootfs.parent.name}", rootfs)
+        os.sync()
+        return tree
+
+    @cached_property
+    def cache(self) -> Path:
+        """A cache of lazyfs with the index and all content of the tree."""
+        cache = self._folder("cache")
+        self._progress("indexing the tree")
+        self.lazyfs("index", self.tree.reference, cache=cache)
+        os.sync()  # what is dirty cannot be dropped
+        return cache
+
+    @cached_property
+    def registry(self) -> str:
+        """The address of a registry that has the tree as "bench/tree"."""
+        storage = HOME / "registry"
+        storage.mkdir(exist_ok=True)
+        marker = storage / f"pushed-{self.tree.home.name}"
+        if not marker.exists():
+            with docker_registry(storage) as address:
+                push_layout(self.tree.layout, f"{address}/bench/tree:latest")
+            marker.touch()
+        return self._stack.enter_context(docker_registry(storage, read_only=True))
+
+    def registry_over_tls(self, certificate: Path, key: Path) -> str:
+        """The address of another one over the same storage that speaks TLS."""
+        assert self.registry
+        settings: Mapping[str, Any] = {"http": {"tls": {"certificate": str(certificate), "key": str(key)}}}
+        return self._stack.enter_context(
+            docker_registry(HOME / "registry", read_only=True, settings=settings)
+        )
+
+    def lazyfs(self, *arguments: str, cache: Path) -> str:
+        """What a lazyfs command says.
+
+        Raises:
+            MethodFailed: it failed.
+        """
+        command = Path(sys.executable).with_name("lazyfs")
+        done = subprocess.run(
+            [command, "--cache-dir", cache, *arguments],
+            env=self._environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise MethodFailed(f"lazyfs {arguments[0]}: {done.stderr.strip()[-300:]}")
+        return done.stdout
+
+    def _folder(self, name: str) -> Path:
+        folder = self.scratch / name
+        folder.mkdir(mode=0o700)
+        return folder
+
+
+def drop_caches() -> None:
+    """Make the kernel forget files and directories.
+
+    Raises:
+        MethodFailed: not root.
+    """
+    try:
+        _DROP_CACHES.write_text("3")
+    except OSError as error:
+        raise MethodFailed(f"cold needs root: {error.strerror}") from error
+
+
+def drop_content(cache: Path) -> None:
+    """Empty a cache of content; indexes stay."""
+    for entry in (cache / "layers").iterdir():
+        shutil.rmtree(entry)
+
+
+@contextmanager
+def empty_directory(path: Path) -> Iterator[Path]:
+    """A new directory; empty again, it is removed."""
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        path.rmdir()
