@@ -19,8 +19,8 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.files import cache_errors
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.audit import Audit, audit_stream
-from lazyfs.image.foreign_audit import audit_foreign
 from lazyfs.image.indexing import IndexedLayer, Progress
+from lazyfs.image.packed_audit import audit_packed
 from lazyfs.image.span_stream import span_stream
 from lazyfs.oci.config import ImageLayer
 from lazyfs.source.base import Blob
@@ -130,8 +130,8 @@ def _audit_file(layer: ImageLayer, head: TocHead, file: int, windows: bytes | me
     check = trio.from_thread.check_cancelled
     stream = partial(span_stream, head.spans(), file, layer.descriptor.size, windows, check)
     try:
-        if head.header.address_space is AddressSpace.PACKED or not head.header.span_size:
-            return audit_foreign(head, layer, file, stream, check)
+        if head.header.address_space is AddressSpace.PACKED:
+            return audit_packed(head, layer, file, stream, check)
         return audit_stream(head, layer.diff_id, stream())
     except FormatError as error:
         return Audit((error.what,))

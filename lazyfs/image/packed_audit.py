@@ -1,4 +1,4 @@
-"""The audit of an index that another tool made, which may know less of a layer than ours.
+"""The audit of an index with contents packed one after the other, which knows nothing of the tar around them.
 
 Its members must be the layer's as far as it describes them, and the content that it shows under each name
 must be the content that the layer's tar has there. Where it leads is looked at, not which way it goes.
@@ -12,21 +12,20 @@ from typing import Final
 from indexer.build import LayerBuilder
 from indexer.toc import Kind, Member
 from indexer.toc_codec import TocHead
-from lazyfs.image.audit import Audit, compare_members
+from lazyfs.image.audit import Audit, compare_members, whole_seconds
 from lazyfs.image.span_stream import Check, span_stream
 from lazyfs.oci.config import ImageLayer
 
 _PIECE: Final = 1 << 20
-_SECOND: Final = 1_000_000_000
 
 # What eStargz writers add to a tar for themselves (stargz-snapshotter, estargz.md).
 _OF_WRITERS: Final = frozenset({b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"})
 
 
-def audit_foreign(
+def audit_packed(
     head: TocHead, layer: ImageLayer, blob: int, stream: Callable[[], Iterable[bytes]], check: Check
 ) -> Audit:
-    """Compare a foreign table with a layer.
+    """Compare a table whose address space is packed with a layer.
 
     Args:
         head: the table.
@@ -60,12 +59,9 @@ def _pieces(blob: int, size: int, check: Check) -> Iterator[bytes]:
 
 
 def _described(members: Sequence[Member]) -> list[Member]:
-    """Members without what foreign tables cannot say: where content lies, and parts of seconds."""
-    return [
-        member._replace(data_start=0, mtime_ns=member.mtime_ns // _SECOND * _SECOND)
-        for member in members
-        if member.path not in _OF_WRITERS
-    ]
+    """Members without what a packed address space cannot tell: where in the tar their content lies."""
+    described = [m._replace(data_start=0) for m in members if m.path not in _OF_WRITERS]
+    return whole_seconds(described)
 
 
 def _contents(members: Sequence[Member]) -> list[Member]:
