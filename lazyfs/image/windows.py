@@ -30,7 +30,7 @@ ReadWindow = Callable[[Span], bytes]
 """Gives a span's window as it lies in the windows file."""
 
 BLOCK_SIZE: Final = 64 << 10
-WHOLE_SIZE: Final = 4 << 20
+WHOLE_SIZE: Final = 2 << 20
 """Bytes of a file up to which all of it is fetched once a second block is wanted."""
 
 _MOST_BLOCKS: Final = 256  # that are held
