@@ -78,11 +78,7 @@ def _credentials(username: str | None, *, from_stdin: bool) -> Credentials:
 @configured
 @click.argument("registry")
 def logout(config: Config, registry: str) -> None:
-    """Forget what was kept for REGISTRY, in every place where commands look for it.
-
-    \b
-      lazyfs logout ghcr.io
-    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    """Forget what was kept for REGISTRY, in every place where commands look for it."""
     name = parse_registry(registry)
     places = trio.run(forget_login, config.auth_files, name)
     for place in places:

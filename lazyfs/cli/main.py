@@ -10,7 +10,8 @@ import click
 
 from indexer.errors import IndexerError
 from lazyfs import __version__
-from lazyfs.cli.options import common_options, take_flags
+from lazyfs.cli.guide import SECTIONS, examples_of
+from lazyfs.cli.options import common_last, common_options, take_flags
 from lazyfs.cli.output import complain
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code, message_of
@@ -55,7 +56,19 @@ class _Commands(click.Group):
         module = importlib.import_module(f"lazyfs.cli.{_COMMANDS[cmd_name]}")
         command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
+        common_last(command)
+        command.epilog = command.epilog or examples_of(cmd_name)
         return command
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,17 +78,27 @@ class _Commands(click.Group):
 def group(context: click.Context, /, **arguments: Any) -> None:
     """Mount a container image at once and fetch only the bytes that are read.
 
-    IMAGE is [docker://]registry/repo[:tag][@digest], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
-    docker-archive:FILE[:REF]. Short names are docker.io's.
+    \b
+    IMAGE is the name of an image:
+      python:3.12-slim                        of Docker Hub, as docker writes it
+      registry.example/team/app:1             of another registry; @sha256:... pins it
+      oci:DIRECTORY[:TAG]                     an OCI layout on this machine
+      oci-archive:FILE[:TAG]                  the same in a tar
+      docker-archive:FILE[:NAME]              what docker save wrote
 
     \b
     Try:
       lazyfs mount python:3.12-slim /mnt      mount it; undo with: lazyfs umount /mnt
       lazyfs ls -l python:3.12-slim /etc      look inside without a mount
       lazyfs cat python:3.12-slim /etc/os-release
+      lazyfs login registry.example           for private images
 
-    Options can also be set in ~/.config/lazyfs/config.toml, or as LAZYFS_OPTION in the environment.
-    Completion: eval "$(_LAZYFS_COMPLETE=bash_source lazyfs)" (or zsh_source, fish_source).
+    Options that all commands share can also stand in ~/.config/lazyfs/config.toml, or in the environment as
+    LAZYFS_OPTION (docs/configuration.md). What can go wrong, and what then: docs/errors.md.
+
+    \b
+    Completion:
+      eval "$(_LAZYFS_COMPLETE=bash_source lazyfs)"  (or zsh_source, fish_source)
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     context.obj = {name: value for name, value in take_flags(arguments).items() if value is not None}
 
@@ -127,7 +150,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Write what is left to standard output, or if that fails nothing, so that Python does not try at exit."""
+    """Write what is left to standard output; if that fails, nothing, so that Python does not try at exit."""
     try:
         sys.stdout.flush()
     except OSError:

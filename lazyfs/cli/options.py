@@ -82,6 +82,13 @@ def common_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+def common_last(command: click.Command) -> None:
+    """Let the help of a command, and of those below it, show its own options before the common ones."""
+    command.params.sort(key=lambda param: param.name in {*_CONFIG_FLAGS, "config_file"})
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        common_last(below)
+
+
 def configured(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command the common options, and the configuration as its first argument `config`."""
 
