@@ -122,7 +122,7 @@ def test_what_is_there_can_be_listed_and_measured(tmp_path: Path) -> None:
         "references",
         "locks",
         "tmp",
-        "mounts",
+        "quarantine",
     }
     assert usage.total == sum(usage.kinds.values())
     assert str(cache.root) in repr(cache)

@@ -41,7 +41,6 @@ class Cache:
         tocs: tables of contents.
         images: compiled metadata images.
         quarantine: notes of tables of contents that were found to lie.
-        mounts: a directory for the state of mounts.
 
     Raises:
         CacheError: it cannot be used; see `open_root`.
@@ -61,7 +60,6 @@ class Cache:
         self.tocs = Tocs(self.root / "tocs", scratch)
         self.images = Images(self.root / "images", scratch)
         self.quarantine = Quarantine(self.root / "quarantine", scratch)
-        self.mounts = self.root / "mounts"
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
