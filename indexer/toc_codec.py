@@ -72,6 +72,11 @@ class TocHead:
     _sections: tuple[bytes, bytes, bytes]
     _raw_sizes: tuple[int, int, int]
 
+    @property
+    def decoded_size(self) -> int:
+        """Bytes of all tables, decompressed."""
+        return sum(self._raw_sizes)
+
     def spans(self) -> SpanTable:
         """The span table.
 

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
 
 from indexer.digest import sha256_digest
 from indexer.errors import IndexerError
-from lazyfs.errors import BadReference, LazyfsError, Unauthorized
+from lazyfs.errors import BadReference, LazyfsError, SourceError, Unauthorized
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import RegistryImage, parse_image
 from lazyfs.oci.media_types import OCI_INDEX, OCI_MANIFEST
@@ -278,6 +279,18 @@ async def test_who_may_only_pull_is_told_so() -> None:
         async with publisher(registry, credentials=good) as to:
             with pytest.raises(Unauthorized, match=r"upload .* DENIED"):
                 await to.publish(artifact())
+
+
+async def test_a_host_that_is_not_to_be_pushed_to_is_left_alone(server: Registry, tmp_path: Path) -> None:
+    directory = tmp_path / f"127.0.0.1_{server.port}_"
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(
+        f'server = "{server.base_url}"\ncapabilities = ["pull", "resolve"]\n'
+    )
+    with pytest.raises(SourceError, match="not to be pushed to"):
+        async with publisher(server, hosts_dir=tmp_path):
+            pass
+    assert not server.requests
 
 
 async def test_nothing_is_added_to_an_archive() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import random
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -160,6 +162,14 @@ def test_a_head_that_fits_its_image_is_taken() -> None:
 def test_a_head_of_something_else_is_refused(facts: dict[str, Any], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         checked(BUILT.toc, **facts)
+
+
+def test_tables_that_would_become_huge_are_refused() -> None:
+    data = bytearray(encode_toc(BUILT.toc))
+    struct.pack_into("<Q", data, 168, 1 << 30)  # bytes of the span table, decompressed
+    data[-32:] = sha256(data[:-32]).digest()
+    with pytest.raises(LimitExceeded, match="tables of"):
+        check_head(bytes(data), sha256_digest(data), LAYER, HEADER.diff_id)
 
 
 @pytest.mark.parametrize("proof", [Proof.COMPRESSED, Proof.CONTENT])

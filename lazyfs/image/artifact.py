@@ -28,6 +28,7 @@ MAX_HEAD: Final = 128 << 20
 """Bytes of a head that is fetched; one with a million members has about 10 MB."""
 
 _MAX_LAYERS: Final = 500
+_MAX_DECODED: Final = 512 << 20  # four million members, as many as are taken from a tar
 _EMPTY: Final = b"{}"
 
 
@@ -141,10 +142,13 @@ def check_head(data: bytes, toc_digest: str, layer: Descriptor, diff_id: str) ->
     Raises:
         DigestMismatch: it is another head.
         FormatError: it is damaged, or speaks of another layer.
+        LimitExceeded: its tables are too large.
         Unsupported: it is of another version, or proves its spans in a way that windows could cheat.
     """
     head = decode_head(data, toc_digest)
     header = head.header
+    if head.decoded_size > _MAX_DECODED:
+        raise LimitExceeded(f"index of layer {layer.digest} with tables of {head.decoded_size} bytes")
     if (header.layer_digest, header.layer_size) != (layer.digest, layer.size):
         raise FormatError(f"index of layer {header.layer_digest} under the name of {layer.digest}")
     if header.diff_id != diff_id:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote
 
-from lazyfs.errors import BadReference
+from lazyfs.errors import BadReference, SourceError
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
 from lazyfs.source.answers import failure
@@ -19,7 +19,7 @@ from lazyfs.source.push_artifact import Artifact, Publisher
 from lazyfs.source.push_layout import LayoutPublisher
 from lazyfs.source.push_tag import add_to_tag
 from lazyfs.source.referrers import list_referrers
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.settings import Capability, SourceSettings
 from lazyfs.source.urls import redirect_target
 
 PUSH: Final = "pull,push"
@@ -126,6 +126,7 @@ async def open_publisher(
 
     Raises:
         BadReference: nothing can be added there.
+        SourceError: no host of the registry may be pushed to.
         ConfigError: a certificate or key cannot be used.
     """
     match name:
@@ -134,8 +135,11 @@ async def open_publisher(
             if isinstance(image, RegistryImage) and image.reference.registry == reference.registry:
                 mount_from = image.reference.repository
             async with open_registry(reference, settings) as source:
+                able = [host for host in source.hosts if host.can(Capability.PUSH)]
+                if not able:
+                    raise SourceError(f"{reference.name}: its hosts are configured not to be pushed to")
                 same = mount_from == reference.repository
-                yield RegistryPublisher(source.hosts[-1], "" if same else mount_from)
+                yield RegistryPublisher(able[-1], "" if same else mount_from)
         case LayoutImage(directory):
             yield LayoutPublisher(directory)
         case _:
