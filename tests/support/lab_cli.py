@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.support.lab import BASE, Lab, default_lab, image_names, serve
 from tests.support.lab_build import LabError
+from tests.support.lab_foreign import FOREIGN, storage, tools
 
 
 def main() -> None:
@@ -23,6 +24,8 @@ def main() -> None:
     lab, names = default_lab(), arguments.names or image_names()
     try:
         build_all(lab, names)
+        if not arguments.names:
+            make_foreign(lab)
         if arguments.command == "serve":
             serve_until_interrupted(lab, names)
     except LabError as error:
@@ -45,6 +48,13 @@ def build(lab: Lab, name: str) -> None:
     lab.push(name)
     seconds = time.monotonic() - began
     print(f"{name:10} {tree_bytes(layout) / 2**20:6.1f} MiB {seconds:6.1f} s  {layout}", flush=True)
+
+
+def make_foreign(lab: Lab) -> None:
+    """Have other people's tools convert and index images, two at a time."""
+    tools(lab)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: storage(lab, name), FOREIGN))
 
 
 def serve_until_interrupted(lab: Lab, names: list[str]) -> None:

@@ -1,20 +1,15 @@
 """A real registry, Debian's docker-registry, as a child process on a port of its own."""
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Thread
-from typing import IO, Any
+from typing import Any
 
-from tests.support.lab_build import LabError
+from tests.support.lab_process import running
 
-START_TIMEOUT_S = 60
 _LISTENING = re.compile(r'msg="listening on ([^",]+)')
 
 
@@ -46,50 +41,8 @@ def docker_registry(
     with TemporaryDirectory(prefix="registry-") as folder:
         file = Path(folder) / "config.yml"
         file.write_text(json.dumps(configuration))  # JSON is YAML
-        with _child(file) as address:
-            yield address
-
-
-@contextmanager
-def _child(configuration: Path) -> Iterator[str]:
-    """The address of a registry process that ends with this block, or with this process if that is first."""
-    try:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "docker-registry", "serve", str(configuration)],
-            env={"PATH": os.defpath},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    except FileNotFoundError:
-        raise LabError("setpriv is missing: run scripts/setup test") from None
-    assert process.stderr is not None
-    found: SimpleQueue[str | LabError] = SimpleQueue()
-    # Read to its end, or the registry would block on a full pipe.
-    reader = Thread(target=_read_log, args=(process.stderr, found))
-    reader.start()
-    try:
-        address = found.get(timeout=START_TIMEOUT_S)
-        if isinstance(address, LabError):
-            raise address
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-        reader.join()
-        process.stderr.close()
-
-
-def _read_log(log: IO[str], found: "SimpleQueue[str | LabError]") -> None:
-    """Put the address the registry listens on, and after the log's end an error that shows its beginning."""
-    head: list[str] = []
-    for line in log:
-        if len(head) < 100:
-            head.append(line)
-        if match := _LISTENING.search(line):
-            found.put(match[1])
-    found.put(LabError("docker-registry ended (missing? run scripts/setup test): " + "".join(head)[-2000:]))
+        with running(["docker-registry", "serve", str(file)], _LISTENING) as listening:
+            yield listening[1]
 
 
 def _merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
