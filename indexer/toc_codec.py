@@ -35,7 +35,6 @@ from indexer.toc import (
     Extent,
     Member,
     Proof,
-    Span,
     SpanTable,
     Toc,
     TocHeader,
@@ -233,11 +232,13 @@ def _decompress(data: bytes, size: int, what: str, *, exact: bool = True) -> byt
         raise FormatError(f"{what} is damaged: {error}") from error
 
 
-def _encode_spans(spans: SpanTable) -> bytes:
+def _encode_spans(table: SpanTable) -> bytes:
+    spans = list(table)  # a table makes each anew
+    starts = [0, *(s.compressed_start for s in spans)]
     return b"".join(
         (
             pack(s.size for s in spans),
-            pack((b.compressed_start - a.compressed_start for a, b in pairwise(_with_origin(spans))), "q"),
+            pack((later - start for start, later in pairwise(starts)), "q"),
             pack(s.compressed_end - s.compressed_start for s in spans),
             bytes(s.entry for s in spans),
             bytes(s.bits for s in spans),
@@ -248,11 +249,6 @@ def _encode_spans(spans: SpanTable) -> bytes:
             pack(s.padding for s in spans),
         )
     )
-
-
-def _with_origin(spans: SpanTable) -> list[Span]:
-    listed = list(spans)
-    return [listed[0]._replace(compressed_start=0), *listed] if listed else []
 
 
 def _decode_spans(data: bytes, count: int, header: TocHeader) -> SpanTable:
