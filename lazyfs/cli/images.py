@@ -18,7 +18,7 @@ from lazyfs.image.image import compiled, index_layers
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.oci.config import chain_ids
+from lazyfs.oci.config import ImageConfig, chain_ids
 from lazyfs.source.push_artifact import Publisher
 
 
@@ -98,7 +98,7 @@ def inspect(config: Config, image: str, as_json: bool) -> None:
         if as_json:
             print_json(facts)
         else:
-            _print_image(facts)
+            _print_image(facts, resolved.config)
 
     with_workshop(config, image, work)
 
@@ -140,46 +140,29 @@ def _origin(found: IndexedLayer) -> dict[str, str]:
     }
 
 
-def _print_image(facts: dict[str, Any]) -> None:
-    said = _object(facts["config"].get("config"))
+def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
     for name, value in (
         ("image", facts["image"]),
         ("digest", facts["digest"]),
         ("platform", facts["platform"]),
-        ("created", _words(facts["config"].get("created")) or "not said"),
+        ("created", config.created or "not said"),
         ("size", f"{facts['size']} bytes in {len(facts['layers'])} layers"),
-        ("entrypoint", _words(said.get("Entrypoint")) or "none"),
-        ("command", _words(said.get("Cmd")) or "none"),
-        ("user", _words(said.get("User")) or "root"),
-        ("working dir", _words(said.get("WorkingDir")) or "/"),
-        ("indexed", _indexed_words(facts)),
+        ("entrypoint", _words(*config.entrypoint) or "none"),
+        ("command", _words(*config.cmd) or "none"),
+        ("user", config.user or "root"),
+        ("working dir", config.working_dir or "/"),
+        ("indexed", "yes" if facts["indexed"] else "no; the first mount, or lazyfs index, does it"),
     ):
         write_line(f"{name:12}{value}")
     write_line("layers")
     for layer in facts["layers"]:
-        mark = layer["index"]["kind"] if layer["index"] else "-"
+        mark = "indexed" if layer["index"] else "-"
         write_line(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
     write_line("history")
-    steps = facts["config"].get("history")
-    for step in map(_object, steps if isinstance(steps, list) else []):
-        empty = " (no layer)" if step.get("empty_layer") else ""
-        write_line(f"  {_words(step.get('created_by'))[:100]}{empty}")
+    for step in config.history:
+        empty = " (no layer)" if step.empty_layer else ""
+        write_line(f"  {_words(step.created_by)[:100]}{empty}")
 
 
-def _indexed_words(facts: dict[str, Any]) -> str:
-    if facts["indexed"]:
-        return "yes"
-    if all(layer["index"] or layer["announces_table"] for layer in facts["layers"]):
-        return "no; its layers bring tables of their own"
-    return "no; the first mount, or lazyfs index, does it"
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """A part of a configuration that should be an object, and is whatever its maker wrote."""
-    return value if isinstance(value, dict) else {}
-
-
-def _words(value: Any) -> str:
-    """A part of a configuration that should be a string or a list of strings, as one line."""
-    words = value if isinstance(value, list) else [] if value is None else [value]
-    return " ".join(" ".join(map(str, words)).split())
+def _words(*texts: str) -> str:
+    return " ".join(" ".join(texts).split())

@@ -228,7 +228,7 @@ def _ask_all(states: MountStates) -> Iterator[dict[str, Any]]:
         try:
             yield states.ask(Path(facts.mount_point), "stats")
         except (MountError, NotMounted) as error:  # ended since we looked, or was killed
-            click.echo(f"lazyfs: {error}", err=True)
+            complain(str(error))
 
 
 def _print_stats(answer: dict[str, Any]) -> None:
@@ -243,6 +243,6 @@ def _print_stats(answer: dict[str, Any]) -> None:
         ("read by", ", ".join(f"{count} {kind}" for kind, count in answer["indexes"].items()) + " indexes"),
         ("reads", f"{reads['hits']} from the cache, {reads['misses']} waited for the source"),
         ("failed fetches", reads["failures"]),
-        ("log", answer["log"] or "on standard error"),
+        ("log", answer.get("log") or "on standard error"),
     ):
         write_line(f"{name:16}{value}")
