@@ -156,18 +156,21 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
 
 
 async def run_until_signal(work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work`; the first SIGTERM, SIGINT or SIGHUP cancels it; more of them do not disturb its end."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_tasks() as outer:
+    """Run `work`; the first SIGTERM, SIGINT or SIGHUP cancels it.
 
-            async def listen() -> None:
-                async for _ in signals:
-                    scope.cancel()
+    More of them, then and later, do nothing: the mount's end must not be disturbed. (A receiver of trio would
+    deliver them again when it is closed.)
+    """
+    with trio.CancelScope() as scope:
+        token = trio.lowlevel.current_trio_token()
 
-            outer.start_soon(listen)
-            with trio.CancelScope() as scope:
-                await work()
-            outer.cancel_scope.cancel()
+        def end(*_: object) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel, idempotent=True)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, end)
+        await work()
 
 
 async def _sync_now_and_then(image: Image) -> None:
