@@ -121,7 +121,10 @@ def test_private_images_are_read_with_what_docker_or_podman_kept(way, lazyfs, tm
         place = lazyfs.home / ("run/containers/auth.json" if way == "password" else ".docker/config.json")
         place.parent.mkdir(parents=True)
         place.write_text(json.dumps(config))
-        env = {"PATH": f"{vault.directory}:{os.environ['PATH']}"}
+        env = {
+            "PATH": f"{vault.directory}:{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": str(lazyfs.home / "run"),
+        }
         assert lazyfs("cat", f"{registry.host}/app", "/hello", env=env).stdout == "hello\n"
 
 

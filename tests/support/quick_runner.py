@@ -60,18 +60,8 @@ def _become_lazyfs(arguments: list[str], env: dict[str, str], files: list[Path],
 class QuickRunner(LazyfsRunner):
     """A LazyfsRunner whose commands start quickly."""
 
-    def __call__(
-        self,
-        command: str,
-        *arguments: str | Path,
-        exit_code: int = 0,
-        env: dict[str, str] | None = None,
-        input: str = "",  # noqa: A002  # as subprocess calls it
+    def run(
+        self, words: list[str], environment: dict[str, str], told: str
     ) -> subprocess.CompletedProcess[str]:
         """As LazyfsRunner says."""
-        given = [command, *map(str, arguments), "--cache-dir", str(self.cache_dir)]
-        done = run_quickly(given, self.environment() | (env or {}), input.encode())
-        assert done.returncode == exit_code, (
-            f"lazyfs {command}: exit code {done.returncode}, expected {exit_code}\n{done.stdout}{done.stderr}"
-        )
-        return done
+        return run_quickly(words, environment, told.encode())

@@ -38,20 +38,27 @@ class LazyfsRunner:
             env: more environment variables.
             input: what it reads from standard input.
         """
-        done = subprocess.run(
-            [executable(), command, *map(str, arguments), "--cache-dir", str(self.cache_dir)],
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            input=input,
-            env=self.environment() | (env or {}),
-            timeout=TIMEOUT_S,
-        )
+        words = [command, *map(str, arguments), "--cache-dir", str(self.cache_dir)]
+        done = self.run(words, self.environment() | (env or {}), input)
         assert done.returncode == exit_code, (
             f"lazyfs {command}: exit code {done.returncode}, expected {exit_code}\n{done.stdout}{done.stderr}"
         )
         return done
+
+    def run(
+        self, words: list[str], environment: dict[str, str], told: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command with these arguments."""
+        return subprocess.run(
+            [executable(), *words],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            input=told,
+            env=environment,
+            timeout=TIMEOUT_S,
+        )
 
     def environment(self) -> dict[str, str]:
         """The caller's environment without what would lead out of `home`."""
