@@ -106,7 +106,8 @@ async def test_a_mirror_in_trouble_leaves_it_to_the_next(
     one, other, home = registries
     TROUBLES[trouble](one)
     name = NAME if by == "tag" else f"registry.example/app@{IMAGE.digest}"
-    async with opened(listing(*registries), name, stall_timeout_s=0.1) as source:
+    stall_timeout_s = 0.5 if trouble == "silent" else 30.0
+    async with opened(listing(*registries), name, stall_timeout_s=stall_timeout_s) as source:
         assert await source.document(await source.resolve()) == IMAGE.data
         TROUBLES[trouble](other)
         assert await source.document(replace(await source.resolve(), media_type="")) == IMAGE.data
