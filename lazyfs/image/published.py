@@ -155,9 +155,7 @@ class PublishedIndexes:
         signed = [link for link in links if await self._is_signed(place, link)]
         for link in links:
             if link not in signed and not unsigned_count:
-                _log.warning(
-                    "index %s in %s is not used: no key of ours signed it", link.digest, place.name
-                )
+                _log.warning("index %s in %s is not used: no key of ours signed it", link.digest, place.name)
         return [*signed, *(link for link in links if unsigned_count and link not in signed)]
 
     async def _is_signed(self, place: Place, link: Descriptor) -> bool:
