@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from indexer.foreign.facts import BlobFacts
 from indexer.scan import Limits
 from indexer.spans import read_span
 from indexer.toc_codec import decode_head, encode_toc
+from tests.fuzz.foreign import run
 from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, write_layer
 from tests.support.foreign_reading import toc_of
 
@@ -63,3 +65,13 @@ def test_any_tail_gives_a_place_or_our_error(tail):
     for ending in (b"", b"GNUlInUx", b"GnUlInUx"):
         with suppress(IndexerError):
             find_toc(tail + ending, 1000)
+
+
+def test_a_short_run_of_the_fuzz_target_finds_nothing():
+    counts = run(cases=150, seed=5)
+    assert min(counts.values()) > 50
+
+
+@pytest.mark.stress
+def test_a_long_run_of_the_fuzz_target_finds_nothing():
+    run(cases=10_000, seed=6)

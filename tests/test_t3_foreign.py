@@ -20,7 +20,7 @@ from tests.support.foreign_images import (
 )
 from tests.support.foreign_layers import LIVING, MIXED, contents, write_layer
 from tests.support.foreign_soci import draft, replace_header
-from tests.support.images import MANIFEST_TYPES, encode
+from tests.support.images import INDEX_TYPES, MANIFEST_TYPES, encode
 from tests.support.layers import gzip_layer, gzip_with_fields
 from tests.support.registry import Registry
 from tests.support.registry_faults import Status
@@ -194,6 +194,12 @@ def push_soci(server: Registry, version: int, ztocs=ZTOCS) -> str:
     return server.push("app", image, "1")
 
 
+def put_listing(server: Registry, digest: str, link) -> None:
+    """What refers to a manifest, under the tag that stands in for the referrers API."""
+    index = encode({"schemaVersion": 2, "manifests": [link]})
+    server.put_manifest("app", fallback_tag(digest), INDEX_TYPES["oci"], index)
+
+
 @pytest.mark.parametrize(("version", "voucher"), [(1, "nobody"), (2, MANIFEST)])
 async def test_layers_are_read_by_ztocs_without_being_pulled(server, tmp_path, version, voucher):
     push_soci(server, version)
@@ -265,8 +271,7 @@ async def test_an_index_is_found_by_the_tag_that_stands_in_for_the_referrers_api
     with Registry(referrers=False) as server:
         digest = push_soci(server, 1)
         (link,) = server.store.referrers("app", digest, None)
-        index = encode({"schemaVersion": 2, "manifests": [link]})
-        server.put_manifest("app", fallback_tag(digest), "application/vnd.oci.image.index.v1+json", index)
+        put_listing(server, digest, link)
         async with opened(server, tmp_path) as image:
             assert image.kinds == [("soci", "nobody")] * 2
 
@@ -339,13 +344,15 @@ async def test_a_registry_that_does_not_tell_is_no_reason_to_fail(server, tmp_pa
         assert image.kinds == [OWN] * 2
 
 
-async def test_another_images_soci_index_does_not_count(server, tmp_path):
+@pytest.mark.expect_log("SOCI index .* is passed by: a SOCI index of another image")
+async def test_another_images_soci_index_does_not_count(tmp_path):
     """The registry's list is a claim; the subject in the index decides."""
-    push_soci(server, 1)
-    other = soci_image([UPPER], BLOBS[1:])
-    server.push("app", other, "1")
-    async with opened(server, tmp_path) as image:
-        assert image.kinds == [OWN]
+    with Registry(referrers=False) as server:
+        (link,) = server.store.referrers("app", push_soci(server, 1), None)
+        digest = server.push("app", soci_image([UPPER], BLOBS[1:]), "1")
+        put_listing(server, digest, link)
+        async with opened(server, tmp_path) as image:
+            assert image.kinds == [OWN]
 
 
 async def test_plain_layers_have_no_table_and_cost_nothing(server, tmp_path):

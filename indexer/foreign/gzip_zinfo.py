@@ -10,7 +10,6 @@ right after a gzip header of 10 bytes; only the length tells the two apart.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 from indexer.errors import FormatError, LimitExceeded
@@ -47,7 +46,7 @@ class Zinfo:
     """The checkpoints of a stream.
 
     Attributes:
-        points: ascending in both offsets, the first at uncompressed offset 0.
+        points: at least one, the first at uncompressed offset 0; their order is not looked at.
         assumes_plain_header: whether the first one's place was taken for granted.
     """
 
@@ -89,8 +88,5 @@ def _check(points: Sequence[Checkpoint]) -> None:
     first = points[0]
     if first.uncompressed or first.bits or first.compressed < PLAIN_HEADER:
         raise FormatError("gzip checkpoints that do not begin at the stream's start")
-    for point, later in pairwise(points):
-        if later.compressed <= point.compressed or later.uncompressed < point.uncompressed:
-            raise FormatError("gzip checkpoints out of order", later.compressed)
     if any(point.bits > 7 for point in points):
         raise FormatError("a gzip checkpoint of more than 7 bits")

@@ -90,20 +90,18 @@ def _placed(contents: Sequence[Content], payload_end: int) -> list[list[_Placed]
         for chunk in reversed(content.chunks):
             if after is None or after.offset != chunk.offset:
                 here = payload_end if after is None else after.offset
-            _check_order(chunk, after, here)
+            _check_chunk(chunk, after)
             said = content.end if content.end and not chunks else here
             if not chunk.offset < said <= here:
-                raise FormatError(f"a chunk that ends at byte {said} of the blob", chunk.offset)
+                raise FormatError("a foreign index with chunks that overlap or leave the blob", chunk.offset)
             chunks.append(_Placed(chunk, min(said, chunk.offset + _most(chunk.inner_offset + chunk.size))))
             after = chunk
         placed.append(chunks[::-1])
     return placed[::-1]
 
 
-def _check_order(chunk: Chunk, after: Chunk | None, limit: int) -> None:
-    """A chunk begins before `limit`, and ends before the one behind it if they share a member or frame."""
-    if chunk.offset >= limit:
-        raise FormatError("a foreign index with chunks that overlap or leave the blob", chunk.offset)
+def _check_chunk(chunk: Chunk, after: Chunk | None) -> None:
+    """A chunk can be checked in memory, and ends before the one behind it if they share a member or frame."""
     inner_end = chunk.inner_offset + chunk.size
     if not chunk.zeros and inner_end > MAX_SPAN:
         raise Unsupported(f"a foreign index with a chunk of {inner_end} bytes; at most {MAX_SPAN} are read")

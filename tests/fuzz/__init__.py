@@ -1,0 +1,1 @@
+"""Fuzz targets: they run as long as they are told to."""
