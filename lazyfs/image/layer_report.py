@@ -195,7 +195,7 @@ class _Against:
                 self._hide_below(old, own)
             elif own.member is not None and not _describes_the_same(old, own.member):
                 self._changed.append(own.member)
-            there = old.children if stays and old is not None and old.children else {}
+            there = (old.children if old is not None else None) or {}
             stack.extend((there.get(name), child) for name, child in own.children.items())
 
     def _white_out(self, path: bytes) -> None:
