@@ -132,3 +132,14 @@ def test_commands_are_matched_to_the_layers_they_left():
     assert created_by(replace(config, history=steps), 2) == ["ADD base", "RUN make"]
     assert created_by(replace(config, history=steps), 3) == ["", "", ""]
     assert created_by(replace(config, history=()), 1) == [""]
+
+
+def test_a_file_that_becomes_a_directory_in_its_layer_changes_what_was_below():
+    lower = [Member(b"b/a", Kind.REGULAR, size=1)]
+    upper = [
+        Member(b"b", Kind.REGULAR, size=1),
+        Member(b"b", Kind.DIRECTORY, uid=1),
+        Member(b"b/a", Kind.REGULAR, uid=2, size=3, data_start=1024),
+    ]
+    changes = report_layers([lower, upper]).layers[1]
+    assert (changes.added.names, changes.changed.names, changes.hidden.names) == (0, 2, 0)
