@@ -9,6 +9,7 @@ from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
 from indexer.toc_codec import decode_head
 from lazyfs.cache.cache import Cache
+from lazyfs.cache.quarantine import Note
 from lazyfs.image.trust import Demands, IndexTrust
 from lazyfs.source.referrers import fallback_tag
 from tests.support.foreign_images import (
@@ -146,6 +147,18 @@ async def test_content_that_is_not_as_the_table_promises_reaches_nobody(server, 
             with pytest.raises(DigestMismatch):
                 await image.content(b"c")
         assert await image.content(b"b") == b"b" * 1000
+
+
+@pytest.mark.expect_log("index .* is not used: it lied about layer")
+async def test_a_table_that_was_found_to_lie_is_not_used_again(server, tmp_path):
+    push(server, write_layer(PLAIN, "estargz"), "estargz")
+    async with opened(server, tmp_path) as image:
+        head = image.image.indexed[0].head
+    note = Note(head.header.layer_digest, head.digest, ("it shows what is not there",), 0.0)
+    Cache(tmp_path).quarantine.add(note)
+    async with opened(server, tmp_path) as image:
+        assert image.kinds == [OWN]
+        assert await image.content(b"a") == RANDOM
 
 
 def _check(cache_dir):

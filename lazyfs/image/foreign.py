@@ -8,6 +8,7 @@ refer to it count like any index found beside it. Tables in layers that no manif
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -16,12 +17,12 @@ from indexer.build import BuiltToc
 from indexer.digest import digest_hex
 from indexer.errors import IndexerError, Unsupported
 from indexer.scan import Limits
-from indexer.toc import AddressSpace, Compression, Toc, TocHeader
-from indexer.toc_codec import TocHead, decode_head, encode_toc
+from indexer.toc import AddressSpace, Compression, Toc
+from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import CacheError, LazyfsError
 from lazyfs.image.embedded_toc import Claim, claim_of, fetch_claimed, fetch_unclaimed
-from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher
+from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher, load_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.soci_finder import SociFinder, Ztocs
 from lazyfs.image.soci_index import fetch_ztoc
@@ -178,16 +179,8 @@ class ForeignIndexes:
         return await trio.to_thread.run_sync(self._keep, layer, name, voucher, built) if built else None
 
     def _kept(self, layer: Descriptor, name: str, voucher: Voucher) -> IndexedLayer | None:
-        tocs = self._cache.tocs
-        data = tocs.load(layer.digest, name)
-        if data is None:
-            return None
-        with suppress(IndexerError):
-            head = decode_head(data)
-            windows = tocs.windows(layer.digest, name, head.header.windows_digest)
-            if head.header.layer_digest == layer.digest and windows is not None:
-                return self._indexed(head, windows, voucher)
-        return None
+        found = load_index(self._cache, layer, name)
+        return _described(found, voucher) if found else None
 
     def _keep(self, layer: Descriptor, name: str, voucher: Voucher, built: BuiltToc) -> IndexedLayer | None:
         data = encode_toc(built.toc)
@@ -195,15 +188,11 @@ class ForeignIndexes:
             self._cache.tocs.save(layer.digest, name, data, built.windows)
         except CacheError as error:
             _log.warning("%s", error)
-        return self._indexed(decode_head(data), memoryview(built.windows), voucher)
-
-    def _indexed(self, head: TocHead, windows: memoryview, voucher: Voucher) -> IndexedLayer | None:
-        """The index, unless it was found to lie."""
-        note = self._cache.quarantine.find(head.header.layer_digest, head.digest)
-        if note is not None:
-            _log.warning("index %s is not used: it lied about layer %s", head.digest, note.layer_digest)
+        head = decode_head(data)
+        if self._cache.quarantine.find(layer.digest, head.digest) is not None:
+            _log.warning("index %s is not used: it lied about layer %s", head.digest, layer.digest)
             return None
-        return IndexedLayer(head, windows, kind=_kind_of(head.header), vouched_by=voucher)
+        return _described(IndexedLayer(head, memoryview(built.windows)), voucher)
 
 
 def manifest_counts(demands: Demands) -> bool:
@@ -228,8 +217,13 @@ def _without_windows(toc: Toc | None) -> BuiltToc | None:
     return BuiltToc(toc, b"") if toc else None
 
 
-def _kind_of(header: TocHeader) -> IndexKind:
-    """Which tool's index a table was made of."""
+def _described(indexed: IndexedLayer, voucher: Voucher) -> IndexedLayer:
+    """An index with what its table tells of the tool that made it, and with who vouches for it."""
+    header = indexed.head.header
     if header.address_space is AddressSpace.TAR:
-        return IndexKind.SOCI
-    return IndexKind.ESTARGZ if header.compression is Compression.GZIP else IndexKind.ZSTD_CHUNKED
+        kind = IndexKind.SOCI
+    elif header.compression is Compression.GZIP:
+        kind = IndexKind.ESTARGZ
+    else:
+        kind = IndexKind.ZSTD_CHUNKED
+    return replace(indexed, kind=kind, vouched_by=voucher)

@@ -6,7 +6,7 @@ both digests are right, table and content appear together. Between processes a l
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -99,6 +99,20 @@ class IndexedLayer:
     vouched_by: Voucher = Voucher.NOBODY
 
 
+def load_index(cache: Cache, layer: Descriptor, name: str) -> IndexedLayer | None:
+    """A layer's index that is kept under a name, if it is here, whole, and was not found to lie."""
+    data = cache.tocs.load(layer.digest, name)
+    if data is None:
+        return None
+    with suppress(IndexerError):
+        head = decode_head(data)
+        windows = cache.tocs.windows(layer.digest, name, head.header.windows_digest)
+        lying = cache.quarantine.find(layer.digest, head.digest)
+        if head.header.layer_digest == layer.digest and windows is not None and lying is None:
+            return IndexedLayer(head, windows)
+    return None
+
+
 class Indexer:
     """Finds or makes the tables of contents of layers.
 
@@ -118,17 +132,8 @@ class Indexer:
         """The layer's index, if one was made here and is whole."""
         if self._settings.mode is IndexMode.NONE:
             return None
-        tocs, name = self._cache.tocs, self._settings.name
-        data = tocs.load(layer.digest, name)
-        if data is None:
-            return None
-        with suppress(IndexerError):
-            head = decode_head(data)
-            windows = tocs.windows(layer.digest, name, head.header.windows_digest)
-            lying = self._cache.quarantine.find(layer.digest, head.digest)
-            if head.header.layer_digest == layer.digest and windows is not None and lying is None:
-                return IndexedLayer(head, windows, audited=True)
-        return None
+        found = load_index(self._cache, layer, self._settings.name)
+        return replace(found, audited=True) if found else None
 
     def encoded(self, indexed: IndexedLayer) -> bytes:
         """The head of an index that was made here, as it was kept.
