@@ -15,7 +15,8 @@ from tests.support.oracle import compare_trees
 from tests.support.registry import Registry
 
 SMALL = "etc/debian_version"
-EMBEDDED = [name for name in FOREIGN if name != "soci"]
+REAL = [name for name, foreign in FOREIGN.items() if foreign.source != "oddities"]
+EMBEDDED = [name for name in REAL if name != "soci"]
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def mounted(lazyfs, mount_point: Path, reference: str, *options: str) -> Iterato
         lazyfs("umount", mount_point)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", REAL)
 def test_a_foreign_image_is_mounted_as_it_is_and_shows_the_originals_tree(
     name, lazyfs, lab, unpacked, mount_point
 ):
@@ -68,6 +69,24 @@ def test_a_small_file_of_a_converted_image_costs_little_and_no_layer_is_indexed(
         # The configuration, at most two requests for each layer's table, and one for the file.
         assert stats["source"]["data_requests"] <= 2 + 2 * len(layers)
     assert content == (unpacked(foreign.source) / SMALL).read_bytes()
+
+
+def test_names_that_json_cannot_carry_are_read_by_an_index_made_here(lazyfs, lab, unpacked, mount_point):
+    with serve_foreign(lab, "oddities-zstd-chunked") as reference, mounted(lazyfs, mount_point, reference):
+        assert _stats(lazyfs, mount_point)["indexes"] == {"lazyfs": 1, "zstd-chunked": 4}
+        assert compare_trees(unpacked("oddities"), mount_point) == []
+
+
+def test_estargz_drops_parts_of_seconds_and_puts_its_own_files_into_what_is_read_without_its_table(
+    lazyfs, lab, unpacked, mount_point
+):
+    with serve_foreign(lab, "oddities-estargz") as reference, mounted(lazyfs, mount_point, reference):
+        assert _stats(lazyfs, mount_point)["indexes"] == {"lazyfs": 1, "estargz": 4}
+        assert compare_trees(unpacked("oddities"), mount_point) == [
+            ".no.prefetch.landmark: unexpected",
+            "hidden/file: mtime: expected 1600000000250000000, got 1600000000000000000",
+            "stargz.index.json: unexpected",
+        ]
 
 
 def test_an_image_indexed_by_soci_costs_its_ztocs_its_small_layers_and_a_span(

@@ -187,5 +187,7 @@ FOREIGN = {
     "zstd-chunked": Foreign("nginx", "zstd-chunked", _chunked(newer=True)),
     "zstd-chunked-old": Foreign("base", "zstd-chunked", _chunked(newer=False)),
     "soci": Foreign("base", "soci", _indexed),
+    "oddities-estargz": Foreign("oddities", "estargz", _converted("--estargz")),
+    "oddities-zstd-chunked": Foreign("oddities", "zstd-chunked", _chunked(newer=True)),
 }
 """The foreign images by name."""
