@@ -12,7 +12,8 @@ from typing import Final
 
 from bench.measure import Case, MethodFailed, Row
 from bench.world import World
-from indexer.build import DEFAULT_SPAN_SIZE
+from indexer.build import DEFAULT_SPAN_SIZE, LayerBuilder
+from indexer.toc_codec import encode_toc
 from tests.support.lab import image_names
 from tests.support.lab_build import LabError
 
@@ -69,6 +70,7 @@ def build_rows(world: World) -> Iterator[Row]:
             _piped("gzip", layer),
             _piped("pigz", layer),
             _command("lazyfs", lazyfs),
+            Case("lazyfs, already up", partial(_build_here, layer)),
             _command("lazyfs, keeping", [_PYTHON, "-c", _STORE, str(layer), f"{out}.tar"]),
             *(_command(f"rapidgzip -P{n}", _rapidgzip(n, layer, out)) for n in (1, 2)),
             _command(
@@ -106,6 +108,14 @@ def _rapidgzip(threads: int, layer: Path, out: Path) -> list[str]:
     command = [str(Path(_PYTHON).with_name("rapidgzip")), "-q", "-f", f"-P{threads}"]
     spacing = ["--chunk-size", str(DEFAULT_SPAN_SIZE >> 10), "--index-format", "gztool"]
     return [*command, *spacing, "--export-index", f"{out}.gztool", str(layer)]
+
+
+def _build_here(layer: Path) -> None:
+    """In this process, as the daemon does it while a layer is pulled."""
+    with LayerBuilder(layer.stat().st_size, None) as builder, layer.open("rb") as file:
+        while piece := file.read(1 << 20):
+            builder.feed(piece)
+        encode_toc(builder.finish().toc)
 
 
 def _build(world: World, layer: Path, span_size: int) -> None:

@@ -10,6 +10,7 @@ from indexer.erofs_write import write_image
 from indexer.merge import merge
 from indexer.toc_codec import TocHead
 
+
 def image_key(toc_digests: Sequence[str]) -> str:
     """Hexadecimal key of the metadata image of layers, the lowest first: all that it depends on."""
     text = " ".join([str(LAYOUT_VERSION), *map(digest_hex, toc_digests)])

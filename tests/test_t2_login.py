@@ -236,9 +236,7 @@ async def test_a_file_that_cannot_be_understood_is_not_touched(content: str, tmp
 
 async def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ConfigError, match=r"file/config\.json: credentials cannot be written: File exists"
-    ):
+    with pytest.raises(ConfigError, match=r"file/config\.json: credentials cannot be written: File exists"):
         await keep_login([tmp_path / "file" / "config.json"], "reg.example", ALICE)
 
 

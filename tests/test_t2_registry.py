@@ -340,6 +340,6 @@ async def test_a_search_without_end_is_given_up(server: Registry) -> None:
 async def test_certificates_that_cannot_be_used_are_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "empty.crt").touch()
     for ca_file in (tmp_path / "absent.crt", tmp_path / "empty.crt"):
-        with pytest.raises(ConfigError, match="cannot be (read|used)"):
+        with pytest.raises(ConfigError, match=r"cannot be (read|used)"):
             async with open_registry(parse_reference("ghcr.io/a/b"), replace(SETTINGS, ca_file=ca_file)):
                 pytest.fail("it was not read")

@@ -241,9 +241,7 @@ async def test_only_the_front_of_metadata_is_read():
 async def test_metadata_without_a_version_is_a_problem():
     inventory = await found(file(b"x.dist-info/METADATA", b"Name: x\n"))
     assert inventory.packages == ()
-    assert inventory.problems == (
-        Problem(b"x.dist-info/METADATA", "a package without a version: 'x'"),
-    )
+    assert inventory.problems == (Problem(b"x.dist-info/METADATA", "a package without a version: 'x'"),)
 
 
 # npm

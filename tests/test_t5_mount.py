@@ -41,9 +41,7 @@ def _indexed_elsewhere(lazyfs, reference: str) -> None:
         subprocess.run(["rm", "-rf", lazyfs.cache_dir / kind], check=True)
 
 
-def test_with_an_index_one_small_file_costs_little_and_a_second_read_nothing(
-    lazyfs, registry, mount_point
-):
+def test_with_an_index_one_small_file_costs_little_and_a_second_read_nothing(lazyfs, registry, mount_point):
     reference = registry.reference("postgres")
     _indexed_elsewhere(lazyfs, reference)
     lazyfs("mount", reference, mount_point)
