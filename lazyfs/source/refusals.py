@@ -39,8 +39,6 @@ def final_refusal(origin: Origin, error: BaseException, proxy: Proxy | None) -> 
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
             name = f"the proxy {proxy.host}" if proxy else str(origin)
             return Unreachable(f"{name}: no host has this name; check its spelling", url=str(origin))
-        if origin.scheme == "http" and "illegal status line" in str(cause):
-            return speaks_tls(origin)
     return None
 
 
