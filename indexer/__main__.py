@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from indexer.build import DEFAULT_SPAN_SIZE, BuiltToc, LayerBuilder
-from indexer.compile import compile_image
 from indexer.errors import DigestMismatch, FormatError, IndexerError
 from indexer.toc_codec import TocHead, decode_head, encode_toc
 
@@ -137,6 +136,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _compile(options: argparse.Namespace) -> None:
+    from indexer.compile import compile_image  # noqa: PLC0415  # the other commands start sooner
+
     heads = [decode_head(path.read_bytes()) for path in options.tocs]
     with options.image.open("wb") as file:
         compile_image(heads, file)
