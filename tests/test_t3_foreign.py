@@ -7,6 +7,7 @@ import pytest
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
+from indexer.foreign.embedded import TAIL_SIZE, find_toc
 from indexer.toc_codec import decode_head
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.quarantine import Note
@@ -19,7 +20,7 @@ from tests.support.foreign_images import (
     soci_image,
     soci_index,
 )
-from tests.support.foreign_layers import LIVING, MIXED, contents, write_layer
+from tests.support.foreign_layers import LIVING, MIXED, ForeignLayer, contents, gzip_footer, write_layer
 from tests.support.foreign_soci import draft, replace_header
 from tests.support.images import INDEX_TYPES, MANIFEST_TYPES, encode
 from tests.support.layers import gzip_layer, gzip_with_fields
@@ -125,7 +126,17 @@ async def test_a_table_that_is_not_the_one_named_is_passed_by(server, tmp_path, 
         key: "sha256:" + value[:6:-1] if value.startswith("sha256:") else value
         for key, value in layer.annotations.items()
     }
-    push(server, type(layer)(layer.blob, layer.json, lying), dialect)
+    push(server, ForeignLayer(layer.blob, layer.json, lying), dialect)
+    async with opened(server, tmp_path) as image:
+        assert image.kinds == [OWN]
+        assert await image.content(b"a") == RANDOM
+
+
+async def test_a_table_that_is_in_an_image_of_its_own_is_not_looked_for(server, tmp_path):
+    layer = write_layer(PLAIN, "estargz")
+    place = find_toc(layer.blob[-TAIL_SIZE:], len(layer.blob))
+    blob = layer.blob[: place.start] + gzip_footer(b"SG\x11\0STARGZEXTERNALTOC")
+    push(server, ForeignLayer(blob, layer.json, layer.annotations), "estargz")
     async with opened(server, tmp_path) as image:
         assert image.kinds == [OWN]
         assert await image.content(b"a") == RANDOM

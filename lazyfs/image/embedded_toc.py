@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
+import trio
+
+from indexer.errors import Unsupported
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
 from indexer.foreign.place import TocPlace
@@ -69,21 +72,22 @@ def _chunked_claim(notes: Mapping[str, str], prefix: str, size: int) -> tuple[st
     return readable_digest(checksum), place_from_annotation(position, size)
 
 
-async def fetch_claimed(layer: Descriptor, blob: Blob, claim: Claim, limits: Limits) -> Toc | None:
+async def fetch_claimed(layer: Descriptor, blob: Blob, claim: Claim, limits: Limits) -> Toc:
     """The Toc of a layer by the table that its manifest vouches for, by one or two range requests.
 
-    None if the blob has no table where one was announced.
-
     Raises:
-        IndexerError: it is not as the manifest says, or cannot be used.
+        IndexerError: it is not as the manifest says, not in the blob, or cannot be used.
         LazyfsError: it cannot be had.
     """
     tail_size = min(max(_LEAST_TAIL, layer.size // 100), _MOST_TAIL)
-    return await _fetch(layer, blob, claim.promise, claim.place, tail_size, limits)
+    toc = await _fetch(layer, blob, claim.promise, claim.place, tail_size, limits)
+    if toc is None:  # eStargz may keep it in an image of its own
+        raise Unsupported("the manifest names a table of contents that is not in the layer")
+    return toc
 
 
 async def fetch_unclaimed(layer: Descriptor, blob: Blob, limits: Limits) -> Toc | None:
-    """The Toc of a layer by a table that nobody vouches for, if its blob has one. As `fetch_claimed`."""
+    """The Toc of a layer by a table that nobody vouches for, if there is one. Raises as `fetch_claimed`."""
     return await _fetch(layer, blob, Promise(), None, TAIL_SIZE, limits)
 
 
@@ -100,7 +104,8 @@ async def _fetch(
     parse = partial(read_toc, place=place, promise=promise, facts=facts, limits=limits)
     tail_start = layer.size - len(tail)
     if place.start >= tail_start:
-        return parse(tail[place.start - tail_start : place.end - tail_start])
+        region = tail[place.start - tail_start : place.end - tail_start]
+        return await trio.to_thread.run_sync(parse, region)
     head_end = min(place.end, tail_start)
     rest = tail[: max(place.end - tail_start, 0)]
     return await blob.fetch(place.start, head_end, lambda data: parse(bytes(data) + rest))

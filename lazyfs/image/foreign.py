@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -34,7 +35,10 @@ from lazyfs.source.base import Source
 
 _log = logging.getLogger(__name__)
 
-_UNCLAIMED = "embedded-unclaimed"
+PARALLEL_TABLES: Final = 4
+"""Tables that are fetched and read at once: a hostile one may take some 100 MB of memory meanwhile."""
+
+_UNCLAIMED: Final = "embedded-unclaimed"
 
 Layers = Mapping[str, Descriptor]
 """Layers by digest."""
@@ -69,6 +73,7 @@ class ForeignIndexes:
         self._demands = demands
         self._limits = limits
         self._offline = offline
+        self._limiter = trio.CapacityLimiter(PARALLEL_TABLES)
         self._soci = SociFinder(cache, source, attachments, offline=offline)
 
     async def find(self, resolved: ResolvedImage, wanted: Collection[str]) -> Mapping[str, IndexedLayer]:
@@ -149,12 +154,13 @@ class ForeignIndexes:
     async def _each(
         self, layers: Layers, bring: Callable[[Descriptor], Awaitable[IndexedLayer | None]]
     ) -> Found:
-        """What `bring` gives for each layer, all at once; what stands in the way is logged."""
+        """What `bring` gives for each layer, some at once; what stands in the way is logged."""
         found: Found = {}
 
         async def one(layer: Descriptor) -> None:
             try:
-                indexed = await bring(layer)
+                async with self._limiter:
+                    indexed = await bring(layer)
             except Unsupported as error:
                 _log.info("a foreign index of layer %s is not used: %s", layer.digest, error)
             except (IndexerError, LazyfsError) as error:
