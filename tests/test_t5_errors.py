@@ -365,7 +365,7 @@ def test_an_error_says_what_the_page_says(title: str, shared: World, tmp_path: P
     done = CASES[title](replace(shared, tmp=tmp_path))
     assert shared.registry.faults.pending == 0
     *warnings, line = done.stderr.splitlines() or [""]
-    assert error.matches(line), f"{done.stderr}\nwhere the page has\n{error.wording}"
+    assert error.matches(line), f"{done.stderr}\nwhere the page has\n{error.wordings}"
     assert all(warning.startswith(EXPECTED_WARNINGS.get(title, "no warning")) for warning in warnings)
     assert done.stdout == ""
     assert done.returncode == error.exit_code

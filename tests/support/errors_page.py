@@ -1,7 +1,8 @@
 """Reads docs/errors.md: which errors there are, how they are worded, and with which exit code they come.
 
 A section `## NN: ...` holds the errors of exit code NN. An error is a heading `### title` and, indented by
-four spaces, the line on stderr, in which `{word}` stands for any text that is not empty.
+four spaces, the line on stderr, in which `{word}` stands for any text that is not empty; or several of which
+it is one.
 """
 
 import re
@@ -21,18 +22,18 @@ class DescribedError:
     Attributes:
         title: its heading.
         exit_code: that of the section it stands in.
-        wording: the line on stderr, with places.
+        wordings: the lines that stderr may have, with places.
         advice: what the page says of it.
     """
 
     title: str
     exit_code: int
-    wording: str
+    wordings: tuple[str, ...]
     advice: str
 
     def matches(self, line: str) -> bool:
         """Whether the program said this."""
-        return re.fullmatch(_PLACE.sub(".+", re.escape(self.wording)), line) is not None
+        return any(re.fullmatch(_PLACE.sub(".+", re.escape(one)), line) for one in self.wordings)
 
 
 def described_errors() -> dict[str, DescribedError]:
@@ -45,7 +46,7 @@ def described_errors() -> dict[str, DescribedError]:
             lines = [line[4:] for line in rest.splitlines() if line.startswith("    ")]
             words = " ".join(line for line in rest.splitlines() if line and not line.startswith("    "))
             assert head, f"{title}: stands in no section with an exit code"
-            assert len(lines) == 1, f"{title}: one line of wording, not {len(lines)}"
+            assert lines, f"{title}: has no wording"
             assert title not in found, f"{title} stands twice"
-            found[title] = DescribedError(title, int(head[1]), lines[0], words)
+            found[title] = DescribedError(title, int(head[1]), tuple(lines), words)
     return found
