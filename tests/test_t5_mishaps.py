@@ -233,4 +233,4 @@ def test_64_readers_renew_one_token_and_one_redirect(mounted: Mounted) -> None:
     assert registry.requests["GET", "token"] == 1
     answers = [seen.status for seen in registry.seen if seen.kind == "blob"]
     assert answers == [401, 307]  # the dead token is found out once, and the new place once
-    assert registry.requests["GET", "cdn"] > 10
+    assert registry.requests["GET", "cdn"] > 1
