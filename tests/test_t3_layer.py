@@ -210,7 +210,7 @@ async def test_reads_go_on_without_a_cache_that_takes_anything(cache, monkeypatc
 
 async def test_sequential_readers_are_run_ahead_of(cache):
     blob = MemoryBlob(gzip_layer(TAR))
-    settings = ReadAheadSettings(first_reach=256 << 10, most_reach=1 << 20)
+    settings = ReadAheadSettings(after_bytes=128 << 10, most_reach=1 << 20)
     async with lazy(blob, cache, read_ahead=settings) as layer:
         for start in range(0, len(TAR), 64 << 10):
             size = min(64 << 10, len(TAR) - start)

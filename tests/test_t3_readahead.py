@@ -11,23 +11,29 @@ KIB, MIB = 1 << 10, 1 << 20
 SETTINGS = ReadAheadSettings()
 
 
+def _run(ahead, start, end, step=128 * KIB):
+    return [found for at in range(start, end, step) if (found := ahead.note(at, at + step))]
+
+
 def test_a_run_shows_itself_before_anything_is_brought():
     ahead = ReadAhead(SETTINGS)
-    assert ahead.note(0, 128 * KIB) is None
-    assert ahead.note(128 * KIB, 256 * KIB) is None
-    assert ahead.note(256 * KIB, 384 * KIB) == (384 * KIB, 384 * KIB + MIB)
+    assert _run(ahead, 0, MIB - 128 * KIB) == []
+    assert ahead.note(MIB - 128 * KIB, MIB) == (MIB, 2 * MIB)
 
 
-def test_the_reach_doubles_as_it_is_used_up():
-    ahead = ReadAhead(SETTINGS)
-    brought = [
-        found for start in range(0, 200 * MIB, 128 * KIB) if (found := ahead.note(start, start + 128 * KIB))
-    ]
+def test_the_reach_grows_with_what_the_run_has_read_and_no_further():
+    brought = _run(ReadAhead(SETTINGS), 0, 200 * MIB)
     assert all(a[1] == b[0] for a, b in pairwise(brought))
     sizes = [end - start for start, end in brought]
     assert max(sizes) <= SETTINGS.most_reach
     assert brought[-1][1] >= 200 * MIB
     assert sizes[4] > sizes[0]
+    assert all(end <= 2 * start for start, end in brought)
+
+
+def test_reads_that_leave_half_of_what_they_pass_are_no_run():
+    ahead = ReadAhead(SETTINGS)
+    assert all(ahead.note(at, at + 64 * KIB) is None for at in range(0, 50 * MIB, 128 * KIB))
 
 
 def test_single_reads_here_and_there_bring_nothing():
@@ -39,17 +45,19 @@ def test_runs_that_alternate_are_told_apart():
     ahead = ReadAhead(SETTINGS)
     found = [
         ahead.note(base + step * 128 * KIB, base + (step + 1) * 128 * KIB)
-        for step in range(3)
+        for step in range(8)
         for base in (0, 50 * MIB, 90 * MIB)
     ]
-    assert [bool(one) for one in found] == [False] * 6 + [True] * 3
+    assert [bool(one) for one in found] == [False] * 21 + [True] * 3
 
 
 def test_reads_of_a_run_may_be_a_little_out_of_order():
     ahead = ReadAhead(SETTINGS)
-    ahead.note(128 * KIB, 256 * KIB)
-    ahead.note(0, 128 * KIB)
-    assert ahead.note(256 * KIB, 384 * KIB) is not None
+    found = []
+    for at in range(0, 2 * MIB, 256 * KIB):
+        found.append(ahead.note(at + 128 * KIB, at + 256 * KIB))
+        found.append(ahead.note(at, at + 128 * KIB))
+    assert any(found)
 
 
 def test_it_can_be_turned_off():
@@ -63,4 +71,4 @@ def test_what_is_brought_lies_ahead_and_within_reach(reads):
     for start, size in reads:
         found = ahead.note(start, start + size)
         if found:
-            assert start < found[0] < found[1] <= start + size + SETTINGS.slack + MIB + SETTINGS.most_reach
+            assert start < found[0] < found[1] <= start + size + SETTINGS.slack + SETTINGS.most_reach

@@ -1,8 +1,8 @@
 """Recognises readers that go through a layer in order, so that what comes next is there before they ask.
 
 The kernel's own read-ahead is kept small: it cannot know what a byte costs. Here a run of reads must first
-show itself; then the reach ahead doubles with every half of it that the reader has used up. Decides only:
-no clock, no I/O.
+show itself, by reading nearly everything on its way; and it is never run ahead of by more than it has read,
+so that at most half of what a run moves is in vain. Decides only: no clock, no I/O.
 """
 
 from dataclasses import dataclass
@@ -13,28 +13,31 @@ class ReadAheadSettings:
     """How far to run ahead. All in uncompressed bytes, except the counts.
 
     Attributes:
-        after_reads: reads in a row that make a run.
-        first_reach: how far ahead of a new run.
-        most_reach: how far at most; 0 turns it off.
-        slack: how far reads of one run may be out of order.
+        after_bytes: bytes in a row that make a run.
+        most_reach: how far ahead at most; 0 turns it off.
+        slack: how far reads of one run may be out of order, or leave gaps.
         runs: how many runs of a layer are followed at once.
     """
 
-    after_reads: int = 3
-    first_reach: int = 1 << 20
+    after_bytes: int = 1 << 20
     most_reach: int = 32 << 20
     slack: int = 256 << 10
     runs: int = 8
 
 
 class _Run:
-    __slots__ = ("brought", "next", "reach", "reads")
+    __slots__ = ("brought", "next", "read", "start")
 
-    def __init__(self, end: int, reach: int) -> None:
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
         self.next = end
-        self.reads = 1
-        self.reach = reach
+        self.read = end - start
         self.brought = end
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether three quarters of what lies behind were read."""
+        return 4 * self.read >= 3 * (self.next - self.start)
 
 
 class ReadAhead:
@@ -56,17 +59,17 @@ class ReadAhead:
             if run.next - slack <= start <= run.next + slack:
                 if number != len(runs) - 1:
                     runs.append(runs.pop(number))
-                return self._go_on(run, end)
+                return self._go_on(run, start, end)
         if len(runs) >= self._settings.runs:
             del runs[0]
-        runs.append(_Run(end, min(self._settings.first_reach, self._settings.most_reach)))
+        runs.append(_Run(start, end))
         return None
 
-    def _go_on(self, run: _Run, end: int) -> tuple[int, int] | None:
+    def _go_on(self, run: _Run, start: int, end: int) -> tuple[int, int] | None:
         run.next = max(run.next, end)
-        run.reads += 1
-        if run.reads < self._settings.after_reads or run.brought - run.next >= run.reach // 2:
+        run.read += end - start
+        reach = min(run.read, self._settings.most_reach)
+        if run.read < self._settings.after_bytes or not run.is_dense or run.brought - run.next >= reach // 2:
             return None
-        start, run.brought = max(run.brought, run.next), run.next + run.reach
-        run.reach = min(2 * run.reach, self._settings.most_reach)
-        return (start, run.brought) if run.brought > start else None
+        first, run.brought = max(run.brought, run.next), run.next + reach
+        return (first, run.brought) if run.brought > first else None
