@@ -1,0 +1,26 @@
+"""The layers below a point of an image, counted from the bottom: what containerd calls a chain."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ChainOrder:
+    """A question about the lowest `layers` layers of one image, as containerd's clients put it in labels.
+
+    Nothing of it has been checked: labels are what a stranger's client says.
+
+    Attributes:
+        image: the pull reference as the client gave it, with a tag, a digest or both.
+        manifest: digest of the platform's manifest; "" where the client does not tell.
+        layers: how many layers of the manifest, from the bottom; at least 1.
+        layer: digest of the topmost of them, compressed.
+        chain_id: the chainID of these layers that containerd expects (OCI image specification, config.md, "Layer
+            ChainID"); "" where unknown.
+
+    """
+
+    image: str
+    manifest: str
+    layers: int
+    layer: str
+    chain_id: str
