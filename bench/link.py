@@ -1,10 +1,10 @@
-"""A slow link: clients live in a network namespace of their own, behind a shaped pair of interfaces and a delay.
+"""A slow link: clients live in a network namespace of their own, behind shaped interfaces and a delay.
 
-    servers, this machine's namespace            clients, the link's namespace
-      registry, at `server_ip`   == veth, tbf at both ends ==  bench.delay, at 127.0.0.1  --  lazyfs, curl, ...
+    servers, this machine's namespace          clients, the link's namespace
+      registry, at `server_ip`   == veth, tbf ==   bench.delay, at 127.0.0.1   --   lazyfs, curl, ...
 
-Only the network is separate: files, mounts and processes are this machine's. The namespace lives as long as the
-processes in it; its keeper and the delays end with this process, however that ends.
+Only the network is separate: files, mounts and processes are this machine's. The namespace lives as long as
+the processes in it; its keeper and the delays end with this process, however that ends.
 """
 
 import os
@@ -140,11 +140,11 @@ def _until_closed(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
 
 def _wait_until_apart(namespace: Path) -> None:
     """Until the keeper has left this process's namespace."""
-    own = os.readlink("/proc/self/ns/net")
+    own = Path("/proc/self/ns/net").readlink()
     end = time.monotonic() + _START_S
     while time.monotonic() < end:
         try:
-            if os.readlink(namespace) != own:
+            if namespace.readlink() != own:
                 return
         except OSError:
             break
