@@ -1,6 +1,6 @@
 """A TCP proxy that is far away: `python -m bench.delay TO_HOST:PORT SECONDS [LISTEN_PORT]`.
 
-It runs until its input ends. Each direction takes SECONDS longer, and a connection's first bytes two times that
+It runs until its input ends. Each direction takes SECONDS longer, a connection's first bytes two times that
 in addition, as a handshake takes. It listens on 127.0.0.1 and prints the port. What TCP does about distance,
 slow start above all, is not imitated.
 """
