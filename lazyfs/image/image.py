@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
 from lazyfs.image.windows import WindowFetcher
-from lazyfs.source.base import Source
+from lazyfs.source.base import Blob, Source
 
 _PIECE: Final = 1 << 20
 
@@ -161,40 +161,52 @@ async def open_image(
     indexed = await index_layers(resolved, source, indexer, finders)
     metadata_file = await compiled(resolved, indexed, cache)
     metadata = map_metadata(metadata_file)
-    with ExitStack() as entries:
-        async with open_tasks() as nursery:
-            layers: dict[str, LazyLayer] = {}
-            for layer in resolved.layers:
-                digest = layer.descriptor.digest
-                if digest in layers:
-                    continue
-                found = indexed[digest]
-                spans = found.head.spans()
-                entry = entries.enter_context(
-                    cache.layer(digest, found.head.digest, found.head.header.device_size, spans.leaves)
-                )
-                fetcher = SpanFetcher(
-                    spans=spans,
-                    entry=entry,
-                    read_window=partial(_window, found.windows),
-                    blob=source.blob(layer.descriptor),
-                    nursery=nursery,
-                    settings=settings,
-                    windows=WindowFetcher(found.remote_windows, nursery) if found.remote_windows else None,
-                )
-                layers[digest] = LazyLayer(spans, found.head.extents(), entry, fetcher, settings.read_ahead)
-            digests = [layer.descriptor.digest for layer in resolved.layers]
-            yield Image(
-                resolved,
-                metadata,
-                metadata_file,
-                [layers[digest] for digest in digests],
-                [indexed[digest] for digest in digests],
+    digests = [layer.descriptor.digest for layer in resolved.layers]
+    links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    async with AsyncExitStack() as stack:
+        layers = {
+            digest: await stack.enter_async_context(
+                open_layer(indexed[digest], source.blob(link), cache, settings)
             )
+            for digest, link in links.items()
+        }
+        yield Image(
+            resolved,
+            metadata,
+            metadata_file,
+            [layers[digest] for digest in digests],
+            [indexed[digest] for digest in digests],
+        )
+
+
+@asynccontextmanager
+async def open_layer(
+    indexed: IndexedLayer, blob: Blob, cache: Cache, settings: FetchSettings
+) -> AsyncIterator[LazyLayer]:
+    """A layer, open for reading. What was fetched is made durable at the end.
+
+    Raises:
+        IndexerError: its table is damaged.
+        CacheError: the cache cannot be used.
+    """
+    head = indexed.head
+    spans = head.spans()
+    with cache.layer(head.header.layer_digest, head.digest, head.header.device_size, spans.leaves) as entry:
+        async with open_tasks() as nursery:
+            fetcher = SpanFetcher(
+                spans=spans,
+                entry=entry,
+                read_window=partial(_window, indexed.windows),
+                blob=blob,
+                nursery=nursery,
+                settings=settings,
+                windows=WindowFetcher(indexed.remote_windows, nursery) if indexed.remote_windows else None,
+            )
+            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead)
+            yield lazy
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
-            for lazy in layers.values():
-                await trio.to_thread.run_sync(lazy.sync)
+            await trio.to_thread.run_sync(lazy.sync)
 
 
 def _window(windows: memoryview, span: Span) -> bytes:
