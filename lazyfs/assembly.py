@@ -165,15 +165,28 @@ def source_settings(config: Config) -> SourceSettings:
 
 @asynccontextmanager
 async def open_workshop(
-    name: ImageName, config: Config, progress: Progress = no_progress
+    name: ImageName,
+    config: Config,
+    progress: Progress = no_progress,
+    *,
+    cache: Cache | None = None,
+    demands: Demands | None = None,
 ) -> AsyncIterator[Workshop]:
     """Everything that commands on one image need.
+
+    Args:
+        name: the image.
+        config: the configuration.
+        progress: told of layers that are being indexed.
+        cache: the configured cache, where it is open already.
+        demands: what is demanded of the image, if not what the configuration says of this very name.
 
     Raises:
         LazyfsError: the cache or the source cannot be opened.
     """
-    cache = await trio.to_thread.run_sync(open_cache, config)
-    demands = demands_of(config, name)
+    if cache is None:
+        cache = await trio.to_thread.run_sync(open_cache, config)
+    demands = demands or demands_of(config, name)
     async with AsyncExitStack() as stack:
         source = await stack.enter_async_context(open_source(name, source_settings(config)))
         places = await _open_places(config, name, source, stack)

@@ -27,7 +27,7 @@ from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
 from lazyfs.errors import ConfigError
 from lazyfs.exit_codes import BUG, exit_code, message_of
-from lazyfs.image.auditor import Auditor
+from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
 from lazyfs.image.tasks import open_tasks
@@ -98,7 +98,7 @@ async def run_mount(
                 log=order.log_file,
             )
             listener = stack.enter_context(states.registered(facts))
-        auditor = Auditor(image, workshop.cache)
+        auditor = Auditor(cases_of(image), workshop.cache)
         told = partial(answers, facts=facts, workshop=workshop, image=image, auditor=auditor)
         nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)

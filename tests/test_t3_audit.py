@@ -18,7 +18,7 @@ from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.quarantine import Note
 from lazyfs.errors import NotTrusted
 from lazyfs.image.audit import Audit, RootCheck, audit_stream
-from lazyfs.image.auditor import Auditor
+from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.indexing import no_progress
 from lazyfs.image.verifying import LayerReport, Origin, verify_image
 from tests.support.images import build_image, build_image_from_layers
@@ -274,7 +274,7 @@ async def read_all(opened: Opened) -> None:
 async def test_a_layer_is_audited_once_it_is_complete(registry: Registry, tmp_path: Path) -> None:
     put(registry, "app", index_of(IMAGE))
     async with image_of(name(registry), tmp_path / "cache") as opened, trio.open_nursery() as nursery:
-        auditor = Auditor(opened.image, opened.workshop.cache)
+        auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
         nursery.start_soon(auditor.run)
         await opened.content(b"f1")
         assert auditor.statistics().audited == 0
@@ -282,7 +282,7 @@ async def test_a_layer_is_audited_once_it_is_complete(registry: Registry, tmp_pa
     assert auditor.statistics().audited == 1  # the nursery ended because nothing is left to do
     async with image_of(f"{registry.host}/app@{IMAGE.digest}", tmp_path / "cache") as opened:
         assert opened.origins == ["found"]
-        assert Auditor(opened.image, opened.workshop.cache).statistics().audited == 1
+        assert Auditor(cases_of(opened.image), opened.workshop.cache).statistics().audited == 1
 
 
 @pytest.mark.expect_log("the index sha256:[0-9a-f]+ of layer sha256:[0-9a-f]+ lies: ")
@@ -293,7 +293,7 @@ async def test_a_lying_index_is_put_into_quarantine_and_its_readers_are_told(
 ) -> None:
     put(registry, "app", index_of(IMAGE, MEMBER_LIES[lie][0]))
     async with image_of(name(registry), tmp_path / "cache") as opened, trio.open_nursery() as nursery:
-        auditor = Auditor(opened.image, opened.workshop.cache)
+        auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
         nursery.start_soon(auditor.run)
         layer = opened.image.layers[0]
         assert await layer.read(0, len(TAR)) == TAR
@@ -312,7 +312,7 @@ async def test_what_another_process_found_out_counts_here_too(registry: Registry
     async with image_of(name(registry), tmp_path / "cache") as opened:
         head = opened.image.indexed[0].head
         async with trio.open_nursery() as nursery:
-            auditor = Auditor(opened.image, opened.workshop.cache)
+            auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
             nursery.start_soon(auditor.run)
             await trio.testing.wait_all_tasks_blocked()
             note = Note(head.header.layer_digest, head.digest, ("found by somebody else",), 0.0)
@@ -332,7 +332,7 @@ async def test_damage_in_the_cache_is_no_lie(registry: Registry, tmp_path: Path)
             data.seek(100_000)
             data.write(b"rot")
         async with trio.open_nursery() as nursery:
-            auditor = Auditor(opened.image, opened.workshop.cache)
+            auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
             nursery.start_soon(auditor.run)
             with trio.fail_after(60):
                 while layer.entry.complete:  # noqa: ASYNC110  # nobody tells of it
@@ -345,7 +345,7 @@ async def test_an_audit_ends_with_its_mount(registry: Registry, tmp_path: Path) 
     put(registry, "app", index_of(IMAGE))
     async with image_of(name(registry), tmp_path / "cache") as opened:
         await opened.image.layers[0].read(0, len(TAR))
-        auditor = Auditor(opened.image, opened.workshop.cache)
+        auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
         with trio.move_on_after(0.05) as scope:  # not long enough for a process to begin
             await auditor.run()
         assert scope.cancelled_caught

@@ -9,7 +9,7 @@ import pytest
 
 from indexer.digest import sha256_digest
 from indexer.foreign import estargz, zstd_chunked
-from lazyfs.image.auditor import Auditor
+from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.indexing import no_progress
 from lazyfs.image.verifying import LayerReport, Origin, verify_image
 from tests.support.foreign_images import push_index, soci_image, soci_index
@@ -131,7 +131,7 @@ async def test_a_true_ztoc_passes(registry: Registry, tmp_path: Path) -> None:
 async def test_a_true_ztoc_passes_in_the_background(registry: Registry, tmp_path: Path) -> None:
     push_soci(registry, draft(PAIR, BLOB))
     async with image_of(f"{registry.host}/app:1", tmp_path / "cache") as opened:
-        auditor = Auditor(opened.image, opened.workshop.cache)
+        auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
         assert await opened.image.layers[0].read(0, len(PAIR)) == PAIR
         await auditor.run()
         assert auditor.statistics().audited == 1

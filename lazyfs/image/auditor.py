@@ -1,4 +1,4 @@
-"""Audits the layers of an open image as they become complete, beside its readers and after them.
+"""Audits open layers as they become complete, beside its readers and after them.
 
 The work is done by a process of its own, at the lowest priority. A thread would not do: it would hold the
 interpreter's lock now and then, and readers would wait until the scheduler let it go on.
@@ -37,7 +37,7 @@ class AuditStatistics:
     """A snapshot.
 
     Attributes:
-        layers: how many layers the image has, each counted once.
+        layers: how many layers there are, each counted once.
         audited: of how many of them the table is known to be true.
         lying: digests of those whose table was found to lie.
     """
@@ -48,27 +48,37 @@ class AuditStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """One layer to be audited."""
+class Case:
+    """A layer to be audited.
+
+    Attributes:
+        layer: what its image says of it.
+        indexed: its index.
+        lazy: the layer, open.
+    """
 
     layer: ImageLayer
     indexed: IndexedLayer
     lazy: LazyLayer
 
 
+def cases_of(image: Image) -> list[Case]:
+    """The layers of an open image, for an auditor."""
+    layers = zip(image.resolved.layers, image.indexed, image.layers, strict=True)
+    return [Case(layer, indexed, lazy) for layer, indexed, lazy in layers]
+
+
 class Auditor:
-    """Watches over the layers of an image whose tables were not made here.
+    """Watches over open layers whose tables were not made here.
 
     Args:
-        image: the image.
-        cache: where its layers are.
+        cases: the layers, which may repeat.
+        cache: where they are.
     """
 
-    def __init__(self, image: Image, cache: Cache) -> None:
+    def __init__(self, cases: Iterable[Case], cache: Cache) -> None:
         self._cache = cache
         self._one_at_a_time = trio.Lock()
-        layers = zip(image.resolved.layers, image.indexed, image.layers, strict=True)
-        cases = [_Case(layer, indexed, lazy) for layer, indexed, lazy in layers]
         self._cases = {case.layer.descriptor.digest: case for case in cases}
         self._audited = {digest for digest, case in self._cases.items() if case.indexed.audited}
         self._lying: list[str] = []
@@ -88,7 +98,7 @@ class Auditor:
                 if digest not in self._audited and case.indexed.head.header.address_space is AddressSpace.TAR:
                     nursery.start_soon(self._watch, digest, case)
 
-    async def _watch(self, digest: str, case: _Case) -> None:
+    async def _watch(self, digest: str, case: Case) -> None:
         try:
             while not await self._settled(digest, case):
                 with trio.move_on_after(_LOOK_AGAIN_S):
@@ -96,7 +106,7 @@ class Auditor:
         except LazyfsError as error:
             _log.warning("layer %s cannot be audited: %s", digest, error)
 
-    async def _settled(self, digest: str, case: _Case) -> bool:
+    async def _settled(self, digest: str, case: Case) -> bool:
         """Whether it is known by now if the table of a layer tells the truth."""
         toc_digest = case.indexed.head.digest
         note = await trio.to_thread.run_sync(self._cache.quarantine.find, digest, toc_digest)
@@ -110,7 +120,7 @@ class Auditor:
                     await self._audit(digest, case)
         return digest in self._audited or digest in self._lying
 
-    async def _audit(self, digest: str, case: _Case) -> None:
+    async def _audit(self, digest: str, case: Case) -> None:
         head, entry = case.indexed.head, case.lazy.entry
         data = await trio.to_thread.run_sync(self._encoded, head)
         audit = await audit_apart(data, head, case.layer.diff_id, entry)
@@ -139,7 +149,7 @@ class Auditor:
                 return data
         raise CacheError(f"the table {head.digest} is not in the cache")
 
-    def _condemn(self, digest: str, case: _Case, lies: Iterable[str]) -> None:
+    def _condemn(self, digest: str, case: Case, lies: Iterable[str]) -> None:
         self._lying.append(digest)
         reason = f"the index {case.indexed.head.digest} of layer {digest} lies: {'; '.join(lies)}"
         _log.error("%s", reason)
