@@ -97,7 +97,7 @@ async def serve_erofs(
         MountError: it cannot be mounted this way; the message says why.
     """
     mount_point = await trio.to_thread.run_sync(check_mount_point, mountpoint)
-    with _opened(tree.metadata_file) as metadata:
+    with opened_metadata(tree.metadata_file) as metadata:
         forest = Forest()
         layers = zip(tree.layers, tree.metadata.devices, strict=True)
         inodes = [forest.add(VirtualFile(layer, device.size)) for layer, device in layers]
@@ -109,7 +109,7 @@ async def serve_erofs(
             top = b"/proc/self/fd/%d" % connection.mount_fd
             raise_max_background(os.stat(top).st_dev)  # noqa: PTH116  # bytes; answered by us
             *devices, last = [b"%s/%d" % (top, inode) for inode in inodes]
-            mount_tree(Sources(_short(tree.metadata_file, metadata), last, devices), mount_point, options)
+            mount_tree(Sources(short_name(tree.metadata_file, metadata), last, devices), mount_point, options)
             return find_mounted(mount_point)
 
         operations = LayerFileOperations(forest, read_timeout_s)
@@ -178,7 +178,12 @@ def _configured(metadata: bytes, devices: Sequence[bytes], options: MountOptions
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened_metadata(path: Path) -> Iterator[int]:
+    """A descriptor of a metadata image.
+
+    Raises:
+        MountError: it cannot be opened.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -189,7 +194,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _short(path: Path, descriptor: int) -> bytes:
+def short_name(path: Path, descriptor: int) -> bytes:
     """`path`, which the mount table will show, or what leads to it where it is too long for fsconfig(2)."""
     name = os.fsencode(path.absolute())
     return name if len(name) <= LONGEST_VALUE else b"/proc/self/fd/%d" % descriptor

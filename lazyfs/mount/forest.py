@@ -4,6 +4,7 @@ A file's name is its inode number in decimal, and no number is given twice: what
 a file that is gone can be mistaken for no other.
 """
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -12,16 +13,22 @@ from lazyfs.mount.contents import LayerReader
 ROOT: Final = 1
 
 
+def nobody_counts(_change: int) -> None:
+    """Counts nothing."""
+
+
 class VirtualFile(NamedTuple):
     """What a file shows.
 
     Attributes:
         reader: gives its bytes.
         size: how many, in whole blocks.
+        users: told +1 when the file is opened, and -1 when it is closed for good.
     """
 
     reader: LayerReader
     size: int
+    users: Callable[[int], None] = nobody_counts
 
 
 class Forest:

@@ -1,0 +1,98 @@
+"""A forest that many EROFS mounts share: one FUSE connection, below a directory that only the kernel reads.
+
+Trees come and go while the forest stands. A tree keeps the files it reads open for as long as anybody uses
+it, be it unmounted or not; so the files' own counts tell when nobody needs them any more.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from lazyfs.errors import NotMounted
+from lazyfs.mount.erofs import Sources, mount_tree, opened_metadata, short_name
+from lazyfs.mount.forest import Forest
+from lazyfs.mount.fuse_mount import MountOptions, attach, check_mount_point, connect_detached
+from lazyfs.mount.layer_files import LayerFileOperations
+from lazyfs.mount.mounts import Busy, Mount, unmount, unmount_apart
+from lazyfs.mount.session import find_mounted, run_session
+from lazyfs.mount.tuning import raise_max_background
+
+
+async def serve_forest(
+    forest: Forest,
+    directory: Path,
+    read_timeout_s: float,
+    *,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Shows a forest below `directory` until cancelled, or until somebody unmounts it. Takes CAP_SYS_ADMIN.
+
+    Raises:
+        AlreadyMounted: something is mounted there.
+        MountError: it cannot be mounted.
+    """
+    mount_point = await trio.to_thread.run_sync(check_mount_point, directory)
+    connection = await trio.to_thread.run_sync(connect_detached, MountOptions("layers"))
+
+    def mount() -> Mount:
+        attach(connection, mount_point)
+        raise_max_background(os.stat(mount_point).st_dev)  # noqa: PTH116  # bytes; answered by us
+        return find_mounted(mount_point)
+
+    operations = LayerFileOperations(forest, read_timeout_s)
+    await run_session(operations, connection, mount, task_status=task_status)
+
+
+class Trunks(NamedTuple):
+    """What a tree is mounted from.
+
+    Attributes:
+        directory: where the forest is shown.
+        metadata_file: the tree's metadata image.
+        metadata: the number of the file in the forest that shows the same.
+        devices: the numbers of those that show its layers, in the order of its devices.
+    """
+
+    directory: Path
+    metadata_file: Path
+    metadata: int
+    devices: Sequence[int]
+
+
+def mount_from_forest(trunks: Trunks, mount_point: Path, options: MountOptions) -> Mount:
+    """Mounts a tree. For a worker thread: whoever serves the forest has to answer meanwhile.
+
+    Raises:
+        AlreadyMounted: something is mounted there.
+        MountError: the kernel refuses; the message says why.
+    """
+    place = check_mount_point(mount_point)
+    top = os.fsencode(trunks.directory)
+    metadata, *devices = [b"%s/%d" % (top, inode) for inode in (trunks.metadata, *trunks.devices)]
+    with opened_metadata(trunks.metadata_file) as descriptor:
+        mount_tree(Sources(short_name(trunks.metadata_file, descriptor), metadata, devices), place, options)
+    return find_mounted(place)
+
+
+def take_down(mount_point: Path) -> bool:
+    """Unmounts all that is mounted at a place, lazily where it is in use. For a worker thread.
+
+    Returns:
+        Whether something was still in use.
+
+    Raises:
+        MountError: it cannot be unmounted.
+    """
+    lazily = False
+    while True:
+        try:
+            if not unmount_apart(mount_point):
+                unmount(mount_point)
+        except NotMounted:
+            return lazily
+        except Busy:
+            unmount(mount_point, lazy=True)
+            lazily = True
