@@ -320,6 +320,11 @@ class SpanTable(Sequence[Span]):
         first = bisect_left(self._compressed_starts, start)
         return range(first, bisect_right(self._compressed_starts, start, lo=number))
 
+    def of_leaves(self, first_leaf: int, end_leaf: int) -> Sequence[Span]:
+        """The spans that together hold leaves [first_leaf, end_leaf) of the layer, which must have them."""
+        first = bisect_right(self._first_leaves, first_leaf) - 1
+        return self[first : bisect_left(self._first_leaves, end_leaf, lo=first)]
+
     def leaf_range(self, start: int, end: int) -> tuple[int, int]:
         """The leaves [first, end) that hold uncompressed bytes [start, end), which must not be empty.
 
