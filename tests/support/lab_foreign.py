@@ -186,7 +186,7 @@ FOREIGN = {
     "stargz-zstd": Foreign("nginx", "zstd-chunked", _converted("--zstdchunked")),
     "zstd-chunked": Foreign("nginx", "zstd-chunked", _chunked(newer=True)),
     "zstd-chunked-old": Foreign("base", "zstd-chunked", _chunked(newer=False)),
-    "soci": Foreign("base", "soci", _indexed),
+    "soci": Foreign("postgres", "soci", _indexed),
     "oddities-estargz": Foreign("oddities", "estargz", _converted("--estargz")),
     "oddities-zstd-chunked": Foreign("oddities", "zstd-chunked", _chunked(newer=True)),
 }
