@@ -8,6 +8,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "mount": "mount an image, read-only, and fetch what is read",
         "umount": "unmount it and end its daemon",
         "stats": "what mounts have fetched",
+        "trace": "what readers of mounts touched first, in order",
     },
     "Looking inside, without a mount": {
         "ls": "list a directory",
@@ -21,6 +22,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "layers": "what each layer adds, hides and wastes",
         "packages": "what software is installed, also as a bill of materials",
         "export": "the whole tree as one tar",
+    },
+    "Containers": {
+        "daemon": "serve the data of containers that start lazily",
     },
     "Images and their indexes": {
         "inspect": "manifest, configuration, history and layers",

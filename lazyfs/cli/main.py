@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "mount": "mounting",
     "umount": "mounting",
     "stats": "mounting",
+    "trace": "trace",
     "index": "images",
     "inspect": "images",
     "verify": "verify",
@@ -37,6 +38,7 @@ _COMMANDS: Final = {
     "login": "login",
     "logout": "login",
     "cache": "cache",
+    "daemon": "service",
 }
 
 _STREAMS: Final = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))

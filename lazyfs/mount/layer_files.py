@@ -63,6 +63,7 @@ class LayerFileOperations(ReadOnlyOperations):
         file.users(1)
         return info
 
+    @answering
     async def release(self, fh: FileHandleT) -> None:
         """Counts that an open file was closed."""
         file = self._forest.files.get(fh)

@@ -1,0 +1,243 @@
+"""The mounts of chains: made once for all who order the same layers, kept until they are released.
+
+A chain lives in a task of its own, which mounts it, says so, waits until it is to go, and unmounts it. What
+is mounted stands in the ledger, from which the next daemon makes it again.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.errors import CacheError, LazyfsError, MountError
+from lazyfs.exit_codes import message_of
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.images import Images, LeaseImage
+from lazyfs.service.ledger import Entry, Ledger
+from lazyfs.service.protocol import chain_name, order_fields
+
+_log = logging.getLogger(__name__)
+
+_REMADE_AT_ONCE: Final = 4
+_TRY_AGAIN_S: Final = 30.0
+
+
+class Driver(Protocol):
+    """Presents trees."""
+
+    @property
+    def name(self) -> str:
+        """Of the driver, as `lazyfs mount --driver` calls it."""
+
+    def mounted(
+        self, order: ChainOrder, image: LeaseImage, mount_point: Path
+    ) -> AbstractAsyncContextManager[None]:
+        """Shows the ordered layers of an image at a directory for as long as the block lasts.
+
+        Raises:
+            IndexerError: (on entry) they make no tree.
+            LazyfsError: (on entry) they cannot be had or mounted; (at the end) unmounted.
+        """
+
+
+class _Chain:
+    """One mount.
+
+    Attributes:
+        entry: what it shows.
+        path: where.
+        ready: set once it is mounted, or cannot be.
+        error: why it cannot be; None while it is mounted.
+        leave: set when it is to go.
+        gone: set when it is.
+        state: "live", or "remade" if it takes the place of one whose server is dead.
+    """
+
+    def __init__(self, entry: Entry, path: Path, state: str) -> None:
+        self.entry = entry
+        self.path = path
+        self.ready = trio.Event()
+        self.error: Exception | None = MountError("shutting down")
+        self.leave = trio.Event()
+        self.gone = trio.Event()
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """The answer to an order.
+
+    Attributes:
+        name: of the mount.
+        path: where it is.
+        driver: who presents it.
+    """
+
+    name: str
+    path: Path
+    driver: str
+
+
+class Chains:
+    """All mounts.
+
+    Args:
+        nursery: where they live.
+        images: where their layers are.
+        driver: presents them.
+        ledger: where they are written down.
+        directory: where they are mounted, each under its name.
+    """
+
+    def __init__(
+        self, nursery: trio.Nursery, images: Images, driver: Driver, ledger: Ledger, directory: Path
+    ) -> None:
+        self._nursery = nursery
+        self._images = images
+        self._driver = driver
+        self._ledger = ledger
+        self._directory = directory
+        self._chains: dict[str, _Chain] = {}
+        self._stale: dict[str, tuple[Entry, str]] = {}
+        self._writing = trio.Lock()
+        self._wanted = self._written = 0
+
+    def __repr__(self) -> str:
+        return f"<Chains: {len(self._chains)} mounted, {len(self._stale)} stale>"
+
+    async def mount(self, order: ChainOrder) -> Mounted:
+        """The mount of the ordered layers, made if there is none.
+
+        Raises:
+            IndexerError: something of the image is damaged.
+            LazyfsError: it cannot be had or mounted.
+        """
+        async with self._images.lease(order) as image:
+            layers = [layer.descriptor.digest for layer in image.lowest(order).layers]
+            found = replace(order, manifest=image.resolved.descriptor.digest)
+            entry = Entry(chain_name(layers), found)
+            mounted = await self._ensure(entry, "live")
+        await self._write_down()
+        return mounted
+
+    async def _ensure(self, entry: Entry, state: str) -> Mounted:
+        """The mount of an entry, made if there is none."""
+        while True:
+            chain = self._chains.get(entry.name)
+            if chain is None:
+                chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, state)
+                self._nursery.start_soon(self._live, chain)
+            await chain.ready.wait()
+            if chain.error is not None:
+                raise chain.error
+            if not chain.leave.is_set():
+                self._stale.pop(entry.name, None)
+                return Mounted(entry.name, chain.path, self._driver.name)
+            await chain.gone.wait()
+
+    async def release(self, name: str) -> None:
+        """Unmount what has this name, if anything does; returns when it is done."""
+        await self._release([name])
+
+    async def keep(self, names: Collection[str]) -> list[str]:
+        """Release all mounts but these; the names of those released."""
+        others = sorted((self._chains.keys() | self._stale.keys()) - set(names))
+        await self._release(others)
+        return others
+
+    async def _release(self, names: Iterable[str]) -> None:
+        leaving = []
+        for name in names:
+            self._stale.pop(name, None)
+            chain = self._chains.get(name)
+            if chain is not None:
+                chain.leave.set()
+                leaving.append(chain)
+        await self._write_down()
+        for chain in leaving:
+            await chain.gone.wait()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is mounted, or should be, by name; for people and programs."""
+        facts = [self._facts(chain.entry, chain.state) for chain in self._mounted()]
+        facts += [self._facts(entry, "stale") | {"why": why} for entry, why in self._stale.values()]
+        return sorted(facts, key=lambda fact: str(fact["name"]))
+
+    def _facts(self, entry: Entry, state: str) -> dict[str, Any]:
+        place = {"name": entry.name, "path": str(self._directory / entry.name), "driver": self._driver.name}
+        return {**place, **order_fields(entry.order), "state": state}
+
+    def _mounted(self) -> list[_Chain]:
+        chains = self._chains.values()
+        return [chain for chain in chains if chain.error is None and not chain.leave.is_set()]
+
+    async def remake(self, entries: Iterable[Entry]) -> None:
+        """Make mounts again that were there before, and go on trying."""
+        for entry in entries:
+            self._stale[entry.name] = (entry, "not yet made again")
+        while self._stale:
+            waiting = [entry for entry, _ in self._stale.values()]
+            turns = trio.CapacityLimiter(_REMADE_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for entry in waiting:
+                    nursery.start_soon(self._remake_one, entry, turns)
+            await self._write_down()
+            if self._stale:
+                await trio.sleep(_TRY_AGAIN_S)
+
+    async def _remake_one(self, entry: Entry, turns: trio.CapacityLimiter) -> None:
+        async with turns:
+            if entry.name not in self._stale:  # ordered, or released, meanwhile
+                return
+            try:
+                await self._ensure(entry, "remade")
+            except (IndexerError, LazyfsError) as error:
+                if entry.name in self._stale:
+                    self._stale[entry.name] = (entry, message_of(error))
+                    _log.warning("%s is not mounted again yet: %s", entry.name, message_of(error))
+
+    async def _live(self, chain: _Chain) -> None:
+        order = chain.entry.order
+        try:
+            async with self._driver.mounted(order, partial(self._images.lease, order), chain.path):
+                chain.error = None
+                chain.ready.set()
+                await chain.leave.wait()
+        except (IndexerError, LazyfsError) as error:
+            self._failed(chain, error)
+        except Exception as error:  # noqa: BLE001  # it must reach who waits, not end the daemon
+            _log.exception("a bug")
+            self._failed(chain, LazyfsError(f"a bug: {type(error).__name__}; the log has its trace"))
+        finally:
+            del self._chains[chain.entry.name]
+            chain.ready.set()
+            chain.gone.set()
+
+    def _failed(self, chain: _Chain, error: Exception) -> None:
+        if chain.error is None:
+            _log.warning("unmounting %s: %s", chain.path, message_of(error))
+        else:
+            chain.error = error
+
+    async def _write_down(self) -> None:
+        """Writes the ledger, once for all who want it meanwhile. Without it mounts go on all the same."""
+        self._wanted += 1
+        wanted = self._wanted
+        async with self._writing:
+            if self._written >= wanted:
+                return
+            written = self._wanted
+            entries = [chain.entry for chain in self._mounted()]
+            entries += [entry for entry, _ in self._stale.values()]
+            try:
+                await trio.to_thread.run_sync(self._ledger.save, entries)
+            except CacheError as error:
+                _log.error("a restart would not make all mounts again: %s", error)
+            else:
+                self._written = written

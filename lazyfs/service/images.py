@@ -1,0 +1,244 @@
+"""What the daemon knows of images: which can be shown lazily, and those that are open.
+
+An image is asked for once, however many of its layers are asked about, and by however many at once; what was
+found is remembered. That an image cannot be shown lazily is remembered for a short time only: somebody may
+publish its index.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.assembly import Workshop, open_workshop
+from lazyfs.cache.cache import Cache
+from lazyfs.config import Config
+from lazyfs.errors import LazyfsError, NotFound, Unreachable
+from lazyfs.exit_codes import message_of
+from lazyfs.image.image import find_indexes
+from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.config import chain_ids
+from lazyfs.oci.image_name import RegistryImage
+from lazyfs.oci.reference import Reference, parse_reference
+from lazyfs.policy import demands_of
+from lazyfs.service.pool import Pool
+
+LOOK_UP_S: Final = 30.0
+"""How long a question may take."""
+
+_IDLE_S: Final = 60.0
+_REMEMBERED: Final = 4096
+_UNKNOWN_FOR_S: Final = 300.0  # a missing index
+_FAILURE_FOR_S: Final = 20.0  # a registry that did not answer
+
+
+class ImageKey(NamedTuple):
+    """What makes an image another one, for us.
+
+    Attributes:
+        repository: where it is.
+        tag: by which it was asked for; "" where that does not matter, as its manifest is known.
+        manifest: its manifest's digest; "" if only the tag is known.
+        pinned: whether the user named it by digest.
+    """
+
+    repository: str
+    tag: str
+    manifest: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """An image whose repository is open.
+
+    Attributes:
+        workshop: what works on it.
+        resolved: what it is.
+        indexed: the indexes that are to be had, by layer digest.
+    """
+
+    workshop: Workshop
+    resolved: ResolvedImage
+    indexed: Mapping[str, IndexedLayer]
+
+    @property
+    def missing(self) -> list[str]:
+        """Digests of layers without an index."""
+        layers = dict.fromkeys(layer.descriptor.digest for layer in self.resolved.layers)
+        return [digest for digest in layers if digest not in self.indexed]
+
+    def lowest(self, order: ChainOrder) -> ResolvedImage:
+        """The image made of the ordered layers only.
+
+        Raises:
+            NotFound: these are no layers of it.
+        """
+        layers = self.resolved.layers
+        check_layer(order, [layer.descriptor.digest for layer in layers])
+        return replace(self.resolved, layers=layers[: order.layers])
+
+
+LeaseImage = Callable[[], AbstractAsyncContextManager[OpenImage]]
+"""Has an image open for as long as the block lasts; may raise IndexerError or LazyfsError on entry."""
+
+
+def check_layer(order: ChainOrder, digests: Sequence[str]) -> None:
+    """See that the ordered layer stands where the order says.
+
+    Raises:
+        NotFound: it does not.
+    """
+    if not (order.layers <= len(digests) and digests[order.layers - 1] == order.layer):
+        there = f"{order.image}, which has {len(digests)}"
+        raise NotFound(f"{order.layer} is not layer {order.layers} of {there}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is remembered of an image.
+
+    Attributes:
+        why: why it cannot be shown lazily, in words; "" if it can.
+        digests: of its layers.
+        chain_ids: the chainIDs of its layers, as far as its indexes tell, else as its configuration claims.
+        until: when it is to be looked at again, in seconds of trio's clock.
+    """
+
+    why: str
+    digests: tuple[str, ...] = ()
+    chain_ids: tuple[str, ...] = ()
+    until: float = math.inf
+
+    def why_not(self, order: ChainOrder) -> str:
+        """Why an order for layers of this image cannot be shown lazily; "" if it can."""
+        if self.why:
+            return self.why
+        try:
+            check_layer(order, self.digests)
+        except NotFound as error:
+            return str(error)
+        chain_id = self.chain_ids[order.layers - 1]
+        if order.chain_id not in {"", chain_id}:
+            return f"the chainID of its {order.layers} layers is {chain_id}, expected was {order.chain_id}"
+        return ""
+
+
+class Images:
+    """Images by order.
+
+    Args:
+        nursery: where open ones live.
+        config: the configuration.
+        cache: the cache.
+    """
+
+    def __init__(self, nursery: trio.Nursery, config: Config, cache: Cache) -> None:
+        self._config = config
+        self._cache = cache
+        self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S)
+        self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
+        self._looks = 0
+
+    def __repr__(self) -> str:
+        return f"<Images {self._open!r}, {len(self._verdicts)} known, {self._looks} looked for>"
+
+    def open_images(self) -> list[OpenImage]:
+        """Those that are open now."""
+        return self._open.open_values()
+
+    async def assess(self, order: ChainOrder) -> str:
+        """Why the ordered image cannot be shown lazily, in words; "" if it can.
+
+        Asks whoever may have indexes at most once for each image, and never for longer than LOOK_UP_S.
+        """
+        try:
+            key = _key_of(order)
+            verdict = self._verdicts.get(key)
+            if verdict is not None and verdict.until < trio.current_time():
+                self.forget(order)
+                verdict = None
+            if verdict is None:
+                verdict = await self._look(key, order)
+            return verdict.why_not(order)
+        except (IndexerError, LazyfsError) as error:
+            return message_of(error)
+
+    def forget(self, order: ChainOrder) -> None:
+        """Look at an image again when it is asked for next: something was done about its indexes."""
+        key = _key_of(order)
+        self._verdicts.pop(key, None)
+        self._open.renew(key)
+
+    def lease(self, order: ChainOrder) -> AbstractAsyncContextManager[OpenImage]:
+        """The ordered image, open.
+
+        Raises:
+            IndexerError: (on entry) something of it is damaged.
+            LazyfsError: (on entry) something of it cannot be had.
+        """
+        key = _key_of(order)
+        return self._open.lease(key, partial(self._opened, order))
+
+    async def _look(self, key: ImageKey, order: ChainOrder) -> Verdict:
+        verdict = Verdict(f"no answer within {LOOK_UP_S:g} s", until=trio.current_time() + _FAILURE_FOR_S)
+        with trio.move_on_after(LOOK_UP_S):
+            try:
+                async with self.lease(order) as image:
+                    verdict = _verdict(image)
+            except (IndexerError, LazyfsError) as error:
+                verdict = Verdict(message_of(error), until=trio.current_time() + _FAILURE_FOR_S)
+        self._verdicts[key] = verdict
+        self._verdicts.move_to_end(key)
+        while len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return verdict
+
+    @asynccontextmanager
+    async def _opened(self, order: ChainOrder) -> AsyncIterator[OpenImage]:
+        self._looks += 1
+        asked = RegistryImage(parse_reference(order.image))
+        demands = demands_of(self._config, asked)
+        # What must be signed may be signed as an index of several platforms, to which only the tag leads.
+        name = asked if demands.signed else _by_manifest(asked.reference, order.manifest)
+        async with open_workshop(name, self._config, cache=self._cache, demands=demands) as workshop:
+            try:
+                with trio.fail_after(LOOK_UP_S):
+                    resolved = await workshop.resolve()
+                    found = resolved.descriptor.digest
+                    if order.manifest not in {"", found}:
+                        raise NotFound(f"{order.image} is {found} by now, not {order.manifest}")
+                    indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
+            except trio.TooSlowError:
+                raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
+            yield OpenImage(workshop, resolved, indexed)
+
+
+def _key_of(order: ChainOrder) -> ImageKey:
+    reference = parse_reference(order.image)
+    tag = "" if order.manifest else reference.tag
+    return ImageKey(reference.name, tag, order.manifest or reference.digest, bool(reference.digest))
+
+
+def _by_manifest(reference: Reference, manifest: str) -> RegistryImage:
+    return RegistryImage(replace(reference, digest=manifest or reference.digest))
+
+
+def _verdict(image: OpenImage) -> Verdict:
+    layers = image.resolved.layers
+    digests = tuple(layer.descriptor.digest for layer in layers)
+    missing = image.missing
+    if missing:
+        why = f"no index that may be used of {len(missing)} of {len(set(digests))} layers"
+        return Verdict(why, until=trio.current_time() + _UNKNOWN_FOR_S)
+    known = [image.indexed[digest].head.header.diff_id for digest in digests]
+    diff_ids = [found or layer.diff_id for found, layer in zip(known, layers, strict=True)]
+    return Verdict("", digests, tuple(chain_ids(diff_ids)))

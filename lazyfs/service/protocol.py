@@ -1,0 +1,98 @@
+"""What is said between the data daemon and those who ask it: one JSON line each way, one per connection.
+
+    {"do": "assess", "order": {...}}   {"lazy": true} or {"lazy": false, "why": "..."}
+    {"do": "mount", "order": {...}}    {"name": "...", "path": "/...", "driver": "erofs"}
+    {"do": "release", "name": "..."}   {}
+    {"do": "keep", "names": [...]}     {"released": [...]}
+    {"do": "index", "order": {...}}    {"queued": true}
+    {"do": "list"}                     {"mounts": [{...}]}
+    {"do": "stats"}                    {...}
+    any failure                        {"error": "one line", "code": 75}   a code of `lazyfs.exit_codes`
+
+Each may be asked again when no answer came: none does anything twice.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any, Final
+
+from indexer.errors import IndexerError
+from lazyfs.errors import BadReference
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.descriptor import readable_digest
+
+MAX_LINE: Final = 1 << 20
+MAX_TEXT: Final = 4096
+MAX_LAYERS: Final = 10_000
+
+_NAME: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+def chain_name(layers: Sequence[str]) -> str:
+    """The name of the mount of layers, the lowest first, by their compressed digests."""
+    return sha256("\n".join(layers).encode()).hexdigest()[:32]
+
+
+def is_name(text: object) -> bool:
+    """Whether something can be a mount's name."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def encoded(message: Mapping[str, Any]) -> bytes:
+    """A message as its line."""
+    return json.dumps(message).encode() + b"\n"
+
+
+def decoded(line: bytes) -> dict[str, Any]:
+    """The message of a line.
+
+    Raises:
+        BadReference: it is none.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise BadReference("a message is one line with a JSON object")
+    return message
+
+
+def order_fields(order: ChainOrder) -> dict[str, Any]:
+    """An order as messages and files hold it."""
+    return asdict(order)
+
+
+def parse_order(fields: object) -> ChainOrder:
+    """An order from a message or a file; digests have their form, nothing else is known of it.
+
+    Raises:
+        BadReference: it is none.
+    """
+    match fields:
+        case {"image": str(image), "layer": str(layer), "layers": int(layers), **others} if not isinstance(
+            layers, bool
+        ):
+            manifest, chain_id = others.pop("manifest", ""), others.pop("chain_id", "")
+        case _:
+            raise BadReference("an order has an image, a manifest, layers, a layer and a chain_id")
+    if others or not isinstance(manifest, str) or not isinstance(chain_id, str) or len(image) > MAX_TEXT:
+        raise BadReference("an order has an image, a manifest, layers, a layer and a chain_id, and no more")
+    if not 1 <= layers <= MAX_LAYERS:
+        raise BadReference(f"an order for {layers} layers")
+    for digest in (layer, manifest, chain_id):
+        _check_digest(digest)
+    if not layer:
+        raise BadReference("an order without a layer")
+    return ChainOrder(image, manifest, layers, layer, chain_id)
+
+
+def _check_digest(text: str) -> None:
+    try:
+        if text:
+            readable_digest(text)
+    except IndexerError:
+        raise BadReference(f"not a digest: {text[:100]!r}") from None

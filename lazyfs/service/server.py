@@ -1,0 +1,122 @@
+"""Answers questions on a unix socket, each by a connection of its own.
+
+Only root and our own user are answered. Whoever asks may be slow, or talk nonsense: that costs a descriptor
+for some seconds. An answer may take as long as what was ordered takes; who goes away before does not end it.
+"""
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.errors import BadReference, LazyfsError, MountError
+from lazyfs.exit_codes import BUG, exit_code, message_of
+from lazyfs.printable import one_line
+from lazyfs.service.protocol import MAX_LINE, decoded, encoded
+
+_log = logging.getLogger(__name__)
+
+_QUESTION_S: Final = 10.0
+_ANSWER_S: Final = 10.0
+_CONNECTIONS: Final = 512
+_PAUSE_S: Final = 0.1
+_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+_LONGEST_COMPLAINT: Final = 2000
+
+Answer = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""Gives the answer to a question; may raise IndexerError or LazyfsError."""
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at `path`, which nobody else may open, in place of what was there.
+
+    Raises:
+        MountError: it cannot be made.
+    """
+    made = path.with_name(f"{path.name}.new")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made.unlink(missing_ok=True)
+        listener.bind(os.fspath(made))
+        made.chmod(0o600)
+        listener.listen(_CONNECTIONS)
+        made.rename(path)  # whoever finds it there can connect
+    except OSError as error:
+        listener.close()
+        raise MountError(f"cannot listen at {path}: {error.strerror or error}") from error
+    return listener
+
+
+async def answer_questions(listening: socket.socket, answer: Answer) -> None:
+    """Answer whoever may ask, until cancelled."""
+    listener = trio.socket.from_stdlib_socket(listening)
+    turns = trio.Semaphore(_CONNECTIONS)
+    async with trio.open_nursery() as nursery:
+        while True:
+            await turns.acquire()
+            try:
+                connection, _ = await listener.accept()
+            except OSError as error:  # out of descriptors, or they have gone already: accept(2)
+                turns.release()
+                _log.warning("cannot take a question: %s", error)
+                await trio.sleep(_PAUSE_S)
+                continue
+            nursery.start_soon(_take, connection, answer, turns)
+
+
+async def _take(connection: trio.socket.SocketType, answer: Answer, turns: trio.Semaphore) -> None:
+    try:
+        with connection:
+            if _peer(connection) in {0, os.getuid()}:
+                await _converse(trio.SocketStream(connection), answer)
+    except (trio.BrokenResourceError, OSError):
+        return  # whoever asked has gone
+    finally:
+        turns.release()
+
+
+def _peer(connection: trio.socket.SocketType) -> int:
+    """The user at the other end, as of when they connected."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])
+
+
+async def _converse(stream: trio.SocketStream, answer: Answer) -> None:
+    with trio.move_on_after(_QUESTION_S) as scope:
+        line = await _line(stream)
+    if scope.cancelled_caught or line is None:
+        return
+    reply = await _reply(line, answer)
+    with trio.move_on_after(_ANSWER_S):
+        await stream.send_all(encoded(reply))
+
+
+async def _line(stream: trio.SocketStream) -> bytes | None:
+    """All up to the end of the first line; None if there is no end of it."""
+    pieces: list[bytes] = []
+    size = 0
+    while not pieces or not pieces[-1].endswith(b"\n"):
+        pieces.append(await stream.receive_some(1 << 16))
+        size += len(pieces[-1])
+        if not pieces[-1] or size > MAX_LINE:
+            return None
+    return b"".join(pieces)
+
+
+async def _reply(line: bytes, answer: Answer) -> Mapping[str, Any]:
+    try:
+        return await answer(decoded(line))
+    except (IndexerError, LazyfsError) as error:
+        level = logging.DEBUG if isinstance(error, BadReference) else logging.WARNING
+        _log.log(level, "%s", message_of(error))
+        return {"error": one_line(message_of(error))[:_LONGEST_COMPLAINT], "code": exit_code(error)}
+    except Exception as error:  # noqa: BLE001  # who asks is told, and the others are answered on
+        _log.exception("a bug")
+        return {"error": f"a bug: {type(error).__name__}; the daemon's log has its trace", "code": BUG}
