@@ -18,6 +18,7 @@ from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
 from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
 from lazyfs.image.published import Place, PublishedIndexes
+from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.image.trust import Demands
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image
@@ -235,15 +236,21 @@ def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
 
 
 @asynccontextmanager
-async def opened(workshop: Workshop) -> AsyncIterator[Image]:
+async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = False) -> AsyncIterator[Image]:
     """The workshop's image, indexed if need be, open for reading.
+
+    Args:
+        workshop: the image's.
+        mounted: whether it is opened to be mounted: then its start is hastened by a boot pack.
+        record: whether only what readers want is to be fetched.
 
     Raises:
         IndexerError: something of it is damaged.
         LazyfsError: something of it cannot be had.
     """
     resolved = await workshop.resolve()
-    fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s)
+    ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
+    fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s, read_ahead=ahead)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
     async with open_image(resolved, source, indexer, cache, fetching, workshop.finders) as image:
         yield image

@@ -30,10 +30,13 @@ from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
+from lazyfs.image.recording import recorded
 from lazyfs.image.tasks import open_tasks
+from lazyfs.image.trace import Tracer
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
 from lazyfs.printable import LineFormatter
@@ -57,6 +60,7 @@ class MountOrder:
         log_file: where the log goes; "" for stderr.
         setuid: whether setuid bits and file capabilities count.
         devices: whether device nodes can be opened.
+        record: whether only what readers want is read, so that their trace is precise.
     """
 
     image: str
@@ -66,6 +70,7 @@ class MountOrder:
     log_file: str = ""
     setuid: bool = False
     devices: bool = False
+    record: bool = False
 
 
 async def run_mount(
@@ -81,9 +86,11 @@ async def run_mount(
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(open_tasks())
         workshop = await stack.enter_async_context(open_workshop(name, config, progress))
-        image = await stack.enter_async_context(opened(workshop))
-        tree = Tree(image.metadata, image.metadata_file, image.layers)
-        options = MountOptions(order.image, setuid=order.setuid, devices=order.devices)
+        image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
+        options = mount_options(order)
+        precise = not options.read_ahead_kb
+        recording = await stack.enter_async_context(recorded(image, workshop.cache, precise=precise))
+        tree = Tree(image.metadata, image.metadata_file, recording.readers)
         serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
         state = states.path(Path(order.mount_point))
         # One at a time at one place, so that a second sees what the first has mounted.
@@ -99,7 +106,9 @@ async def run_mount(
             )
             listener = stack.enter_context(states.registered(facts))
         auditor = Auditor(cases_of(image), workshop.cache)
-        told = partial(answers, facts=facts, workshop=workshop, image=image, auditor=auditor)
+        told = partial(
+            answers, facts=facts, workshop=workshop, image=image, auditor=auditor, tracer=recording.tracer
+        )
         nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)
         nursery.start_soon(auditor.run)
@@ -126,10 +135,18 @@ def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
     raise ConfigError(f"no driver {order.driver!r}; there are auto, erofs and fuse")
 
 
+def mount_options(order: MountOrder) -> MountOptions:
+    """How to mount what was ordered."""
+    read_ahead_kb = 0 if order.record else DEFAULT_READ_AHEAD_KB
+    return MountOptions(order.image, setuid=order.setuid, devices=order.devices, read_ahead_kb=read_ahead_kb)
+
+
 def answers(
-    ask: str, facts: MountFacts, workshop: Workshop, image: Image, auditor: Auditor
+    ask: str, facts: MountFacts, workshop: Workshop, image: Image, auditor: Auditor, tracer: Tracer
 ) -> dict[str, Any]:
     """The answer to a question about a live mount."""
+    if ask == "trace":
+        return tracer.trace().as_json()
     if ask != "stats":
         raise ValueError(ask)
     return {**asdict(facts), **statistics(workshop, image), "audit": asdict(auditor.statistics())}

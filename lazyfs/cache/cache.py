@@ -21,6 +21,7 @@ from lazyfs.cache.quarantine import Quarantine
 from lazyfs.cache.references import References
 from lazyfs.cache.root import open_root
 from lazyfs.cache.scratch import Scratch
+from lazyfs.cache.shelf import Shelf
 from lazyfs.cache.tocs import Tocs
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -41,6 +42,8 @@ class Cache:
         tocs: tables of contents.
         images: compiled metadata images.
         quarantine: notes of tables of contents that were found to lie.
+        traces: what readers of images touched, by manifest.
+        packs: boot packs that were made here, and the heads of others, by manifest.
 
     Raises:
         CacheError: it cannot be used; see `open_root`.
@@ -60,6 +63,8 @@ class Cache:
         self.tocs = Tocs(self.root / "tocs", scratch)
         self.images = Images(self.root / "images", scratch)
         self.quarantine = Quarantine(self.root / "quarantine", scratch)
+        self.traces = Shelf(self.root / "traces", scratch)
+        self.packs = Shelf(self.root / "packs", scratch)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"

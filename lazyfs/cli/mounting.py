@@ -40,6 +40,7 @@ _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cac
 @click.option("--read-timeout", type=float, help="Seconds until a read that waits for the network fails.")
 @click.option("--suid", is_flag=True, help="Let setuid bits and file capabilities count (root only).")
 @click.option("--dev", is_flag=True, help="Let device nodes be opened (root only).")
+@click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
 def mount(
     config: Config,
@@ -50,6 +51,7 @@ def mount(
     read_timeout: float | None,
     suid: bool,
     dev: bool,
+    record: bool,
     as_json: bool,
 ) -> int:
     """Mount IMAGE at DIRECTORY, read-only, and return; a daemon goes on fetching what is read.
@@ -69,6 +71,7 @@ def mount(
         "runtime_dir": str(runtime_directory(os.environ)),
         "setuid": suid,
         "devices": dev,
+        "record": record,
     }
     if not foreground:
         order["log_file"] = str(_log_file(order["mount_point"], order["runtime_dir"]))
