@@ -102,6 +102,13 @@ class Config:
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
 
+    def as_flags(self) -> dict[str, Any]:
+        """The same as `load_config` takes it from the command line, fit for JSON, from any directory."""
+        values = {name: getattr(self, name) for name in _NAMES}
+        values |= {name: [str(path.absolute()) for path in values[name]] for name in _PATH_LISTS}
+        told = {name: value for name, value in values.items() if value is not None}
+        return {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in told.items()}
+
 
 def load_config(
     environment: Mapping[str, str], flags: Mapping[str, Any], config_file: Path | None = None

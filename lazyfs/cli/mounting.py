@@ -75,19 +75,9 @@ def mount(
     }
     if not foreground:
         order["log_file"] = str(_log_file(order["mount_point"], order["runtime_dir"]))
-    told = json.dumps({"order": order, "config": _plain(config)}).encode()
+    told = json.dumps({"order": order, "config": config.as_flags()}).encode()
     daemon = _start_daemon(told, foreground=foreground)
     return _wait(daemon, foreground=foreground, as_json=as_json)
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """The configuration as JSON can carry it."""
-    values = {name: getattr(config, name) for name in config.__slots__}
-    values |= {
-        name: [str(path.absolute()) for path in values[name]] for name in ("auth_files", "trusted_keys")
-    }
-    told = {name: value for name, value in values.items() if value is not None}
-    return {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in told.items()}
 
 
 def _log_file(mount_point: str, runtime_dir: str) -> Path:

@@ -14,6 +14,7 @@ from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
 from lazyfs.printable import LineFormatter
 from lazyfs.service.daemon import ServiceOptions, run_service
+from lazyfs.source.content_store import CONTAINERD_STORE
 
 DEFAULT_ROOT: Final = Path("/var/lib/lazyfs")
 DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
@@ -27,7 +28,12 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
 @click.option(
     "--socket", type=PATH, default=DEFAULT_SOCKET, show_default=True, help="Where questions are answered."
 )
-def daemon(config: Config, root: Path, socket: Path) -> None:
+@click.option(
+    "--content-store",
+    type=PATH,
+    help="containerd's, for layers to be indexed (default: where it usually is).",
+)
+def daemon(config: Config, root: Path, socket: Path, content_store: Path | None) -> None:
     """Serve the data of lazily mounted containers, in the foreground, until SIGTERM.
 
     The snapshotter asks it, over a socket that only root may open. It can be killed and started again: what
@@ -35,6 +41,8 @@ def daemon(config: Config, root: Path, socket: Path) -> None:
     """
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute())
+    if content_store is None and CONTAINERD_STORE.is_dir():
+        content_store = CONTAINERD_STORE
+    options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute(), content_store)
     os.chdir("/")
     trio.run(partial(run_until_signal, partial(run_service, options, config)))

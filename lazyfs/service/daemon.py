@@ -16,7 +16,6 @@ from typing import Any, Final
 import trio
 
 from lazyfs.assembly import open_cache
-from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, MountError
 from lazyfs.image.fetcher import FetchSettings
@@ -27,6 +26,7 @@ from lazyfs.mount.mounts import Mount, read_mount_table
 from lazyfs.service.chains import Chains
 from lazyfs.service.erofs_driver import ErofsDriver
 from lazyfs.service.images import Images
+from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Ledger
 from lazyfs.service.protocol import is_name, parse_order
@@ -45,10 +45,12 @@ class ServiceOptions:
     Attributes:
         root: where its mounts and orders are.
         socket: where it listens.
+        content_store: containerd's content store, whose blobs need not be downloaded to be indexed; or None.
     """
 
     root: Path
     socket: Path
+    content_store: Path | None = None
 
 
 async def run_service(options: ServiceOptions, config: Config) -> None:
@@ -67,8 +69,10 @@ async def run_service(options: ServiceOptions, config: Config) -> None:
             layers = Layers(nursery, forest, cache, FetchSettings(timeout_s=config.read_timeout_s))
             driver = ErofsDriver(layers, options.root / _FOREST, cache)
             chains = Chains(nursery, images, driver, ledger, options.root / _MOUNTS)
-            desk = Desk(images, layers, chains, cache)
+            queue = IndexQueue(images, config, options.content_store)
+            desk = Desk(images, layers, chains, queue)
             with listen(options.socket) as listener:
+                nursery.start_soon(queue.run)
                 nursery.start_soon(chains.remake, entries)
                 await answer_questions(listener, desk.answer)
 
@@ -76,11 +80,11 @@ async def run_service(options: ServiceOptions, config: Config) -> None:
 class Desk:
     """Answers questions."""
 
-    def __init__(self, images: Images, layers: Layers, chains: Chains, cache: Cache) -> None:
+    def __init__(self, images: Images, layers: Layers, chains: Chains, queue: IndexQueue) -> None:
         self._images = images
         self._layers = layers
         self._chains = chains
-        self._cache = cache
+        self._queue = queue
 
     async def answer(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a question; `lazyfs.service.protocol` lists them.
@@ -102,8 +106,7 @@ class Desk:
             case {"do": "keep", "names": list(names)} if all(map(is_name, names)):
                 return {"released": await self._chains.keep(names)}
             case {"do": "index", "order": fields}:
-                parse_order(fields)
-                return {"queued": False}
+                return {"queued": self._queue.add(parse_order(fields))}
             case {"do": "list"}:
                 return {"mounts": self._chains.listed()}
             case {"do": "stats"}:
@@ -117,6 +120,7 @@ class Desk:
             "mounts": len(self._chains.listed()),
             "images": len(self._images.open_images()),
             "layers": len(counts),
+            "indexing": self._queue.statistics()._asdict(),
             "reads": {
                 "hits": sum(count.hits for count in counts),
                 "misses": sum(count.misses for count in counts),

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import trio
 
 from indexer.errors import IndexerError
-from lazyfs.assembly import Workshop, open_workshop
+from lazyfs.assembly import Workshop
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
@@ -26,9 +26,8 @@ from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
-from lazyfs.oci.image_name import RegistryImage
-from lazyfs.oci.reference import Reference, parse_reference
-from lazyfs.policy import demands_of
+from lazyfs.oci.reference import parse_reference
+from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
 
 LOOK_UP_S: Final = 30.0
@@ -54,6 +53,17 @@ class ImageKey(NamedTuple):
     tag: str
     manifest: str
     pinned: bool
+
+    @classmethod
+    def of(cls, order: ChainOrder) -> Self:
+        """That of the ordered image.
+
+        Raises:
+            BadReference: there can be none.
+        """
+        reference = parse_reference(order.image)
+        tag = "" if order.manifest else reference.tag
+        return cls(reference.name, tag, order.manifest or reference.digest, bool(reference.digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,7 @@ class Images:
         Asks whoever may have indexes at most once for each image, and never for longer than LOOK_UP_S.
         """
         try:
-            key = _key_of(order)
+            key = ImageKey.of(order)
             verdict = self._verdicts.get(key)
             if verdict is not None and verdict.until < trio.current_time():
                 self.forget(order)
@@ -174,7 +184,7 @@ class Images:
 
     def forget(self, order: ChainOrder) -> None:
         """Look at an image again when it is asked for next: something was done about its indexes."""
-        key = _key_of(order)
+        key = ImageKey.of(order)
         self._verdicts.pop(key, None)
         self._open.renew(key)
 
@@ -185,7 +195,7 @@ class Images:
             IndexerError: (on entry) something of it is damaged.
             LazyfsError: (on entry) something of it cannot be had.
         """
-        key = _key_of(order)
+        key = ImageKey.of(order)
         return self._open.lease(key, partial(self._opened, order))
 
     async def _look(self, key: ImageKey, order: ChainOrder) -> Verdict:
@@ -205,31 +215,14 @@ class Images:
     @asynccontextmanager
     async def _opened(self, order: ChainOrder) -> AsyncIterator[OpenImage]:
         self._looks += 1
-        asked = RegistryImage(parse_reference(order.image))
-        demands = demands_of(self._config, asked)
-        # What must be signed may be signed as an index of several platforms, to which only the tag leads.
-        name = asked if demands.signed else _by_manifest(asked.reference, order.manifest)
-        async with open_workshop(name, self._config, cache=self._cache, demands=demands) as workshop:
+        async with open_ordered(order, self._config, self._cache) as workshop:
             try:
                 with trio.fail_after(LOOK_UP_S):
-                    resolved = await workshop.resolve()
-                    found = resolved.descriptor.digest
-                    if order.manifest not in {"", found}:
-                        raise NotFound(f"{order.image} is {found} by now, not {order.manifest}")
+                    resolved = await resolve_ordered(order, workshop)
                     indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             yield OpenImage(workshop, resolved, indexed)
-
-
-def _key_of(order: ChainOrder) -> ImageKey:
-    reference = parse_reference(order.image)
-    tag = "" if order.manifest else reference.tag
-    return ImageKey(reference.name, tag, order.manifest or reference.digest, bool(reference.digest))
-
-
-def _by_manifest(reference: Reference, manifest: str) -> RegistryImage:
-    return RegistryImage(replace(reference, digest=manifest or reference.digest))
 
 
 def _verdict(image: OpenImage) -> Verdict:

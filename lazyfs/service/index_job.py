@@ -1,0 +1,120 @@
+"""Indexes one image in a process of its own, at the lowest priority: the daemon's readers do not wait for it.
+
+It is told what to do by a line on stdin, and ends when that is closed, with whoever told it.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.config import Config, load_config
+from lazyfs.errors import LazyfsError
+from lazyfs.exit_codes import exit_code, message_of
+from lazyfs.image.image import compiled, find_indexes, index_layers
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import open_tasks
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.printable import LineFormatter
+from lazyfs.service.ordered import open_ordered, resolve_ordered
+from lazyfs.service.protocol import order_fields, parse_order
+from lazyfs.source.content_store import ContentStore, StoredFirst
+
+_log = logging.getLogger(__name__)
+
+_LOWEST: Final = 19
+_LOOK_EVERY_S: Final = 1.0
+_PATIENCE_S: Final = 300.0
+
+
+def job_line(order: ChainOrder, config: Config, store: Path | None) -> bytes:
+    """What a job is told."""
+    told = {"order": order_fields(order), "config": config.as_flags(), "store": str(store) if store else None}
+    return json.dumps(told).encode() + b"\n"
+
+
+async def make_index(order: ChainOrder, config: Config, store: Path | None) -> None:
+    """Index an image, and compile its tree.
+
+    Args:
+        order: the image.
+        config: the configuration.
+        store: containerd's content store, which is downloading the layers maybe; None if there is none.
+
+    Raises:
+        IndexerError: something of it is damaged.
+        LazyfsError: something of it cannot be had.
+    """
+    async with open_ordered(order, config) as workshop:
+        resolved = await resolve_ordered(order, workshop)
+        source = workshop.source
+        if store is not None:
+            found = await find_indexes(resolved, workshop.indexer, workshop.finders)
+            await _wait_stored(resolved, found, ContentStore(store))
+            source = StoredFirst(source, ContentStore(store))
+        indexed = await index_layers(resolved, source, workshop.indexer, workshop.finders)
+        await compiled(resolved, indexed, workshop.cache)
+
+
+async def _wait_stored(resolved: ResolvedImage, found: Mapping[str, Any], store: ContentStore) -> None:
+    """Wait until the store has all layers that have no index, for what it has need not come twice."""
+    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    missing = [descriptor for digest, descriptor in layers.items() if digest not in found]
+    with trio.move_on_after(_PATIENCE_S):
+        while any(store.find(descriptor) is None for descriptor in missing):  # noqa: ASYNC110  # another's files
+            await trio.sleep(_LOOK_EVERY_S)
+
+
+async def _run(told: Mapping[str, Any]) -> None:
+    config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
+    store = Path(told["store"]) if told["store"] else None
+    async with open_tasks() as nursery:
+        nursery.start_soon(_end_with_parent, nursery.cancel_scope)
+        await make_index(parse_order(told["order"]), config, store)
+        nursery.cancel_scope.cancel()
+
+
+async def _end_with_parent(scope: trio.CancelScope) -> None:
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+        while await stdin.receive_some():
+            pass
+    scope.cancel()
+
+
+def main() -> int:
+    """Do what the line on stdin says; the exit code is that of the error, if any."""
+    os.nice(_LOWEST)
+    told = json.loads(_first_line())
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=str(told["config"]["log_level"]).upper(), handlers=[handler])
+    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        trio.run(partial(_run, told))
+    except (IndexerError, LazyfsError) as error:
+        _log.warning("%s was not indexed: %s", told["order"]["image"], message_of(error))
+        return exit_code(error)
+    return 0
+
+
+def _first_line() -> bytes:
+    """The first line on stdin, which stays open."""
+    line = b""
+    while not line.endswith(b"\n"):
+        more = os.read(0, 1 << 16)
+        if not more:
+            return b"null"
+        line += more
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main())
