@@ -14,6 +14,9 @@
       MountError          the kernel or fusermount3 refused
         AlreadyMounted    something is mounted there
         NotMounted        nothing of ours is mounted there
+      ContainerError      a container cannot be made, run or committed
+        CommandNotFound   it has no such program
+        CommandRefused    what it has there cannot be executed
 
 Content that breaks its format or digest raises `indexer.errors.IndexerError`.
 """
@@ -83,3 +86,15 @@ class AlreadyMounted(MountError):
 
 class NotMounted(MountError):
     """Nothing of ours is mounted there."""
+
+
+class ContainerError(LazyfsError):
+    """A container cannot be made, run or committed."""
+
+
+class CommandNotFound(ContainerError):
+    """A container has no such program."""
+
+
+class CommandRefused(ContainerError):
+    """What a container has under a program's name cannot be executed."""

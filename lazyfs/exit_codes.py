@@ -7,7 +7,10 @@ from lazyfs.errors import (
     AlreadyMounted,
     BadReference,
     CacheError,
+    CommandNotFound,
+    CommandRefused,
     ConfigError,
+    ContainerError,
     LazyfsError,
     MountError,
     NotFound,
@@ -41,6 +44,10 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (MountError, 71),  # the system refused
     (CacheError, 74),  # the disk did
     (ConfigError, 78),
+    # As docker and podman say it, so that a container's own codes can be told from these.
+    (CommandNotFound, 127),
+    (CommandRefused, 126),
+    (ContainerError, 125),
     (LazyfsError, BUG),
     (OSError, 74),
 )

@@ -15,7 +15,8 @@ RULES = Rules(
         ("lazyfs.oci",),
         ("lazyfs.source", "lazyfs.cache"),
         ("lazyfs.image",),
-        ("lazyfs.mount",),
+        ("lazyfs.mount", "lazyfs.snapshotter"),
+        ("lazyfs.container",),
         (
             *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
             *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.policy"),
@@ -39,8 +40,11 @@ RULES = Rules(
         "boolean": ("lazyfs.image.packages",),
         "fsspec": ("lazyfs.fsspec",),
         "pyfuse3": ("lazyfs.mount",),
-        # libz in the indexer, fallocate in the cache, mount calls in the face.
-        "ctypes": ("indexer", "lazyfs.cache", "lazyfs.mount"),
+        "grpc": ("lazyfs.snapshotter",),
+        "google.protobuf": ("lazyfs.snapshotter",),
+        "sqlite3": ("lazyfs.snapshotter", "lazyfs.image.packages"),
+        # libz in the indexer, fallocate in the cache, mount calls and syncfs in the faces.
+        "ctypes": ("indexer", "lazyfs.cache", "lazyfs.container", "lazyfs.mount", "lazyfs.snapshotter"),
         "trio": ("lazyfs",),
         "socket": ("lazyfs", "demo"),
         "subprocess": ("lazyfs", "demo"),

@@ -13,7 +13,7 @@ from lazyfs.errors import CacheError
 _VERSION: Final = b"1\n"
 _PARTS: Final = (
     *("layers", "tocs", "images", "documents", "references"),
-    *("quarantine", "traces", "packs", "locks", "tmp"),
+    *("quarantine", "traces", "packs", "containers", "locks", "tmp"),
 )
 _MAY_BE_THERE: Final = frozenset({"lost+found", *_PARTS})
 

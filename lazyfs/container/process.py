@@ -1,0 +1,186 @@
+"""What a container's process is: the image's configuration and what the user wants otherwise."""
+
+import json
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from lazyfs.container.image_user import Identity
+from lazyfs.errors import ContainerError
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_READ_WRITE: Final = {"": False, "rw": False, "ro": True}
+
+
+class Volume(NamedTuple):
+    """A directory or file of the host, shown in a container.
+
+    Attributes:
+        source: where it is on the host, absolute.
+        target: where in the container, absolute.
+        read_only: whether it cannot be written there.
+    """
+
+    source: Path
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcess:
+    """What an image's configuration says of its process; see `lazyfs.oci.config.ImageConfig`."""
+
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "ImageProcess":
+        """What `lazyfs.daemon` tells of an image's process."""
+        lists = {name: tuple(told[name]) for name in ("env", "entrypoint", "cmd")}
+        return cls(**lists, **{name: told[name] for name in ("user", "working_dir", "stop_signal")})
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user wants of a container. None, and empty values, leave it to the image.
+
+    Attributes:
+        command: the words after the image's name.
+        entrypoint: what stands before them; () is nothing.
+        env: NAME=VALUE pairs.
+        user: USER[:GROUP].
+        working_dir: where the process starts.
+        hostname: the container's name for itself.
+        network: "host" or "none".
+        read_only: nothing but volumes and kernel file systems can be written.
+        terminal: the process has a terminal of its own.
+        volumes: what of the host is shown.
+    """
+
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    working_dir: str | None = None
+    hostname: str = ""
+    network: str = "host"
+    read_only: bool = False
+    terminal: bool = False
+    volumes: tuple[Volume, ...] = ()
+
+
+def arguments_of(image: ImageProcess, wishes: Wishes) -> tuple[str, ...]:
+    """What is executed: entrypoint and command. A new entrypoint makes the image's command void.
+
+    Raises:
+        ContainerError: there is nothing to execute.
+    """
+    entrypoint = image.entrypoint if wishes.entrypoint is None else wishes.entrypoint
+    default = image.cmd if wishes.entrypoint is None else ()
+    arguments = (*entrypoint, *(wishes.command or default))
+    if not arguments or not arguments[0]:
+        raise ContainerError("the image says no command: give one after its name")
+    return arguments
+
+
+def environment_of(
+    image: ImageProcess, wishes: Wishes, identity: Identity, hostname: str
+) -> tuple[str, ...]:
+    """NAME=VALUE pairs, each name once: the usual ones, then the image's, then the user's."""
+    usual = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}", *(["TERM=xterm"] if wishes.terminal else [])]
+    values: dict[str, str] = {}
+    for pair in (*usual, f"HOME={identity.home}", *image.env, *wishes.env):
+        name, equals, value = pair.partition("=")
+        if name and equals:
+            values[name] = value
+    return tuple(f"{name}={value}" for name, value in values.items())
+
+
+def working_dir_of(image: ImageProcess, wishes: Wishes) -> str:
+    """Where the process starts, absolute.
+
+    Raises:
+        ContainerError: what is wanted is not.
+    """
+    directory = wishes.working_dir or image.working_dir or "/"
+    if not directory.startswith("/"):
+        if wishes.working_dir:
+            raise ContainerError(f"the working directory {directory!r} does not begin with /")
+        return "/" + directory  # as docker reads such an image
+    return directory
+
+
+def parse_entrypoint(text: str) -> tuple[str, ...]:
+    """One word, or several as a JSON array; "" is none.
+
+    Raises:
+        ContainerError: an array of other things.
+    """
+    if not text.startswith("["):
+        return (text,) if text else ()
+    try:
+        words = json.loads(text)
+    except ValueError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ContainerError(f"{text!r} is no JSON array of strings")
+    return tuple(words)
+
+
+def parse_volume(text: str) -> Volume:
+    """A volume written SOURCE:TARGET[:ro|rw].
+
+    Raises:
+        ContainerError: it makes no sense, or there is no such source.
+    """
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not source or not target.startswith("/") or mode not in _READ_WRITE:
+        raise ContainerError(f"{text!r}: write SOURCE:TARGET or SOURCE:TARGET:ro, TARGET beginning with /")
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        hint = "" if "/" in source else f"; volumes have no names here, write ./{source} for a directory"
+        raise ContainerError(f"{source}: not there{hint}")
+    return Volume(path, target, _READ_WRITE[mode])
+
+
+def parse_env(text: str, environment: Mapping[str, str]) -> Iterable[str]:
+    """NAME=VALUE as it is, NAME with its value in `environment` if it has one there."""
+    name, equals, _ = text.partition("=")
+    if not name:
+        raise ContainerError(f"{text!r}: write NAME=VALUE or NAME")
+    if equals:
+        return (text,)
+    return (f"{name}={environment[name]}",) if name in environment else ()
+
+
+def parse_env_file(text: str, environment: Mapping[str, str]) -> Sequence[str]:
+    """The pairs of a file with one a line; empty lines and comments with # count nothing (docker's format)."""
+    lines = (line.lstrip() for line in text.splitlines())
+    return [
+        pair for line in lines if line and not line.startswith("#") for pair in parse_env(line, environment)
+    ]
+
+
+def signal_number(name: str) -> int:
+    """The number of a signal by name, with or without SIG, or by number (image-spec `config.md`, StopSignal).
+
+    Raises:
+        ContainerError: there is none.
+    """
+    text = name.upper().removeprefix("SIG")
+    base, plus, offset = text.partition("+")
+    if text.isascii() and text.isdigit() and 0 < int(text[:4]) < signal.NSIG:
+        return int(text[:4])
+    known = signal.Signals.__members__.get(f"SIG{base}")
+    more = int(offset[:3]) if plus and offset.isascii() and offset.isdigit() else 0
+    if known is None or (plus and not more) or known + more >= signal.NSIG:
+        raise ContainerError(f"there is no signal {name!r}")
+    return known + more

@@ -1,0 +1,147 @@
+"""An OCI runtime, runc or crun, as a program: it starts a container and leaves it to us."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
+
+KNOWN: Final = ("runc", "crun")
+
+_NOT_FOUND: Final = ("executable file not found", "executable file `", "no such file or directory")
+_REFUSED: Final = ("permission denied", "is a directory", "exec format error")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A runtime with a state directory of its own.
+
+    Attributes:
+        program: its path.
+        state: where it keeps what it knows of containers.
+        rootless: whether it runs in a user namespace that an ordinary user made.
+    """
+
+    program: str
+    state: Path
+    rootless: bool = False
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return Path(self.program).name
+
+    def start(
+        self, identifier: str, bundle: Path, stdin: IO[bytes] | int | None, console: socket.socket | None
+    ) -> tuple[int, int | None]:
+        """Start the container of a bundle; its process becomes our child (see `become_subreaper`).
+
+        Args:
+            identifier: its name, unique in the machine as that of its cgroup.
+            bundle: where its config.json lies, and other files may.
+            stdin: its standard input; output and error output are ours.
+            console: listening, where it gets a terminal: with `<bundle>/console.sock` as its name.
+
+        Returns:
+            Its first process, and the master side of its terminal.
+
+        Raises:
+            CommandNotFound, CommandRefused: there is no such program in it, or not to execute.
+            ContainerError: it cannot be started.
+        """
+        pid_file, log = bundle / "pid", bundle / "runtime.log"
+        words = ["run", "--detach", "--pid-file", str(pid_file), "--bundle", str(bundle)]
+        with ExitStack() as stack:
+            if console is not None:
+                place = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, place)
+                # Names of sockets end at 108 bytes (unix(7)); this one is short wherever the bundle lies.
+                words += ["--console-socket", f"/proc/{os.getpid()}/fd/{place}/console.sock"]
+            done = subprocess.run(
+                [*self._command(), "--log", str(log), "--log-format", "json", *words, identifier],
+                stdin=stdin,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise _failure(self.name, log, done.returncode)
+        terminal = _receive(console) if console is not None else None
+        return int(pid_file.read_text()), terminal
+
+    def delete(self, identifier: str) -> None:
+        """Kill what is left of a container, and forget it; what there is not is no error."""
+        subprocess.run(
+            [*self._command(), "delete", "--force", identifier],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def control(self, verb: str, identifier: str) -> bool:
+        """Have a container paused or resumed; whether that was done."""
+        done = subprocess.run(
+            [*self._command(), verb, identifier],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        return done.returncode == 0
+
+    def _command(self) -> list[str]:
+        return [self.program, "--root", str(self.state)]
+
+
+def find_runtime(wanted: str, environment: Mapping[str, str]) -> str:
+    """The path of a runtime: the one wanted, by name or path, or the first of those known.
+
+    Raises:
+        ContainerError: there is none.
+    """
+    search = environment.get("PATH", os.defpath) + os.pathsep + "/usr/sbin:/sbin"
+    for name in [wanted] if wanted else KNOWN:
+        found = shutil.which(name, path=search)
+        if found:
+            return str(Path(found).absolute())
+    if wanted:
+        raise ContainerError(f"there is no runtime {wanted!r}: name runc, crun, or the path of one")
+    raise ContainerError("there is no container runtime: install the package runc or crun")
+
+
+def write_bundle(bundle: Path, spec: Mapping[str, Any]) -> None:
+    """Put a configuration where a runtime looks for it."""
+    (bundle / "config.json").write_text(json.dumps(spec))
+
+
+def _receive(console: socket.socket) -> int:
+    connection, _ = console.accept()
+    with connection:
+        _message, descriptors, _flags, _address = socket.recv_fds(connection, 4096, 1)
+    if not descriptors:
+        raise ContainerError("the runtime sent no terminal")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
+
+
+def _failure(name: str, log: Path, code: int) -> ContainerError:
+    """The error that a runtime's log tells of."""
+    said = _last_error(log) or f"exit code {code}"
+    words = said.lower()
+    kind = ContainerError
+    if "exec" in words:
+        if any(mark in words for mark in _NOT_FOUND):
+            kind = CommandNotFound
+        elif any(mark in words for mark in _REFUSED):
+            kind = CommandRefused
+    return kind(f"{name} cannot start the container: {said}")
+
+
+def _last_error(log: Path) -> str:
+    said = ""
+    with suppress(OSError, ValueError):
+        for line in log.read_text(errors="replace").splitlines():
+            entry = json.loads(line)
+            if entry.get("level") in {"error", "fatal"}:
+                said = str(entry.get("msg", ""))
+    return said

@@ -1,0 +1,143 @@
+"""The configuration that a runtime is given (OCI runtime-spec 1.0.2), with docker's and containerd's defaults.
+
+No seccomp profile is set: runtimes have none of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lazyfs.container.image_user import Identity
+from lazyfs.container.process import Volume
+
+# moby, oci/caps/defaults.go
+CAPABILITIES: Final = tuple(
+    f"CAP_{name}"
+    for name in (
+        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP"),
+        *("SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+    )
+)
+
+# moby, oci/defaults.go
+MASKED_PATHS: Final = (
+    *("/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
+    *("/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi"),
+    *("/sys/firmware", "/sys/devices/virtual/powercap"),
+)
+READ_ONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+KERNEL_MOUNTS: Final = ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup")  # noqa: S108
+"""Where the kernel's file systems come, whatever the image has there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What is to run, with everything settled.
+
+    Attributes:
+        root: the root directory, mounted.
+        arguments: what is executed.
+        env: NAME=VALUE pairs.
+        working_dir: where it starts.
+        identity: who it is.
+        hostname: its name for itself.
+        network: "host" or "none".
+        read_only: nothing but volumes can be written.
+        terminal: it has a terminal of its own.
+        volumes: what of the host is shown, in the order of mounting.
+        rootless: we are in a user namespace that an ordinary user made.
+        private_cgroups: it has a cgroup namespace, as with version 2.
+    """
+
+    root: Path
+    arguments: Sequence[str]
+    env: Sequence[str]
+    working_dir: str
+    identity: Identity
+    hostname: str
+    network: str = "host"
+    read_only: bool = False
+    terminal: bool = False
+    volumes: Sequence[Volume] = ()
+    rootless: bool = False
+    private_cgroups: bool = False
+
+
+def runtime_spec(spec: ContainerSpec) -> dict[str, Any]:
+    """The content of a bundle's config.json."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": _process(spec),
+        "root": {"path": str(spec.root), "readonly": spec.read_only},
+        "hostname": spec.hostname,
+        "mounts": [*_kernel_mounts(spec), *map(_volume, spec.volumes)],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in _namespaces(spec)],
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READ_ONLY_PATHS),
+            **({} if spec.rootless else {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}),
+        },
+    }
+
+
+def _process(spec: ContainerSpec) -> dict[str, Any]:
+    # Effective and permitted are what execve(2) leaves: nothing for others than root.
+    own = list(CAPABILITIES) if spec.identity.uid == 0 else []
+    return {
+        "terminal": spec.terminal,
+        "user": {
+            "uid": spec.identity.uid,
+            "gid": spec.identity.gid,
+            "additionalGids": list(spec.identity.groups),
+        },
+        "args": list(spec.arguments),
+        "env": list(spec.env),
+        "cwd": spec.working_dir,
+        "capabilities": {
+            "bounding": list(CAPABILITIES),
+            "effective": own,
+            "permitted": own,
+            "inheritable": [],
+            "ambient": [],
+        },
+    }
+
+
+def _namespaces(spec: ContainerSpec) -> list[str]:
+    apart = ["pid", "ipc", "uts", "mount"]
+    if spec.network == "none":
+        apart.append("network")
+    if spec.private_cgroups:
+        apart.append("cgroup")
+    return apart
+
+
+def _kernel_mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
+    plain = ["nosuid", "noexec", "nodev"]
+    # Group 5, tty, need not be mapped where an ordinary user gives the ids.
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    mounts = [
+        _mount("/proc", "proc", plain),
+        _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        _mount("/dev/pts", "devpts", terminals if spec.rootless else [*terminals, "gid=5"]),
+        _mount("/dev/shm", "tmpfs", [*plain, "mode=1777", "size=65536k"], "shm"),  # noqa: S108
+        _mount("/dev/mqueue", "mqueue", plain),
+    ]
+    if spec.rootless and spec.network == "host":
+        # sysfs shows a network namespace, and takes rights over it.
+        return [*mounts, _mount("/sys", "none", ["rbind", *plain, "ro"], "/sys")]
+    mounts.append(_mount("/sys", "sysfs", [*plain, "ro"]))
+    if not spec.rootless:
+        mounts.append(_mount("/sys/fs/cgroup", "cgroup", [*plain, "relatime", "ro"]))
+    return mounts
+
+
+def _mount(target: str, kind: str, options: Sequence[str], source: str = "") -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": source or kind, "options": list(options)}
+
+
+def _volume(volume: Volume) -> dict[str, Any]:
+    mode = "ro" if volume.read_only else "rw"
+    return _mount(volume.target, "bind", ["rbind", "rprivate", mode], str(volume.source))
