@@ -25,6 +25,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Containers": {
         "daemon": "serve the data of containers that start lazily",
+        "snapshotter": "keep containerd's snapshots, lazily where that is possible",
     },
     "Images and their indexes": {
         "inspect": "manifest, configuration, history and layers",

@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "logout": "login",
     "cache": "cache",
     "daemon": "service",
+    "snapshotter": "snapshotter",
 }
 
 _STREAMS: Final = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))

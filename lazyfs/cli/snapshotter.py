@@ -1,0 +1,56 @@
+"""snapshotter: containerd's door to lazily mounted images."""
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
+from lazyfs.config import Config
+from lazyfs.daemon import run_until_signal
+from lazyfs.printable import LineFormatter
+from lazyfs.service.client import ServiceClient
+from lazyfs.snapshotter.run import run_snapshotter
+
+DEFAULT_ROOT: Final = Path("/var/lib/lazyfs/snapshotter")
+DEFAULT_SOCKET: Final = Path("/run/lazyfs/snapshotter.sock")
+
+_SOON_S: Final = 3.0  # a pull goes on without us if the daemon is away for longer
+_PATIENT_S: Final = 60.0  # a container's start is not given up sooner
+
+
+@click.command()
+@configured
+@click.option("--root", type=PATH, default=DEFAULT_ROOT, show_default=True, help="Where snapshots are kept.")
+@click.option(
+    "--socket", type=PATH, default=DEFAULT_SOCKET, show_default=True, help="Where containerd finds it."
+)
+@click.option(
+    "--daemon",
+    type=PATH,
+    default=DAEMON_SOCKET,
+    show_default=True,
+    help="Where the daemon that serves the data answers.",
+)
+def snapshotter(config: Config, root: Path, socket: Path, daemon: Path) -> None:
+    """Keep containerd's snapshots, in the foreground, until SIGTERM.
+
+    An image that has an index is not pulled: its containers start at once, and `lazyfs daemon` fetches what
+    they read. Any other image is pulled as usual. docs/containerd.md says how containerd is told.
+    """
+    del config
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    run = partial(
+        run_snapshotter,
+        Path(os.path.realpath(root)),
+        socket.absolute(),
+        ServiceClient(daemon.absolute(), patience_s=_SOON_S),
+        ServiceClient(daemon.absolute(), patience_s=_PATIENT_S),
+    )
+    trio.run(partial(run_until_signal, run))

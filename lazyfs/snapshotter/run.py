@@ -1,0 +1,72 @@
+"""Puts the snapshotter together and serves it: records, directories, the daemon, the socket."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from lazyfs.errors import ConfigError
+from lazyfs.snapshotter.chains import BoundedChains, Chains
+from lazyfs.snapshotter.directories import Directories
+from lazyfs.snapshotter.metastore import Metastore
+from lazyfs.snapshotter.mounts import overlay_options
+from lazyfs.snapshotter.server import serving
+from lazyfs.snapshotter.snapshotter import Snapshotter
+
+
+async def run_snapshotter(
+    root: Path,
+    socket: Path,
+    soon: Chains,
+    patient: Chains,
+    *,
+    step: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve until cancelled.
+
+    Args:
+        root: where records and directories are kept; an absolute path.
+        socket: where containerd finds us.
+        soon: the daemon, for what is not worth waiting for if it is away.
+        patient: the daemon, for mounts.
+        step: told each step before it is taken; for tests.
+
+    Raises:
+        ConfigError: the root or the socket cannot be used.
+        DiskRefused: what the last run left cannot be put in order.
+    """
+    with _owned(root):
+        store = Metastore(root / "snapshots.db")
+        try:
+            directories = Directories(root / "snapshots")
+            chains = BoundedChains(soon, patient)
+            async with trio.open_nursery() as nursery:
+                snapshotter = Snapshotter(store, directories, chains, overlay_options(), nursery, step=step)
+                await snapshotter.start()
+                async with serving(snapshotter, socket):
+                    await trio.sleep_forever()
+        finally:
+            store.close()
+
+
+@contextmanager
+def _owned(root: Path) -> Iterator[None]:
+    """The root for us alone: two processes would give the same ids to different snapshots."""
+    if set(str(root)) & set(":,\\"):
+        raise ConfigError(f'{root}: overlayfs takes no paths with ":", "," or "\\"')
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot keep snapshots there: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{root}: another snapshotter keeps its snapshots there") from None
+        yield
+    finally:
+        os.close(descriptor)
