@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import trio
-from pyfuse3 import FUSEError
 
-from lazyfs.mount.errors import errno_of
+from lazyfs.mount.errors import Refused, errno_of
 from lazyfs.mount.failed_reads import FailedReads
 
 
@@ -35,52 +34,73 @@ class LayerReader(Protocol):
 class Contents:
     """The layers of a mount.
 
-    A read under way is not cancelled with the task that asked, until `let_go`: pyfuse3 may give up its tasks
-    while the mount goes on (`session`), and nobody else would answer that reader.
-
     Attributes:
         layers: by number, whatever it counts.
         read_timeout_s: how long a reader waits at most.
     """
 
     def __init__(
-        self, layers: Sequence[LayerReader] | Mapping[int, LayerReader], read_timeout_s: float
+        self,
+        layers: Sequence[LayerReader] | Mapping[int, LayerReader],
+        read_timeout_s: float,
+        *,
+        outlast_tasks: bool = False,
     ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            layers: see above.
+            read_timeout_s: see above.
+            outlast_tasks: a read under way is not cancelled with the task that asked, until `let_go`.
+        """
         self.layers = layers
         self.read_timeout_s = read_timeout_s
         self._failed = FailedReads()
         self._under_way: set[trio.CancelScope] = set()
-        self._shield = True
+        self._shield = outlast_tasks
         self._ending = False
 
     def __repr__(self) -> str:
         return f"<Contents of {len(self.layers)} layers, {len(self._under_way)} reads under way>"
 
+    def read_nowait(self, number: int, start: int, size: int) -> bytes | memoryview | None:
+        """Bytes [start, start + size) of the device of layer `number`; None unless all of them are here.
+
+        Raises:
+            LazyfsError: see `LayerReader.read`.
+        """
+        data = self.layers[number].read_nowait(start, size)
+        return None if data is None else _checked(data, number, start, size)
+
     async def read(self, number: int, start: int, size: int) -> bytes | memoryview:
         """Bytes [start, start + size) of the device of layer `number`; without a checkpoint if all are here.
 
         Raises:
+            Exception: those of `wait`.
+        """
+        data = self.read_nowait(number, start, size)
+        return await self.wait(number, start, size) if data is None else data
+
+    async def wait(self, number: int, start: int, size: int) -> bytes | memoryview:
+        """Bytes that `read_nowait` does not give, fetched if need be.
+
+        Raises:
             trio.TooSlowError: they did not come in time.
-            FUSEError: what has just been answered to a read of them; or ENOTCONN, after `refuse`.
+            Refused: what has just been answered to a read of them; or ENOTCONN, after `refuse`.
             IndexerError: see `LayerReader.read`.
             LazyfsError: see `LayerReader.read`.
         """
-        layer = self.layers[number]
-        data = layer.read_nowait(start, size)
-        if data is None:
-            known = self._failed.errno(number, start)
-            if known is not None:
-                raise FUSEError(known)
-            try:
-                data = await self._read_in_time(layer, start, size)
-            except FUSEError:
-                raise
-            except Exception as error:
-                self._failed.add(number, start, size, errno_of(error) or errno.EIO)
-                raise
-        if len(data) != size:  # the kernel would show zeros instead
-            raise RuntimeError(f"layer {number} gave {len(data)} bytes of [{start}, {start + size})")
-        return data
+        known = self._failed.errno(number, start)
+        if known is not None:
+            raise Refused(known)
+        try:
+            data = await self._read_in_time(self.layers[number], start, size)
+        except Refused:
+            raise
+        except Exception as error:
+            self._failed.add(number, start, size, errno_of(error) or errno.EIO)
+            raise
+        return _checked(data, number, start, size)
 
     async def _read_in_time(self, layer: LayerReader, start: int, size: int) -> bytes | memoryview:
         deadline = trio.current_time() + self.read_timeout_s
@@ -92,12 +112,8 @@ class Contents:
             finally:
                 self._under_way.discard(scope)
         if self._ending:
-            raise FUSEError(errno.ENOTCONN)
+            raise Refused(errno.ENOTCONN)
         raise trio.TooSlowError(f"no answer within {self.read_timeout_s:g} s")
-
-    def try_again(self, number: int, start: int, end: int) -> None:
-        """Forgets that reads of bytes [start, end) of a layer may have failed just now."""
-        self._failed.forget(number, start, end)
 
     def refuse(self) -> None:
         """Answers every read that has to wait with ENOTCONN from now on, those under way at once.
@@ -113,3 +129,10 @@ class Contents:
         self._shield = False
         for scope in self._under_way:
             scope.shield = False
+
+
+def _checked(data: bytes | memoryview, number: int, start: int, size: int) -> bytes | memoryview:
+    """`data`, of the right length: the kernel would take less for the file's end, or show zeros."""
+    if len(data) != size:
+        raise RuntimeError(f"layer {number} gave {len(data)} bytes of [{start}, {start + size})")
+    return data

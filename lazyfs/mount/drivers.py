@@ -13,9 +13,9 @@ from lazyfs.mount.contents import Contents
 from lazyfs.mount.erofs import Tree, serve_erofs
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.mounts import Mount
-from lazyfs.mount.operations import TreeOperations
 from lazyfs.mount.session import serve
 from lazyfs.mount.syscalls import FsContext, MountRefused
+from lazyfs.mount.tree_answers import TreeAnswers
 
 Driver = Literal["erofs", "fuse"]
 
@@ -89,8 +89,8 @@ async def serve_tree(
         status = _Status(task_status, "erofs", why)
         await serve_erofs(tree, mountpoint, options, read_timeout_s, task_status=status)
     else:
-        operations = TreeOperations(tree.metadata, Contents(tree.layers, read_timeout_s))
-        await serve(operations, mountpoint, options, task_status=_Status(task_status, "fuse", why))
+        answers = TreeAnswers(tree.metadata, Contents(tree.layers, read_timeout_s))
+        await serve(answers, mountpoint, options, task_status=_Status(task_status, "fuse", why))
 
 
 async def _serve_if_possible(

@@ -24,6 +24,7 @@ from lazyfs.mount.fuse_mount import MountOptions, check_mount_point, connect_det
 from lazyfs.mount.layer_files import LayerFileOperations
 from lazyfs.mount.loop_devices import loop_devices
 from lazyfs.mount.mounts import Mount
+from lazyfs.mount.pyfuse_session import PyfuseSession
 from lazyfs.mount.session import find_mounted, run_session
 from lazyfs.mount.syscalls import LONGEST_VALUE, FsContext, MountRefused, attach_mount
 from lazyfs.mount.tuning import erofs_read_ahead, raise_max_background, set_read_ahead
@@ -112,8 +113,8 @@ async def serve_erofs(
             mount_tree(Sources(short_name(tree.metadata_file, metadata), last, devices), mount_point, options)
             return find_mounted(mount_point)
 
-        operations = LayerFileOperations(forest, read_timeout_s)
-        await run_session(operations, connection, mount, task_status=task_status)
+        session = PyfuseSession(connection.device_fd, LayerFileOperations(forest, read_timeout_s))
+        await run_session(session, connection, mount, task_status=task_status)
 
 
 def mount_tree(sources: Sources, mount_point: bytes, options: MountOptions) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from typing import Final
 
 import trio
@@ -20,6 +21,18 @@ ERRNO_TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
 )
 
 QUIET_S: Final = 30.0
+
+
+class Refused(Exception):
+    """An answer that is an errno although nothing went wrong.
+
+    Attributes:
+        errno: which.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
 
 
 def errno_of(error: Exception) -> int | None:

@@ -46,8 +46,3 @@ class FailedReads:
             if failure.layer == layer and failure.start <= start < failure.end:
                 return failure.errno
         return None
-
-    def forget(self, layer: int, start: int, end: int) -> None:
-        """Forgets failures within [start, end) of a layer."""
-        kept = [f for f in self._failures if f.layer != layer or f.end <= start or end <= f.start]
-        self._failures = deque(kept, maxlen=_MOST)

@@ -14,11 +14,11 @@ import trio
 from lazyfs.errors import NotMounted
 from lazyfs.mount.erofs import Sources, mount_tree, opened_metadata, short_name
 from lazyfs.mount.forest import Forest
+from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.fuse_mount import MountOptions, attach, check_mount_point, connect_detached
-from lazyfs.mount.layer_files import LayerFileOperations
 from lazyfs.mount.mounts import Busy, Mount, unmount, unmount_apart
+from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.session import find_mounted, run_session
-from lazyfs.mount.tuning import raise_max_background
 
 
 async def serve_forest(
@@ -39,11 +39,10 @@ async def serve_forest(
 
     def mount() -> Mount:
         attach(connection, mount_point)
-        raise_max_background(os.stat(mount_point).st_dev)  # noqa: PTH116  # bytes; answered by us
         return find_mounted(mount_point)
 
-    operations = LayerFileOperations(forest, read_timeout_s)
-    await run_session(operations, connection, mount, task_status=task_status)
+    session = RawSession(connection.device_fd, ForestAnswers(forest, read_timeout_s))
+    await run_session(session, connection, mount, task_status=task_status)
 
 
 class Trunks(NamedTuple):

@@ -14,7 +14,7 @@ import pyfuse3
 from pyfuse3 import FileHandleT, FlagT, FUSEError, InodeT
 
 from lazyfs.mount.contents import Contents
-from lazyfs.mount.errors import FailureLog
+from lazyfs.mount.errors import FailureLog, Refused
 
 FOREVER_S: Final = 365 * 86400.0
 """For how long the kernel may keep entries and attributes: a mounted tree never changes."""
@@ -35,6 +35,8 @@ def answering(
             return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
+        except Refused as refused:
+            raise FUSEError(refused.errno) from refused
         except Exception as error:
             shown = ", ".join(repr(value) for value in args if isinstance(value, (int, bytes)))
             raise FUSEError(self.failures.errno_for(error, f"{handler.__name__}({shown})")) from error
@@ -88,11 +90,3 @@ class ReadOnlyOperations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
         return pyfuse3.FileInfo(fh=FileHandleT(inode), keep_cache=True)
-
-
-def negative_entry() -> pyfuse3.EntryAttributes:
-    """The answer to a look-up that the kernel may remember: no such name."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = InodeT(0)
-    entry.entry_timeout = FOREVER_S
-    return entry

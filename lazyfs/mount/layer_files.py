@@ -23,7 +23,7 @@ class LayerFileOperations(ReadOnlyOperations):
     """Answers for a forest. Its directory is never listed: names are known to whoever made the forest."""
 
     def __init__(self, forest: Forest, read_timeout_s: float) -> None:
-        super().__init__(Contents(forest.readers, read_timeout_s), _log)
+        super().__init__(Contents(forest.readers, read_timeout_s, outlast_tasks=True), _log)
         self._forest = forest
 
     @answering

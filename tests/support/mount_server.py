@@ -68,6 +68,7 @@ class FakeLayer:
         return None
 
     async def read(self, start: int, size: int) -> bytes:
+        logging.getLogger(__name__).debug("reading [%d, %d)", start, start + size)
         await trio.lowlevel.checkpoint()
         match self._behaviour:
             case "stalled":
