@@ -7,7 +7,7 @@ compile OUT.erofs TOC...    the merged tree of layers, lowest first, as an EROFS
 """
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -23,6 +23,7 @@ _EXIT_DATA, _EXIT_NO_INPUT = 65, 66
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 65 for bad data, 66 for a missing file."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads that nothing here uses
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -85,6 +86,8 @@ def _show(options: argparse.Namespace) -> None:
     head = decode_head(options.toc.read_bytes())
     facts = _facts(head)
     if options.json:
+        import json  # noqa: PLC0415  # the other commands start sooner
+
         members = [_member_facts(member) for member in head.members()]
         print(json.dumps({**facts, "members": members}, indent=1))
         return

@@ -1,8 +1,9 @@
 """Builds a layer's Toc while its bytes stream by.
 
-Two threads share the work about equally: the caller's inflates and finds checkpoints, a second one does all
-that can be done in order afterwards: hashes, tar, store. Both spend their time in C without the GIL, and
-hand over few, large pieces: a thread that wants the GIL back waits longer than small pieces take.
+Two threads share the work about equally. The caller's inflates, finds checkpoints and makes the diffID: few,
+long calls without the GIL. A second one does what wants the GIL again and again, leaves, windows and tar, and
+what else there is. Where both want the GIL, the one that wants it back waits longer than small pieces take:
+so all the small ones are one thread's, and few, large ones are handed over.
 """
 
 import queue
@@ -24,7 +25,7 @@ from indexer.toc_codec import WindowCompressor
 DEFAULT_SPAN_SIZE: Final = 384 << 10
 """Uncompressed bytes per span aimed at; ARCHITECTURE.md has the measurements behind the number."""
 
-_QUEUE_LENGTH: Final = 16
+_QUEUE_LENGTH: Final = 32
 
 Store = Callable[[bytes], None]
 _Job = Callable[[], object]
@@ -79,6 +80,8 @@ class LayerBuilder:
         self._produced = 0
         self._check_size = bounded(limits, layer_size)
         self._points: list[Checkpoint] = []
+        self._layer_hash = sha256()
+        self._hash = sha256()
         self._content = _Content(limits, store)
         self._second = _SecondThread()
 
@@ -97,7 +100,7 @@ class LayerBuilder:
         self._compressed_size += len(data)
         if self._compressed_size > self._layer_size:
             raise FormatError(f"layer is longer than the {self._layer_size} bytes its descriptor promises")
-        self._second.put(partial(self._content.take_compressed, data))
+        self._second.put(partial(self._layer_hash.update, data))
         if self._scanner is None:
             self._head += data
             if len(self._head) < SNIFF_SIZE:
@@ -123,12 +126,12 @@ class LayerBuilder:
                 f"layer has {self._compressed_size} bytes where its descriptor promises {self._layer_size}"
             )
         self._second.wait()
-        actual = self._content.layer_digest
+        actual = "sha256:" + self._layer_hash.hexdigest()
         if self._layer_digest not in (actual, None):
             raise DigestMismatch("layer", str(self._layer_digest), actual)
         self._scanner.close()
         self._second.wait()
-        return self._built()
+        return self._built(actual)
 
     def _begin(self, head: bytes) -> None:
         self._compression = sniff(head)
@@ -139,6 +142,7 @@ class LayerBuilder:
         self._produced += len(data)
         self._check_size(self._produced)
         self._second.put(partial(self._content.take, data))
+        self._hash.update(data)
 
     def checkpoint(self, point: Checkpoint) -> None:
         """From the scanner: a span begins here."""
@@ -146,19 +150,19 @@ class LayerBuilder:
             self._second.put(self._content.end_span)
         self._points.append(point)
 
-    def window(self, uncompressed_start: int, window: bytes) -> None:
-        """From the scanner: the sparse window of an earlier checkpoint."""
-        self._second.put(partial(self._content.take_window, uncompressed_start, window))
+    def window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
+        """From the scanner: what gives the sparse window of an earlier checkpoint."""
+        self._second.put(partial(self._content.take_window, uncompressed_start, sparse))
 
-    def _built(self) -> BuiltToc:
+    def _built(self, layer_digest: str) -> BuiltToc:
         content = self._content.close()
         spans, windows = self._spans(content)
         windows_file = b"".join(windows)
         assert self._compression is not None
         header = TocHeader(
-            layer_digest=content.layer_digest,
+            layer_digest=layer_digest,
             layer_size=self._layer_size,
-            diff_id=content.diff_id,
+            diff_id="sha256:" + self._hash.hexdigest(),
             uncompressed_size=self._produced,
             device_size=content.parser.device_size,
             compression=self._compression,
@@ -205,34 +209,21 @@ class _Content:
         self.parser: Final = TarParser(max_members=limits.max_members)
         self.roots: Final[list[bytes]] = []
         self.windows: Final[dict[int, bytes]] = {}
-        self.diff_id = ""
         self._store = store
-        self._layer_hash = sha256()
-        self._hash = sha256()
         self._compress_window = WindowCompressor()
         self._leaves: list[bytes] = []
         self._partial = b""
 
-    @property
-    def layer_digest(self) -> str:
-        """The digest of the compressed bytes so far."""
-        return "sha256:" + self._layer_hash.hexdigest()
-
-    def take_compressed(self, piece: bytes) -> None:
-        """The next compressed bytes."""
-        self._layer_hash.update(piece)
-
     def take(self, piece: bytes) -> None:
         """The next uncompressed bytes."""
-        self._hash.update(piece)
         self.parser.feed(piece)
         self._hash_leaves(piece)
         if self._store is not None:
             self._store(piece)
 
-    def take_window(self, uncompressed_start: int, window: bytes) -> None:
+    def take_window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
         """The sparse window of the span that starts there."""
-        self.windows[uncompressed_start] = self._compress_window(window)
+        self.windows[uncompressed_start] = self._compress_window(sparse())
 
     def end_span(self) -> None:
         """The uncompressed bytes so far end a span."""
@@ -247,7 +238,6 @@ class _Content:
         if self._leaves or self._partial:
             self.end_span()
         self.parser.close()
-        self.diff_id = "sha256:" + self._hash.hexdigest()
         return self
 
     def _hash_leaves(self, piece: bytes) -> None:

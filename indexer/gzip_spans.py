@@ -10,13 +10,16 @@ get it back costs more than a block, so there is none for each block.
 """
 
 import re
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from indexer.errors import FormatError
-from indexer.gzip_windows import WINDOW_SIZE, WindowSieve
-from indexer.libz import BlockInflater
+from indexer.libz import WINDOW_SIZE, BlockInflater
 from indexer.scan import Checkpoint, Receiver
 from indexer.toc import Entry
+
+if TYPE_CHECKING:
+    from indexer.gzip_windows import WindowSieve
 
 _BUFFER_SIZE: Final = WINDOW_SIZE + (512 << 10)
 _ZEROS: Final = re.compile(rb"\0*")
@@ -32,7 +35,7 @@ class GzipScanner:
         self._receiver = receiver
         self._span_size = span_size
         self._inflater = BlockInflater(_BUFFER_SIZE)
-        self._sieve = WindowSieve()
+        self._sieve: WindowSieve | None = None
         self._consumed = 0  # compressed bytes so far
         self._produced = 0  # uncompressed bytes so far
         self._reported = 0  # where in the buffer the output not yet reported begins
@@ -152,9 +155,18 @@ class GzipScanner:
         self._pending = _PendingWindow(window, bits, bytearray(self._last_byte if bits else b""))
 
     def _resolve_window(self, pending: "_PendingWindow") -> None:
-        sparse = self._sieve.sparse(pending.window, bytes(pending.data), pending.bits)
-        self._receiver.window(self._point_at, sparse)
+        self._receiver.window(
+            self._point_at, partial(self._sparse, pending.window, bytes(pending.data), pending.bits)
+        )
         self._pending = None
+
+    def _sparse(self, window: bytes, data: bytes, bits: int) -> bytes:
+        """On the receiver's thread."""
+        if self._sieve is None:
+            from indexer.gzip_windows import WindowSieve  # noqa: PLC0415  # numpy takes 0.1 s to import
+
+            self._sieve = WindowSieve()
+        return self._sieve.sparse(window, data, bits)
 
     def _report(self) -> None:
         filled = self._inflater.filled

@@ -15,6 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from indexer.errors import FormatError, Unsupported
 
+WINDOW_SIZE: Final = 32 << 10
+"""How far back a reference reaches (RFC 1951 section 2)."""
+
 _GZIP_ONLY: Final = 31  # 15 bits of window, + 16: a gzip header and trailer are expected and checked
 _RAW: Final = -15
 _Z_NO_FLUSH: Final = 0

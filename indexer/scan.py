@@ -40,8 +40,11 @@ class Receiver(Protocol):
     def checkpoint(self, point: Checkpoint) -> None:
         """A span begins right after the output so far."""
 
-    def window(self, uncompressed_start: int, window: bytes) -> None:
-        """The sparse window of the checkpoint at `uncompressed_start`; comes some output later."""
+    def window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
+        """The sparse window of the checkpoint at `uncompressed_start` can be had; comes some output later.
+
+        `sparse` may be called on any thread, but on one at a time.
+        """
 
 
 class Scanner(Protocol):

@@ -35,14 +35,14 @@ def sniff(head: bytes) -> Compression:
 
 
 def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -> Scanner:
-    """The scanner of a compression. Each imports what it needs on first use: readers never need it."""
+    """The scanner of a compression."""
     if compression is Compression.NONE:
         return RawScanner(receiver, span_size)
     if compression is Compression.GZIP:
-        from indexer.gzip_spans import GzipScanner  # noqa: PLC0415  # numpy takes 0.1 s to import
+        from indexer.gzip_spans import GzipScanner  # noqa: PLC0415  # readers never need it
 
         return GzipScanner(receiver, span_size)
-    from indexer.zstd_spans import ZstdScanner  # noqa: PLC0415  # as above, for symmetry
+    from indexer.zstd_spans import ZstdScanner  # noqa: PLC0415  # as above
 
     return ZstdScanner(receiver, span_size)
 

@@ -7,7 +7,7 @@ place is known and at most one block's output, 128 KiB, is in memory.
 """
 
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -213,7 +213,7 @@ class FrameReader:
     def checkpoint(self, point: Checkpoint) -> None:
         """From the scanner; spans are known here."""
 
-    def window(self, uncompressed_start: int, window: bytes) -> None:
+    def window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
         """From the scanner; zstd has none."""
 
     def output(self, data: bytes) -> None:

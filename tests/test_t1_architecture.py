@@ -51,7 +51,10 @@ RULES = Rules(
         "asyncio": (),
         "urllib.request": ("demo",),
     },
-    environment=("lazyfs.api", "lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli", "demo"),
+    environment=(
+        *("lazyfs.api", "lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli"),
+        *("indexer.__main__", "demo"),
+    ),
     max_lines=450,
 )
 
