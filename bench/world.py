@@ -1,5 +1,6 @@
 """Where measurements take place: a private folder, the tree, a registry, caches that can be emptied."""
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from tests.support.lab import Lab, default_lab, push_layout
 from tests.support.lab_build import LabError
 from tests.support.lab_registry import docker_registry
 
-HOME: Final = Path(__file__).parents[1] / ".cache" / "bench"
+REPOSITORY: Final = Path(__file__).parents[1]
+HOME: Final = REPOSITORY / ".cache" / "bench"
 _TREE_VERSION: Final = 1
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 
@@ -32,6 +34,8 @@ class World:
     def __init__(self, progress: Callable[[str], None]) -> None:
         self._progress = progress
         self._stack = ExitStack()
+        for package in ("indexer", "lazyfs"):  # as an installed one has it
+            compileall.compile_dir(REPOSITORY / package, quiet=2)
         HOME.mkdir(parents=True, exist_ok=True)
         self.scratch: Final = Path(self._stack.enter_context(TemporaryDirectory(dir=HOME, prefix="run-")))
         self._environment = {
