@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, Unsupported
@@ -78,6 +78,11 @@ class ImageConfig:
     def variant(self) -> str:
         """The architecture's variant."""
         return self.platform.variant
+
+    def process_facts(self) -> dict[str, Any]:
+        """What concerns the image's process, for JSON."""
+        names = ("env", "entrypoint", "cmd", "user", "working_dir", "stop_signal")
+        return {name: getattr(self, name) for name in names}
 
 
 class ImageLayer(NamedTuple):

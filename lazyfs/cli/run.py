@@ -1,0 +1,121 @@
+"""run: a container of an image."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from lazyfs.cli.image_server import ForkedServer, ServerFailed
+from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.output import complain
+from lazyfs.config import Config
+from lazyfs.container.places import ContainerPlaces
+from lazyfs.container.process import (
+    Wishes,
+    parse_entrypoint,
+    parse_env,
+    parse_env_file,
+    parse_volume,
+    signal_number,
+)
+from lazyfs.container.run import RunOrder, enter_namespaces, run_container, undertaken
+from lazyfs.container.runtime import find_runtime
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@configured
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-v", "--volume", "volumes", multiple=True, metavar="SRC:DST[:ro]", help="Show SRC of the host at DST.")
+@click.option("-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on.")
+@click.option("--env-file", "env_files", multiple=True, type=PATH, help="Variables, one a line.")
+@click.option("-w", "--workdir", help="Where the command starts.")
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs it, by the image's /etc/passwd or by number.")
+@click.option("--entrypoint", metavar="WORD", help="What stands before the command; a JSON array for more words.")
+@click.option("--net", "network", type=click.Choice(["host", "none"]), default="host", show_default=True, help="Its network.")
+@click.option("--read-only", is_flag=True, help="Let it write to volumes only.")
+@click.option("--hostname", default="", help="Its name for itself.")
+@click.option("--name", default="", help="Its name here; made up if not given.")
+@click.option("--upper", type=PATH, metavar="DIR", help="Keep its changes in DIR, or go on with those that are there.")
+@click.option("--rm", is_flag=True, help="Happens always: only --upper keeps anything.")
+@click.option("--runtime", default="", metavar="NAME", help="runc, crun, or the path of one; the first of them by default.")
+@click.option("--stop-signal", default="", help="What it gets when we get SIGTERM; else as the image says.")
+@click.option("--driver", type=click.Choice(["auto", "erofs", "fuse"]), default="auto", show_default=True, help="As for mount.")
+def run(  # noqa: PLR0914  # as many as there are options
+    config: Config,
+    image: str,
+    command: tuple[str, ...],
+    interactive: bool,
+    tty: bool,
+    volumes: tuple[str, ...],
+    env: tuple[str, ...],
+    env_files: tuple[Path, ...],
+    workdir: str | None,
+    user: str | None,
+    entrypoint: str | None,
+    network: str,
+    read_only: bool,
+    hostname: str,
+    name: str,
+    upper: Path | None,
+    rm: bool,
+    runtime: str,
+    stop_signal: str,
+    driver: str,
+) -> int:
+    """Run COMMAND, or what IMAGE says, in a container over the lazily mounted IMAGE; end with its exit code.
+
+    Words after IMAGE belong to the container. What it changes goes with it, unless --upper keeps it, which
+    `lazyfs commit` makes an image of.
+
+    \b
+      lazyfs run python:3.12-slim python3 -c 'print(6 * 7)'
+      lazyfs run -it -v ./src:/src -w /src node:22 bash
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    del rm
+    if tty and interactive and not sys.stdin.isatty():
+        raise click.UsageError("-t with -i takes a terminal: standard input is none")
+    if stop_signal:
+        signal_number(stop_signal)
+    pairs = [pair for file in env_files for pair in parse_env_file(file.read_text(), os.environ)]
+    wishes = Wishes(
+        command=command,
+        entrypoint=None if entrypoint is None else parse_entrypoint(entrypoint),
+        env=(*pairs, *(pair for text in env for pair in parse_env(text, os.environ))),
+        user=user,
+        working_dir=workdir,
+        hostname=hostname,
+        network=network,
+        read_only=read_only,
+        terminal=tty,
+        volumes=tuple(map(parse_volume, volumes)),
+    )
+    program = find_runtime(runtime, os.environ)
+    places = ContainerPlaces(config.cache_dir.absolute() / "containers")
+    upper = upper.absolute() if upper else None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    order = RunOrder(wishes, program, upper, interactive, enter_namespaces(), stop_signal)
+    places.clear_dead()
+    with places.new(name) as place, undertaken(place):
+
+        def serve(directory: Path) -> ForkedServer:
+            mount = {"image": image, "mount_point": str(directory), "driver": driver, "runtime_dir": str(place.path)}
+            return ForkedServer(
+                {"order": {**mount, "log_file": str(place.path / "daemon.log")}, "config": config.as_flags()}
+            )
+
+        try:
+            return run_container(order, place, serve)
+        except ServerFailed as error:
+            complain(str(error))
+            return error.code
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

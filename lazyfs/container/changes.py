@@ -1,0 +1,124 @@
+"""A container's changes, kept: an upper directory and what it belongs to, in one directory of the user's.
+
+    DIR/upper           the upper directory of an overlay over the image
+    DIR/work            what overlayfs needs beside it
+    DIR/container.json  the image, and the empty mount points that were made in the upper directory
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from lazyfs.errors import ContainerError
+
+_FILE: Final = "container.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is known of an upper directory.
+
+    Attributes:
+        directory: where it, and this, is kept.
+        image: the image's name.
+        digest: of the image's manifest: an upper directory means nothing over another tree.
+        mount_points: paths that were made for mounts, and are not the container's own work.
+        user_namespace: its attributes are those of an overlay in a user namespace.
+    """
+
+    directory: Path
+    image: str
+    digest: str
+    mount_points: tuple[str, ...] = ()
+    user_namespace: bool = False
+
+    @property
+    def upper(self) -> Path:
+        """The upper directory."""
+        return self.directory / "upper"
+
+    @property
+    def work(self) -> Path:
+        """What overlayfs needs beside it."""
+        return self.directory / "work"
+
+
+def load_changes(directory: Path) -> Changes | None:
+    """What is known of the changes in `directory`; None if there are none.
+
+    Raises:
+        ContainerError: something else is there.
+    """
+    try:
+        told = json.loads((directory / _FILE).read_bytes())
+        return Changes(
+            directory, str(told["image"]), str(told["digest"]),
+            tuple(map(str, told["mount_points"])), bool(told["user_namespace"]),
+        )  # fmt: skip
+    except FileNotFoundError:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ContainerError(
+                f"{directory} holds other things than a container's changes: name an empty directory"
+            ) from None
+        return None
+    except NotADirectoryError:
+        raise ContainerError(f"{directory} is no directory") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContainerError(f"{directory / _FILE} is damaged") from error
+
+
+def save_changes(changes: Changes) -> None:
+    """Write down what is known, whole or not at all."""
+    facts = {name: value for name, value in asdict(changes).items() if name != "directory"}
+    partial = changes.directory / (_FILE + ".partial")
+    partial.write_text(json.dumps(facts) + "\n")
+    partial.replace(changes.directory / _FILE)
+
+
+def continued(known: Changes | None, wanted: Changes, missing: Iterable[str]) -> Changes:
+    """The changes to go on with, once `missing` mount points are made as well.
+
+    Raises:
+        ContainerError: they belong to another image, or were made in another kind of user namespace.
+    """
+    if known is None:
+        return Changes(
+            wanted.directory, wanted.image, wanted.digest, tuple(missing), wanted.user_namespace
+        )
+    if known.digest != wanted.digest:
+        raise ContainerError(
+            f"{known.directory} has changes to {known.image} as it was then ({known.digest}), "
+            f"not to {wanted.digest}: name the image with that digest, or another directory"
+        )
+    if known.user_namespace != wanted.user_namespace:
+        by = "without" if known.user_namespace else "with"
+        raise ContainerError(f"{known.directory} was made {by} root, and can only be used so")
+    points = dict.fromkeys([*known.mount_points, *missing])
+    return Changes(known.directory, known.image, known.digest, tuple(points), known.user_namespace)
+
+
+@contextmanager
+def in_use(directory: Path) -> Iterator[None]:
+    """The directory, made if need be, is ours alone.
+
+    Raises:
+        ContainerError: it cannot be made, or another container uses it.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ContainerError(f"{directory}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ContainerError(f"{directory}: another container uses it") from None
+        yield
+    finally:
+        os.close(descriptor)

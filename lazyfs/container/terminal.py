@@ -1,0 +1,99 @@
+"""A container's terminal: bytes between its master side and our own terminal, and the window's size."""
+
+import errno
+import fcntl
+import os
+import selectors
+import termios
+import tty
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+_PIECE: Final = 64 << 10
+_STDIN: Final = 0
+_STDOUT: Final = 1
+
+
+class Terminal:
+    """Passes on what is typed and what is shown. A context manager: in it our own terminal is raw.
+
+    Args:
+        master: the terminal's master side; closed at the end.
+        interactive: whether what is typed is passed on.
+    """
+
+    def __init__(self, master: int, *, interactive: bool) -> None:
+        self._master = master
+        self._interactive = interactive
+        self._saved: list[Any] | None = None
+        self._typed = b""
+        os.set_blocking(master, False)
+
+    def __enter__(self) -> Self:
+        if self._interactive and os.isatty(_STDIN):
+            self._saved = termios.tcgetattr(_STDIN)
+            tty.setraw(_STDIN)
+        self.resize()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show()
+        if self._saved is not None:
+            termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._saved)
+        os.close(self._master)
+
+    def resize(self) -> None:
+        """Give the terminal the size of ours."""
+        for descriptor in (_STDIN, _STDOUT):
+            with suppress(OSError):
+                size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
+                fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+                return
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Have the selector watch what we read."""
+        selector.register(self._master, selectors.EVENT_READ, self)
+        if self._interactive:
+            selector.register(_STDIN, selectors.EVENT_READ, self)
+
+    def move(self, descriptor: int, selector: selectors.BaseSelector) -> None:
+        """Pass on what a descriptor has, or can take."""
+        if descriptor == _STDIN:
+            self._typed = os.read(_STDIN, _PIECE)
+            selector.unregister(_STDIN)  # until that has been taken
+            if not self._typed:
+                return
+        elif not self._show():
+            selector.unregister(self._master)  # nobody has it open any more
+            return
+        self._type(selector)
+
+    def _type(self, selector: selectors.BaseSelector) -> None:
+        if not self._typed:
+            return
+        with suppress(BlockingIOError):
+            self._typed = self._typed[os.write(self._master, self._typed) :]
+        if self._typed:
+            selector.modify(self._master, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+        else:
+            selector.modify(self._master, selectors.EVENT_READ, self)
+            selector.register(_STDIN, selectors.EVENT_READ, self)
+
+    def _show(self) -> bool:
+        """Show what there is; whether more may come."""
+        while True:
+            try:
+                data = os.read(self._master, _PIECE)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                if error.errno != errno.EIO:  # the other side is closed (pty(7))
+                    raise
+                return False
+            if not data:
+                return False
+            while data:
+                data = data[os.write(_STDOUT, data) :]
