@@ -132,7 +132,11 @@ def open_cache(config: Config) -> Cache:
     Raises:
         CacheError: it cannot be used.
     """
-    return Cache(config.cache_dir, free_floor_bytes=config.free_floor_mib << 20)
+    return Cache(
+        config.cache_dir,
+        free_floor_bytes=config.free_floor_mib << 20,
+        quota_bytes=config.cache_quota_mib << 20,
+    )
 
 
 def platform_of(config: Config) -> Platform:

@@ -25,6 +25,7 @@ _BOUNDS: Final = {
     "max_layer_gib": (1, 1 << 20),
     "max_ratio": (1, 1 << 20),
     "free_floor_mib": (0, 1 << 30),
+    "cache_quota_mib": (0, 1 << 30),
 }
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
@@ -45,7 +46,8 @@ class Config:
         span_size_kib: uncompressed KiB per span that indexing aims at.
         max_layer_gib: the largest uncompressed layer that is accepted.
         max_ratio: the largest ratio of uncompressed to compressed bytes of layers above 128 MiB.
-        free_floor_mib: below so much free disk nothing more is cached.
+        free_floor_mib: so much of the disk is left free, by evicting, and then by caching nothing.
+        cache_quota_mib: how much disk the cache may take; 0 for any amount.
         ca_file: certificates to trust besides the system's.
         client_cert: a client's certificate, PEM; its key may follow in the same file.
         client_key: the certificate's key, where it lies apart.
@@ -77,6 +79,7 @@ class Config:
     max_layer_gib: int = 1024
     max_ratio: int = 200
     free_floor_mib: int = 256
+    cache_quota_mib: int = 0
     ca_file: Path | None = None
     client_cert: Path | None = None
     client_key: Path | None = None

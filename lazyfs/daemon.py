@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 import trio
 
 from lazyfs.assembly import Workshop, open_workshop, opened
+from lazyfs.cache.keeping import keep_room
 from lazyfs.cache.locks import named_lock
 from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
@@ -112,6 +113,7 @@ async def run_mount(
         nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)
         nursery.start_soon(auditor.run)
+        nursery.start_soon(keep_room, workshop.cache)
         report({"ready": asdict(facts), "why": served.why})
         await trio.sleep_forever()
 

@@ -28,6 +28,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "max_layer_gib": (1, "2"),
     "max_ratio": (1, "2"),
     "free_floor_mib": (1, "2"),
+    "cache_quota_mib": (1, "2"),
     "ca_file": ("/a", "/b"),
     "client_cert": ("/a", "/b"),
     "client_key": ("/a", "/b"),

@@ -114,17 +114,11 @@ class EntryMachine(RuleBasedStateMachine):
 
     @rule(numbers=st.sets(span_numbers))
     def evict(self, numbers: set[int]) -> None:
-        with self.entry.try_exclusive() as alone:
-            assert alone is None
-        self.other.close()
-        with self.entry.try_exclusive() as alone:
-            assert alone is not None
-            assert alone.evict([SPANS[number] for number in numbers])
+        assert self.entry.evict([SPANS[number] for number in numbers])
         for number in numbers:
             span = SPANS[number]
             self.marks[span.first_leaf : span.end_leaf] = [0] * (span.end_leaf - span.first_leaf)
-            assert not any(self.entry.read(span.uncompressed_start, span.size))
-        self.other = open_entry(self.root, f"boot {self.boot}")
+            assert not any(self.other.read(span.uncompressed_start, span.size))
 
     @precondition(lambda self: any(self.marks))
     @rule(what=st.sampled_from(["presence short", "data short", "data long", "presence noise", "gone"]))
@@ -217,9 +211,7 @@ def test_eviction_gives_the_space_back(tmp_path: Path) -> None:
             )
         entry.sync()
         assert entry.statistics().allocated_bytes >= 1 << 20
-        with entry.try_exclusive() as alone:
-            assert alone is not None
-            assert alone.evict(list(spans)[:3])
+        assert entry.evict(list(spans)[:3])
         assert entry.missing(0, spans.leaves) == [(0, 192)]
         assert entry.statistics().allocated_bytes < (1 << 18) + 65536
         assert entry.read(3 << 18, 1 << 18) == data[3 << 18 :]
@@ -306,18 +298,6 @@ def test_an_entry_that_is_removed_while_it_is_opened_is_not_the_one_that_is_open
         assert other.has(0, SPANS[0].end_leaf)
 
 
-def test_who_could_not_have_an_entry_alone_still_holds_it(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    with open_entry(tmp_path) as entry:
-        with open_entry(tmp_path), entry.try_exclusive() as alone:
-            assert alone is None
-        assert not cache.remove_layer(LAYER, TOC)
-        with entry.try_exclusive() as alone:
-            assert alone is not None
-        with open_entry(tmp_path):
-            assert not cache.remove_layer(LAYER, TOC)
-
-
 def test_many_threads_put_and_sync_at_once(tmp_path: Path) -> None:
     with open_entry(tmp_path) as entry, open_entry(tmp_path) as other:
 
@@ -390,11 +370,12 @@ def test_two_tables_of_contents_do_not_share_bytes(tmp_path: Path) -> None:
 def test_all_that_is_made_is_private(tmp_path: Path) -> None:
     with open_entry(tmp_path) as entry:
         put_span(entry, 0)
+        entry.note_use()
         modes = {
             path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777
             for path in tmp_path.joinpath("cache").rglob("*")
         }
     assert {mode for name, mode in modes.items() if (tmp_path / name).is_dir()} == {0o700}
     assert {mode for name, mode in modes.items() if (tmp_path / name).is_file()} == {0o600}
-    assert {path.name for path in files(tmp_path).iterdir()} == {"data", "presence", "state"}
+    assert {path.name for path in files(tmp_path).iterdir()} == {"data", "presence", "state", "used"}
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700

@@ -216,6 +216,7 @@ def test_an_image_is_on_disk_before_it_has_its_name(cache: Cache, monkeypatch) -
     assert synced == [(5, None)]
 
 
+@pytest.mark.expect_log("cannot keep a metadata image: No space left on device; it is kept in memory")
 def test_a_writer_that_fails_publishes_nothing(cache: Cache) -> None:
     def fail(file) -> None:
         file.write(b"half")

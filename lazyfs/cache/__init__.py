@@ -6,10 +6,13 @@ Layout below the cache directory (0700, files 0600):
     layers/<layer hex>/<toc hex>/data             one layer's address space, sparse
     layers/<layer hex>/<toc hex>/presence         one byte per leaf: absent, present in this boot, synced
     layers/<layer hex>/<toc hex>/state            JSON: boot id, sizes, what was audited
+    layers/<layer hex>/<toc hex>/used             when each MiB was last used
     tocs/<layer hex>/<name>.{toc,windows}         tables of contents and their checkpoint windows
     images/<key>.erofs                            compiled metadata images
     documents/sha256/<hex>                        manifests and configs
     references/<hex>.json                         what a reference named when it was last asked
+    catalogue/<hex>.json                          which images are kept, and pinned
+    room                                          how much the cache takes, while there is a quota
     locks/  tmp/  mounts/                         named locks; what is being made; state of mounts
 
 Everything comes into being in tmp/ under a lock that dies with its maker, and is renamed into place. Plain

@@ -1,28 +1,40 @@
 """The cache directory and everything in it, opened once and handed down."""
 
+import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, suppress
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from indexer.toc import SpanTable
+from lazyfs.cache.catalogue import Catalogue, KeptImage
 from lazyfs.cache.checking import EntryCheck, check_entry
+from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
 from lazyfs.cache.documents import Documents
-from lazyfs.cache.entry_files import Geometry, LayerStore
-from lazyfs.cache.files import cache_errors, is_at
+from lazyfs.cache.entry_files import Geometry
+from lazyfs.cache.evictor import Evictor, only_evictor
+from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors, is_at
 from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
 from lazyfs.cache.images import Images
-from lazyfs.cache.inventory import EntryInfo, Usage, describe_entry, list_entries, measure
+from lazyfs.cache.inventory import EntryInfo, Usage, allocated, describe_entry, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.locks import named_lock, try_flock
 from lazyfs.cache.quarantine import Quarantine
 from lazyfs.cache.references import References
+from lazyfs.cache.room import Ledger, Room
 from lazyfs.cache.root import open_root
 from lazyfs.cache.scratch import Scratch
 from lazyfs.cache.shelf import Shelf
-from lazyfs.cache.tocs import Tocs
+from lazyfs.cache.tocs import Tocs, load_spans
+from lazyfs.errors import CacheError
+
+_log = logging.getLogger(__name__)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -33,10 +45,12 @@ class Cache:
     Args:
         path: the directory; made private if it is new or empty.
         boot_id: of this boot; by default the kernel's.
-        free_floor_bytes: below so many free bytes no layer data is written.
+        free_floor_bytes: so many bytes of the file system are left free, as far as evicting helps.
+        quota_bytes: how much the cache may take; 0 for any amount.
 
     Attributes:
         root: the directory, without symlinks.
+        catalogue: the images that are kept, and pins.
         documents: manifests and configs by digest.
         references: what references named last.
         tocs: tables of contents.
@@ -49,15 +63,22 @@ class Cache:
         CacheError: it cannot be used; see `open_root`.
     """
 
-    def __init__(self, path: Path, *, boot_id: str | None = None, free_floor_bytes: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, boot_id: str | None = None, free_floor_bytes: int = 0, quota_bytes: int = 0
+    ) -> None:
         self.root = open_root(path)
         with cache_errors("open the cache"):
             boot_id = boot_id or _BOOT_ID.read_text("ascii").strip()
             scratch = Scratch(self.root / "tmp")
             scratch.sweep()
         self._scratch = scratch
-        self._space = FreeSpace(self.root, free_floor_bytes)
+        self._quota_bytes = quota_bytes
+        self._free_space = FreeSpace(self.root, free_floor_bytes)
+        self._ledger = Ledger(self.root / "room", quota_bytes, self._total) if quota_bytes else None
+        self._space = Room(self._free_space, self._ledger, self.make_room)
         self._store = LayerStore(self.root / "layers", scratch, boot_id)
+        self._entries: WeakSet[LayerEntry] = WeakSet()
+        self.catalogue = Catalogue(self.root / "catalogue", scratch)
         self.documents = Documents(self.root / "documents", scratch)
         self.references = References(self.root / "references", scratch)
         self.tocs = Tocs(self.root / "tocs", scratch)
@@ -83,23 +104,48 @@ class Cache:
             CacheError: the entry can neither be used nor made.
         """
         path = self._store.path(layer_digest, toc_digest)
-        return LayerEntry(self._store, path, Geometry(size, leaf_count), self._space)
+        entry = LayerEntry(self._store, path, Geometry(size, leaf_count), self._space)
+        self._entries.add(entry)
+        return entry
 
-    def fill(self, layer_digest: str) -> Filling:
-        """A new entry to fill while the layer's table of contents is being made."""
-        return Filling(self._store, layer_digest, self._space)
+    def fill(self, layer_digest: str, least_bytes: int = 0) -> Filling:
+        """A new entry to fill while the layer's table of contents is being made.
 
-    def named_lock(self, name: str) -> AbstractAsyncContextManager[None]:
+        Args:
+            layer_digest: digest of the layer's blob.
+            least_bytes: how large it will be at least; one that would fill the quota is over from the start.
+        """
+        fits = not self._quota_bytes or least_bytes <= self._quota_bytes // 2
+        return Filling(self._store, layer_digest, self._space, alive=fits)
+
+    @asynccontextmanager
+    async def named_lock(self, name: str) -> AsyncIterator[None]:
         """A lock among all tasks and processes that use this cache, for pulls and compiles.
+
+        Where the disk is full, or read only, there is none: then work is done twice, and wrong it is not.
 
         Raises:
             CacheError: on entry: the name is no plain file name, or the lock's file cannot be made.
         """
-        return named_lock(self.root / "locks", name)
+        lock = named_lock(self.root / "locks", name)
+        try:
+            await lock.__aenter__()
+        except CacheError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in NO_ROOM | NO_WRITING:
+                raise
+            yield
+            return
+        try:
+            yield
+        finally:
+            await lock.__aexit__(None, None, None)
 
     def ls(self) -> list[EntryInfo]:
         """The layer entries, as their files show them."""
-        return list(list_entries(self.root / "layers"))
+        pinned = self.catalogue.pinned_layers()
+        entries = list_entries(self.root / "layers")
+        return [replace(entry, pinned=entry.layer_digest in pinned) for entry in entries]
 
     def info(self, layer_digest: str, toc_digest: str) -> EntryInfo | None:
         """What the files of one entry show; None if there is none.
@@ -116,27 +162,117 @@ class Cache:
         """How much disk everything takes. Walks the directory."""
         return measure(self.root)
 
+    def spans(self, layer_digest: str, toc_digest: str) -> SpanTable | None:
+        """The span table of a layer under a table of contents; None if that is not here, or damaged."""
+        return load_spans(self.tocs, layer_digest, toc_digest)
+
     def verify(
-        self, load_spans: Callable[[str, str], SpanTable | None], *, repair: bool = False
+        self, load: Callable[[str, str], SpanTable | None] | None = None, *, repair: bool = False
     ) -> Iterator[EntryCheck]:
         """Re-hashes every span of every entry; see `check_entry`.
 
         Args:
-            load_spans: the span table for a layer digest and a digest of a table of contents; None if it is
-                not known.
+            load: the span table for a layer digest and a digest of a table of contents; None if it is not
+                known. By default the cache's.
             repair: forget what does not match or cannot be checked.
 
         Raises:
             CacheError: an entry cannot be opened, or the disk fails.
         """
+        load = load or self.spans
         for info in self.ls():
-            spans = load_spans(info.layer_digest, info.toc_digest)
+            spans = load(info.layer_digest, info.toc_digest)
             if spans is None:
                 yield EntryCheck(info.layer_digest, info.toc_digest, without_toc=True)
                 continue
             size = max(info.size, spans.uncompressed_size)
             with self.layer(info.layer_digest, info.toc_digest, size, spans.leaves) as entry:
                 yield check_entry(entry, spans, info.layer_digest, info.toc_digest, repair=repair)
+
+    # Room
+
+    def make_room(self, size: int = 0) -> int:
+        """Evicts what was used least recently, until there is room for `size` more bytes; returns how many.
+
+        Room is below the quota by a tenth, and above the free-space floor. Pinned images stay. One process
+        does this at a time; others wait for it a while, and do nothing. Blocks for the disk.
+        """
+        try:
+            with only_evictor(self.root / "locks") as alone:
+                return self._make_room(size) if alone else 0
+        except (OSError, CacheError) as error:
+            _log.warning("cannot make room in the cache: %s", error)
+            return 0
+
+    def _make_room(self, size: int) -> int:
+        goal = self._free_space.missing(size)
+        if self._ledger is not None:
+            expected = self._ledger.expects()
+            total = self._total()
+            self._ledger.settle(total, expected)
+            if total + max(size, self._ledger.slice) > self._quota_bytes or not size:
+                goal = max(goal, total + size - self._ledger.low_mark)
+        freed = 0
+        if goal > 0:
+            for entry in list(self._entries):
+                entry.note_use()
+            freed = Evictor(self._store, self.spans).make_room(goal, self.catalogue.pinned_layers())
+            freed += self._drop_images(goal - freed) if freed < goal else 0
+            if self._ledger is not None:
+                self._ledger.settle(total - freed, total)
+        return freed
+
+    def _total(self) -> int:
+        return allocated(self.root)
+
+    def _drop_images(self, goal: int) -> int:
+        """Forgets images, the one last used first, until their parts give back `goal` bytes."""
+        freed = self._collect(self.garbage())
+        for listed in reversed(self.catalogue.images()):
+            if freed >= goal:
+                break
+            recent = listed.last_used > time.time() - GRACE_S
+            if not (listed.image.pinned or recent):
+                self.catalogue.remove(listed.image)
+                freed += self._collect(self.garbage())
+        return freed
+
+    def tidy(self) -> None:
+        """Tells others what was used here, and makes room before a writer has to. Blocks for the disk."""
+        for entry in list(self._entries):
+            entry.note_use()
+        crowded = self._ledger is not None and self._ledger.expects() > self._ledger.high_mark
+        if crowded or self._free_space.missing(0):
+            self.make_room()
+
+    def garbage(self, grace_s: float = GRACE_S) -> list[Garbage]:
+        """What no kept image refers to and is older than `grace_s` seconds; see `collecting`.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        with cache_errors("look for what nobody needs"):
+            kept: list[KeptImage] = [listed.image for listed in self.catalogue.images()]
+            return self._collector().find(kept, grace_s)
+
+    def collect(self, garbage: list[Garbage]) -> int:
+        """Removes what `garbage` found, as far as nobody uses it; returns how many bytes came back.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        with cache_errors("remove what nobody needs"):
+            return self._collector().remove(garbage)
+
+    def _collect(self, garbage: list[Garbage]) -> int:
+        try:
+            return self.collect(garbage)
+        except CacheError as error:
+            _log.info("%s", error)
+            return 0
+
+    def _collector(self) -> Collector:
+        return Collector(self.root, self._scratch, self._remove_entry)
 
     def remove_layer(self, layer_digest: str, toc_digest: str) -> bool:
         """Removes an entry; False, and nothing happens, while anybody has it open.
@@ -145,7 +281,9 @@ class Cache:
             FormatError: not sha256 digests.
             CacheError: the disk fails.
         """
-        path = self._store.path(layer_digest, toc_digest)
+        return self._remove_entry(self._store.path(layer_digest, toc_digest))
+
+    def _remove_entry(self, path: Path) -> bool:
         with cache_errors("remove a layer's cache entry"):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

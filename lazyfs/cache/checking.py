@@ -42,8 +42,7 @@ def check_entry(
 ) -> EntryCheck:
     """Re-hashes every span that is here; with `repair`, forgets those that do not match or cannot be checked.
 
-    Readers may be under way, in any process. The disk space of forgotten spans is given back only if nobody
-    else has the entry open.
+    Readers may be under way, in any process, and evictors.
 
     Raises:
         CacheError: the disk fails.
@@ -56,17 +55,13 @@ def check_entry(
     for span, present in _spans_here(entry, spans):
         if present < span.end_leaf - span.first_leaf or span.proof is Proof.COMPRESSED:
             unverifiable.append(span)
-        elif _matches(entry, span):
-            right += 1
         else:
-            wrong.append(span)
+            verdict = _verdict(entry, span)
+            right += verdict is True
+            wrong += [span] if verdict is False else []
     doomed = wrong + unverifiable
     if repair and doomed:
-        with entry.try_exclusive() as alone:
-            if alone is not None:
-                alone.evict(doomed)
-            else:
-                entry.clear((span.first_leaf, span.end_leaf) for span in doomed)
+        entry.evict(doomed)
     return EntryCheck(
         layer_digest=layer_digest,
         toc_digest=toc_digest,
@@ -82,6 +77,17 @@ def _spans_here(entry: LayerEntry, spans: SpanTable) -> Iterator[tuple[Span, int
         present = entry.present(span.first_leaf, span.end_leaf)
         if present:
             yield span, present
+
+
+def _verdict(entry: LayerEntry, span: Span) -> bool | None:
+    """Whether a span that is wholly here matches; None if it was evicted before that was known."""
+    while entry.has(span.first_leaf, span.end_leaf):
+        evictions = entry.evictions
+        if _matches(entry, span):
+            return True
+        if entry.evictions == evictions and entry.has(span.first_leaf, span.end_leaf):
+            return False
+    return None
 
 
 def _matches(entry: LayerEntry, span: Span) -> bool:

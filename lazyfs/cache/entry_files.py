@@ -1,42 +1,45 @@
-"""The three files of one layer's entry, and how an entry is found, made, trusted after a boot, or replaced.
+"""The open files of one layer's entry.
 
 Who holds what. A holder of an entry has the flock of its directory, shared. Making, replacing and
-re-trusting an entry happen under the exclusive flock of the `layers` directory. Eviction has the entry's
-flock exclusively and takes no other. Each checks, once it has the entry's lock, that the directory is still
-the one at its path: removal is a rename.
+re-trusting an entry happen under the exclusive flock of the `layers` directory; removal, which is a rename,
+under the exclusive flock of the entry's. Each checks, once it has the entry's lock, that the directory is
+still the one at its path.
+
+Two bytes of the presence file are locks among processes, and a mutex each among threads: `marks_locked` for
+what lowers or settles marks, `writing` for what writes data and the marks that vouch for it. Who needs both
+takes them in this order. Readers take none: see `evicting`.
 
 No fsync is needed here. Marks of this boot count only while `state` names this boot, and boot ids never come
 back: whatever part of an unsynced change survives a power cut, the next boot clears every mark that is not
 `SYNCED`, and those were written after their data had been synced.
 """
 
-import contextlib
 import errno
 import fcntl
 import json
 import mmap
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-from indexer.digest import digest_hex
-from lazyfs.cache.files import FILE_MODE, cache_errors, is_at, is_regular, make_directories, write_all
-from lazyfs.cache.locks import byte_locked, directory_locked
-from lazyfs.cache.scratch import Scratch
-from lazyfs.errors import CacheError
+from lazyfs.cache.files import FILE_MODE, NO_WRITING, is_regular, write_all
+from lazyfs.cache.locks import byte_locked
 
 ABSENT: Final = b"\0"
 PRESENT: Final = b"\1"
 SYNCED: Final = b"\2"
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _STATE_LIMIT: Final = 1 << 16
 _MARKS_LOCK: Final = 0  # the byte of `presence` whose lock serialises what lowers or settles marks
-_GARBLED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+_DATA_LOCK: Final = 1  # the one whose lock serialises what writes data or takes it away
+PATIENCE_S: Final = 5.0
+_COUNTER_SIZE: Final = 8
 
 
 class Geometry(NamedTuple):
@@ -94,13 +97,20 @@ class EntryFiles:
         directory: descriptor of the entry's directory.
         data: descriptor of the sparse file.
         presence: descriptor of the presence file, for writing marks.
-        marks: the presence file mapped for reading; see `mark` for why not for writing.
+        leaves: how many marks it has; the counter of evictions comes after them.
+        mapped: the presence file mapped for reading; see `mark` for why not for writing.
+        marks: the same; or, where marks of another boot cannot be cleared, a copy in which they are.
+        writable: whether anything can be written.
     """
 
-    __slots__ = ("data", "directory", "marks", "presence")
+    __slots__ = (
+        *("_data_mutex", "_marks_mutex", "counter_at", "data", "directory", "leaves"),
+        *("mapped", "marks", "presence", "writable"),
+    )
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, leaves: int) -> None:
         self.directory = self.data = self.presence = -1
+        self._prepare(leaves)
         self.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         fcntl.flock(self.directory, fcntl.LOCK_SH)
         self.data = self._open("data")
@@ -108,7 +118,34 @@ class EntryFiles:
         size = os.fstat(self.presence).st_size
         if not (size and is_regular(self.presence) and is_regular(self.data)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "presence")
-        self.marks = mmap.mmap(self.presence, size, prot=mmap.PROT_READ)
+        self.mapped = mmap.mmap(self.presence, size, prot=mmap.PROT_READ)
+        self.marks: mmap.mmap | bytes = self.mapped
+
+    def _prepare(self, leaves: int) -> None:
+        self.leaves = leaves
+        self.counter_at = presence_size(leaves) - _COUNTER_SIZE
+        self.writable = True
+        self._marks_mutex = threading.Lock()
+        self._data_mutex = threading.Lock()
+
+    @classmethod
+    def homeless(cls, geometry: Geometry) -> Self:
+        """Files for an entry that the disk has no room for: nothing is in them, and nothing can be put there.
+
+        Raises:
+            OSError: not even that can be had.
+        """
+        files = cls.__new__(cls)
+        files.directory = files.presence = -1
+        files._prepare(geometry.leaves)  # noqa: SLF001  # it is our own
+        files.writable = False
+        files.data = os.memfd_create("lazyfs", os.MFD_CLOEXEC)
+        os.ftruncate(files.data, geometry.size)
+        files.directory = os.dup(files.data)
+        files.presence = os.dup(files.data)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        files.marks = files.mapped = mmap.mmap(-1, presence_size(geometry.leaves), flags=flags)
+        return files
 
     def __del__(self) -> None:
         for descriptor in (self.presence, self.data, self.directory):
@@ -116,7 +153,28 @@ class EntryFiles:
                 os.close(descriptor)
 
     def _open(self, name: str) -> int:
-        return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.directory)
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        if self.writable:
+            try:
+                return os.open(name, os.O_RDWR | flags, dir_fd=self.directory)
+            except OSError as error:
+                if error.errno not in NO_WRITING:
+                    raise
+                self.writable = False
+        return os.open(name, os.O_RDONLY | flags, dir_fd=self.directory)
+
+    def evictions(self) -> bytes:
+        """A counter that changes whenever something is taken away; see `evicting`."""
+        return self.mapped[self.counter_at : self.counter_at + _COUNTER_SIZE]
+
+    def count_eviction(self) -> None:
+        """Moves the counter on. The caller holds `writing`.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        count = int.from_bytes(self.evictions(), "little") + 1
+        write_all(self.presence, (count % (1 << 64)).to_bytes(_COUNTER_SIZE, "little"), self.counter_at)
 
     def mark(self, first_leaf: int, end_leaf: int, mark: bytes) -> None:
         """Stores one mark for leaves [first_leaf, end_leaf).
@@ -129,20 +187,35 @@ class EntryFiles:
         """
         write_all(self.presence, mark * (end_leaf - first_leaf), first_leaf)
 
-    def runs(self, mark: bytes) -> list[tuple[int, int]]:
-        """The longest ranges of leaves that bear this mark."""
-        if self.marks.find(mark) < 0:
+    def runs(self, mark: bytes, first_leaf: int = 0, end_leaf: int | None = None) -> list[tuple[int, int]]:
+        """The longest ranges of leaves within [first_leaf, end_leaf) that bear this mark."""
+        end = self.leaves if end_leaf is None else end_leaf
+        if self.marks.find(mark, first_leaf, end) < 0:
             return []  # a hundred times faster than the expression, and what most syncs meet
-        return [match.span() for match in re.finditer(re.escape(mark) + b"+", self.marks[:])]
+        marks = self.marks[first_leaf:end]
+        spans = (match.span() for match in re.finditer(re.escape(mark) + b"+", marks))
+        return [(first_leaf + first, first_leaf + last) for first, last in spans]
 
     @contextmanager
-    def marks_locked(self) -> Iterator[None]:
-        """Excludes, between processes, others that lower or settle marks, or replace the state. Blocks.
+    def marks_locked(self, patience_s: float | None = None) -> Iterator[None]:
+        """Excludes others, in any process, that lower or settle marks, or replace the state. Blocks.
 
         Raises:
+            TimeoutError: one of another process did not end within `patience_s` seconds.
             OSError: the file system has no such locks.
         """
-        with byte_locked(self.presence, _MARKS_LOCK):
+        with self._marks_mutex, byte_locked(self.presence, _MARKS_LOCK, patience_s):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Excludes others, in any process, that write data or take it away. They are quick.
+
+        Raises:
+            TimeoutError: somebody was not.
+            OSError: the file system has no such locks.
+        """
+        with self._data_mutex, byte_locked(self.presence, _DATA_LOCK, PATIENCE_S):
             yield
 
     def read_state(self) -> State | None:
@@ -170,10 +243,15 @@ class EntryFiles:
         state = self.read_state()
         return (
             os.fstat(self.data).st_size == geometry.size
-            and len(self.marks) == max(1, geometry.leaves)
-            and not self.marks[:].translate(None, ABSENT + PRESENT + SYNCED)
+            and len(self.mapped) == presence_size(geometry.leaves)
+            and not self.mapped[: geometry.leaves].translate(None, ABSENT + PRESENT + SYNCED)
             and (state is None or (state.size, state.leaves) == geometry)
         )
+
+
+def presence_size(leaves: int) -> int:
+    """Bytes of a presence file: a mark per leaf, then the counter of evictions at a multiple of its size."""
+    return -(-leaves // _COUNTER_SIZE) * _COUNTER_SIZE + _COUNTER_SIZE
 
 
 def write_state(directory: int, state: State) -> None:
@@ -185,94 +263,6 @@ def write_state(directory: int, state: State) -> None:
     finally:
         os.close(descriptor)
     os.rename("state.new", "state", src_dir_fd=directory, dst_dir_fd=directory)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStore:
-    """Where entries are and what finding one takes.
-
-    Attributes:
-        layers: the directory of all entries.
-        scratch: where they are made.
-        boot_id: of this boot.
-    """
-
-    layers: Path
-    scratch: Scratch
-    boot_id: str
-
-    def path(self, layer_digest: str, toc_digest: str) -> Path:
-        """Where the entry of this layer under this table of contents is.
-
-        Raises:
-            FormatError: not sha256 digests.
-        """
-        return self.layers / digest_hex(layer_digest) / digest_hex(toc_digest)
-
-    def attach(self, path: Path, geometry: Geometry) -> EntryFiles:
-        """The files of the entry at `path`; made if there is none or it is garbled. Blocks for evictors.
-
-        Marks that may have outrun their data in an unclean stop of another boot are cleared. The directory's
-        modification time becomes now: the entry's last use.
-
-        Raises:
-            CacheError: the entry can neither be used nor made.
-        """
-        with cache_errors("open a layer's cache entry"):
-            files = self.find(path, geometry)
-            if files is None or not self.trusts(files):
-                files = None  # its lock goes first, or two that wait here would keep each other's entry alive
-                with directory_locked(self.layers):
-                    files = self._find_or_make(path, geometry)
-            os.utime(files.directory)
-            return files
-
-    def _find_or_make(self, path: Path, geometry: Geometry) -> EntryFiles:
-        files = self.find(path, geometry)
-        if files is None:
-            self._make(path, geometry)
-            files = self.find(path, geometry)
-        if files is None:
-            raise CacheError(f"the cache entry {path} was made and is not there")
-        if not self.trusts(files):
-            _trust_synced_only(files, geometry, self.boot_id)
-        return files
-
-    def find(self, path: Path, geometry: Geometry) -> EntryFiles | None:
-        """The files of the entry at `path` if there is a sound one. Blocks for evictors.
-
-        Raises:
-            OSError: it may be there, but cannot be opened.
-        """
-        try:
-            files = EntryFiles(path)
-        except OSError as error:
-            if error.errno in _GARBLED:
-                return None
-            raise
-        return files if is_at(files.directory, path) and files.usable(geometry) else None
-
-    def install(self, made: Path, path: Path) -> None:
-        """Renames a directory made in scratch to `path`, where any other is discarded.
-
-        The caller holds the lock of `layers`.
-
-        Raises:
-            OSError: it cannot be done.
-        """
-        make_directories(path.parent, self.layers)
-        self.scratch.discard(path)
-        made.rename(path)
-
-    def _make(self, path: Path, geometry: Geometry) -> None:
-        with self.scratch.directory() as (directory, made):
-            fill_directory(directory, State(self.boot_id, *geometry), ABSENT)
-            self.install(made, path)
-
-    def trusts(self, files: EntryFiles) -> bool:
-        """Whether all marks were made in this boot, or have been synced."""
-        state = files.read_state()
-        return state is not None and state.boot_id == self.boot_id
 
 
 def fill_directory(directory: int, state: State, mark: bytes) -> None:
@@ -288,19 +278,9 @@ def fill_directory(directory: int, state: State, mark: bytes) -> None:
                 os.ftruncate(descriptor, state.size)
             else:
                 # Not sparse: on a full tmpfs even reading a hole through a mapping is a SIGBUS.
-                os.posix_fallocate(descriptor, 0, max(1, state.leaves))
+                os.posix_fallocate(descriptor, 0, presence_size(state.leaves))
                 if mark != ABSENT:
                     write_all(descriptor, mark * state.leaves, 0)
         finally:
             os.close(descriptor)
     write_state(directory, state)
-
-
-def _trust_synced_only(files: EntryFiles, geometry: Geometry, boot_id: str) -> None:
-    with files.marks_locked():
-        state = files.read_state() or State("", *geometry)
-        for first, end in files.runs(PRESENT):
-            files.mark(first, end, ABSENT)
-        # On a full disk the old state stays: marks of this boot are then cleared once more by whoever opens.
-        with contextlib.suppress(OSError):
-            files.write_state(replace(state, boot_id=boot_id))

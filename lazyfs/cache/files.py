@@ -14,6 +14,8 @@ from lazyfs.errors import CacheError
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 PAGE: Final = 4096
+NO_WRITING: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PLAIN_NAME: Final = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}", re.ASCII)
 _ZERO_PAGE: Final = bytes(PAGE)

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from typing import Self
 
 from indexer.digest import LEAF_SIZE
-from lazyfs.cache.entry_files import ABSENT, PRESENT, Geometry, LayerStore, State, fill_directory
+from lazyfs.cache.entry_files import ABSENT, PRESENT, Geometry, State, fill_directory
 from lazyfs.cache.files import FILE_MODE, cache_errors, write_sparse
-from lazyfs.cache.free_space import FreeSpace
+from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.locks import directory_locked
+from lazyfs.cache.room import Admission
 from lazyfs.errors import CacheError
 
 
@@ -19,13 +20,15 @@ class Filling:
     on without it. For one thread at a time; blocks for writes.
     """
 
-    def __init__(self, store: LayerStore, layer_digest: str, space: FreeSpace) -> None:
+    def __init__(self, store: LayerStore, layer_digest: str, space: Admission, *, alive: bool = True) -> None:
         self._store = store
         self._layer_digest = layer_digest
         self._space = space
         self._written = 0
-        self._alive = True
+        self._alive = alive
         self._life = ExitStack()
+        if not alive:
+            return
         try:
             self._directory, self._path = self._life.enter_context(store.scratch.directory())
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

@@ -40,6 +40,17 @@ class FreeSpace:
                 self._low = self._available() < self._floor
             return not self._low
 
+    def asked(self, size: int) -> bool:
+        """Whether the file system, asked now, has `size` bytes above the floor."""
+        with self._lock:
+            self._unchecked = size
+            self._low = self.missing(size) > 0
+            return not self._low
+
+    def missing(self, size: int) -> int:
+        """How many bytes the file system lacks for `size` more above the floor; 0 if none."""
+        return max(0, self._floor + size - self._available())
+
     def exhausted(self) -> None:
         """A write was refused by the file system: admit no more before it is asked again."""
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Final
 
 from lazyfs.cache.entry_files import ABSENT, State
 from lazyfs.cache.files import read_bounded
+from lazyfs.cache.locks import try_flock
 
 _LARGEST_PRESENCE: Final = 1 << 32
 _LARGEST_STATE: Final = 1 << 16
@@ -28,6 +29,8 @@ class EntryInfo:
         allocated_bytes: bytes of disk that the entry takes.
         audited: the whole layer has been compared with its table of contents.
         last_used: when it was last opened, seconds since 1970.
+        in_use: whether somebody has it open.
+        pinned: whether it belongs to a pinned image.
     """
 
     layer_digest: str
@@ -38,6 +41,8 @@ class EntryInfo:
     allocated_bytes: int
     audited: bool
     last_used: float
+    in_use: bool = False
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +66,33 @@ class Usage:
 def measure(root: Path) -> Usage:
     """How much disk each part of the cache takes."""
     return Usage(
-        kinds={path.name: _allocated(path) for path in _directories(root)},
-        layers={f"sha256:{path.name}": _allocated(path) for path in _digests(root / "layers")},
+        kinds={path.name: allocated(path) for path in directories(root)},
+        layers={f"sha256:{path.name}": allocated(path) for path in _digests(root / "layers")},
     )
+
+
+def entry_paths(layers: Path) -> Iterator[Path]:
+    """Where entries are below the `layers` directory, in order of digests."""
+    for layer in _digests(layers):
+        yield from _digests(layer)
 
 
 def list_entries(layers: Path) -> Iterator[EntryInfo]:
     """The entries below the `layers` directory, in order of digests."""
-    for layer in _digests(layers):
-        for entry in _digests(layer):
-            with suppress(OSError):  # it went away while we looked, or is none
-                yield describe_entry(entry)
+    for path in entry_paths(layers):
+        with suppress(OSError):  # it went away while we looked, or is none
+            yield describe_entry(path)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether somebody has the entry at `path` open."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            return not try_flock(descriptor)
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def describe_entry(path: Path) -> EntryInfo:
@@ -82,30 +103,37 @@ def describe_entry(path: Path) -> EntryInfo:
     """
     presence = read_bounded(path / "presence", _LARGEST_PRESENCE) or b""
     state = State.decode(read_bounded(path / "state", _LARGEST_STATE) or b"")
+    presence = presence[: len(presence) - 8 if state is None else state.leaves]
     return EntryInfo(
         layer_digest=f"sha256:{path.parent.name}",
         toc_digest=f"sha256:{path.name}",
         size=(path / "data").lstat().st_size if state is None else state.size,
         leaves=len(presence) if state is None else state.leaves,
         present=len(presence) - presence.count(ABSENT),
-        allocated_bytes=_allocated(path),
+        allocated_bytes=allocated(path),
         audited=state is not None and state.audited,
         last_used=path.lstat().st_mtime,
+        in_use=is_in_use(path),
     )
 
 
-def _directories(path: Path) -> list[Path]:
+def directories(path: Path) -> list[Path]:
+    """The directories in a directory, sorted; none if there is no such directory."""
     with suppress(FileNotFoundError), os.scandir(path) as entries:
         return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
     return []
 
 
 def _digests(path: Path) -> list[Path]:
-    return [child for child in _directories(path) if len(child.name) == 64 and _HEX.issuperset(child.name)]
+    return [child for child in directories(path) if len(child.name) == 64 and _HEX.issuperset(child.name)]
 
 
-def _allocated(path: Path) -> int:
+def allocated(path: Path) -> int:
+    """Bytes of disk that a file, or all files below a directory, take."""
     total = 0
+    if not path.is_dir():
+        with suppress(FileNotFoundError):
+            total = path.lstat().st_blocks * 512
     for directory, _, names in os.walk(path):
         for name in names:
             with suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -43,17 +44,35 @@ def unlock_byte(descriptor: int, offset: int) -> None:
 
 
 @contextmanager
-def byte_locked(descriptor: int, offset: int) -> Iterator[None]:
+def byte_locked(descriptor: int, offset: int, patience_s: float | None = None) -> Iterator[None]:
     """Holds the exclusive lock on one byte; blocks until it is free.
 
+    Args:
+        descriptor: of the file, open for writing.
+        offset: of the byte.
+        patience_s: for how many seconds to wait; None for ever. A holder may be stopped (SIGSTOP).
+
     Raises:
+        TimeoutError: somebody else held it for that long.
         OSError: the file system has no such locks.
     """
-    _set_lock(descriptor, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, offset)
+    if patience_s is None:
+        _set_lock(descriptor, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, offset)
+    else:
+        _wait_for_byte(descriptor, offset, time.monotonic() + patience_s)
     try:
         yield
     finally:
         unlock_byte(descriptor, offset)
+
+
+def _wait_for_byte(descriptor: int, offset: int, deadline: float) -> None:
+    pause = _FIRST_PAUSE_S
+    while not try_lock_byte(descriptor, offset):
+        if time.monotonic() >= deadline:
+            raise TimeoutError("another process holds the lock for too long")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def _set_lock(descriptor: int, command: int, kind: int, offset: int) -> None:

@@ -12,7 +12,7 @@ from lazyfs.errors import CacheError
 
 _VERSION: Final = b"1\n"
 _PARTS: Final = (
-    *("layers", "tocs", "images", "documents", "references"),
+    *("layers", "tocs", "images", "documents", "references", "catalogue"),
     *("quarantine", "traces", "packs", "containers", "locks", "tmp"),
 )
 _MAY_BE_THERE: Final = frozenset({"lost+found", *_PARTS})
@@ -28,7 +28,7 @@ def open_root(path: Path) -> Path:
     with cache_errors(f"use {path} as a cache directory"):
         if path.is_symlink() and path.lstat().st_uid != os.geteuid():
             raise CacheError(f"{path} is somebody else's symlink: choose another cache directory")
-        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        _make_directory(path, parents=True)
         root = path.resolve(strict=True)
         if root.stat().st_uid != os.geteuid():
             raise CacheError(f"{root} belongs to somebody else: choose another cache directory")
@@ -39,8 +39,14 @@ def open_root(path: Path) -> Path:
             raise CacheError(f"others may enter {root}: chmod 700 it, if it was yours alone so far")
         _check_version(root)
         for part in _PARTS:
-            (root / part).mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            _make_directory(root / part)
         return root
+
+
+def _make_directory(path: Path, *, parents: bool = False) -> None:
+    """Makes a directory unless it is there; one that is there, a file system may be too full to make."""
+    if not path.is_dir():
+        path.mkdir(mode=DIRECTORY_MODE, parents=parents, exist_ok=True)
 
 
 def _settle(root: Path) -> None:

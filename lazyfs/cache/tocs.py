@@ -2,11 +2,15 @@
 
 import mmap
 import os
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from indexer.digest import digest_hex, sha256_digest
+from indexer.errors import IndexerError
+from indexer.toc import SpanTable
+from indexer.toc_codec import decode_head
 from lazyfs.cache.files import cache_errors, make_directories, open_regular, plain_name, read_bounded
 from lazyfs.cache.scratch import Scratch
 
@@ -109,3 +113,19 @@ def _map(path: Path) -> memoryview | None:
         return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b"")
     finally:
         os.close(descriptor)
+
+
+def load_spans(tocs: Tocs, layer_digest: str, toc_digest: str) -> SpanTable | None:
+    """The span table of the table of contents with a digest; None if it is not here, or damaged.
+
+    Raises:
+        FormatError: not sha256 digests.
+        CacheError: the disk fails.
+    """
+    for name in tocs.names(layer_digest):
+        data = tocs.load(layer_digest, name, toc_digest)
+        if data is not None:
+            with suppress(IndexerError):
+                return decode_head(data, toc_digest).spans()
+            return None
+    return None

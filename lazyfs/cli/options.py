@@ -29,12 +29,13 @@ class GivenPath(click.Path):
 PATH: Final = GivenPath(path_type=Path)
 
 _CONFIG_FLAGS: Final = (
-    *("cache_dir", "platform", "plain_http", "offline", "hosts_dir", "log_level"),
+    *("cache_dir", "cache_quota_mib", "platform", "plain_http", "offline", "hosts_dir", "log_level"),
     *("index", "index_repo", "trust_index", "require_signature", "trusted_keys"),
 )
 
 _COMMON: Final = (
     click.option("--cache-dir", type=PATH, help="Where indexes and content are kept."),
+    click.option("--cache-quota-mib", type=int, metavar="MIB", help="How much disk that may take (0: any)."),
     click.option(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
     ),

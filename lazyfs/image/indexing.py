@@ -4,6 +4,7 @@ The pull is paid once: compressed bytes go through the builder, uncompressed one
 both digests are right, table and content appear together. Between processes a layer is pulled by one.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from lazyfs.errors import CacheError, NotFound
 from lazyfs.image.windows import RemoteWindows
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.base import Blob
+
+_log = logging.getLogger(__name__)
 
 PARALLEL_LAYERS: Final = 3
 
@@ -153,7 +156,7 @@ class Indexer:
         Raises:
             IndexerError: the layer is damaged, too large, or not what its descriptor promises.
             NotFound: there is none, and none is to be made.
-            LazyfsError: its source does not give it, or the cache cannot keep the table.
+            LazyfsError: its source does not give it.
         """
         indexed = self.find(layer)
         if indexed is not None:
@@ -169,7 +172,7 @@ class Indexer:
 
     async def _pull(self, layer: Descriptor, blob: Blob) -> IndexedLayer:
         with (
-            self._cache.fill(layer.digest) as filling,
+            self._cache.fill(layer.digest, layer.size) as filling,
             LayerBuilder(
                 layer.size,
                 layer.digest,
@@ -194,7 +197,10 @@ class Indexer:
         built: BuiltToc = builder.finish()
         data = encode_toc(built.toc)
         head = decode_head(data)
-        self._cache.tocs.save(layer.digest, self._settings.name, data, built.windows)
+        try:
+            self._cache.tocs.save(layer.digest, self._settings.name, data, built.windows)
+        except CacheError as error:
+            _log.warning("the index of layer %s is not kept: %s", layer.digest, error)
         with suppress(CacheError):  # the content comes again when it is read
             filling.commit(head.digest, head.header.device_size, built.toc.spans.leaves)
         return IndexedLayer(head, memoryview(built.windows), audited=True)
