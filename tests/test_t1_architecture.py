@@ -31,7 +31,7 @@ RULES = Rules(
         "ssl": ("lazyfs.source",),
         "isal": ("indexer",),
         "numpy": ("indexer",),
-        "zstandard": ("indexer",),
+        "zstandard": ("indexer", "lazyfs.container"),
         "cryptography": ("lazyfs.image",),
         "packageurl": ("lazyfs.image.packages",),
         "cyclonedx": ("lazyfs.image.packages",),

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 from lazyfs.cli.output import complain

@@ -43,7 +43,7 @@ def index(config: Config, image: str, push: bool, all_platforms: bool, as_json: 
         images = await workshop.resolve_all() if all_platforms else [await workshop.resolve()]
         async with AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(workshop.open_publisher()) if push else None
-            facts = [await _index(workshop, resolved, publisher) for resolved in images]
+            facts = [await index_image(workshop, resolved, publisher) for resolved in images]
         if as_json:
             print_json(facts if all_platforms else facts[0])
             return
@@ -57,7 +57,9 @@ def index(config: Config, image: str, push: bool, all_platforms: bool, as_json: 
     with_workshop(config, image, work)
 
 
-async def _index(workshop: Workshop, resolved: ResolvedImage, publisher: Publisher | None) -> dict[str, Any]:
+async def index_image(
+    workshop: Workshop, resolved: ResolvedImage, publisher: Publisher | None
+) -> dict[str, Any]:
     """Index one image, and publish that if there is a publisher; what is to be told of it."""
     indexed = await index_layers(resolved, workshop.source, workshop.indexer, workshop.finders)
     await compiled(resolved, indexed, workshop.cache)

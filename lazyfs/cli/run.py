@@ -31,22 +31,50 @@ from lazyfs.container.runtime import find_runtime
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("-v", "--volume", "volumes", multiple=True, metavar="SRC:DST[:ro]", help="Show SRC of the host at DST.")
-@click.option("-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on.")
+@click.option(
+    "-v", "--volume", "volumes", multiple=True, metavar="SRC:DST[:ro]", help="Show SRC of the host at DST."
+)
+@click.option(
+    "-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on."
+)
 @click.option("--env-file", "env_files", multiple=True, type=PATH, help="Variables, one a line.")
 @click.option("-w", "--workdir", help="Where the command starts.")
-@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs it, by the image's /etc/passwd or by number.")
-@click.option("--entrypoint", metavar="WORD", help="What stands before the command; a JSON array for more words.")
-@click.option("--net", "network", type=click.Choice(["host", "none"]), default="host", show_default=True, help="Its network.")
+@click.option(
+    "-u", "--user", metavar="USER[:GROUP]", help="Who runs it, by the image's /etc/passwd or by number."
+)
+@click.option(
+    "--entrypoint", metavar="WORD", help="What stands before the command; a JSON array for more words."
+)
+@click.option(
+    "--net",
+    "network",
+    type=click.Choice(["host", "none"]),
+    default="host",
+    show_default=True,
+    help="Its network.",
+)
 @click.option("--read-only", is_flag=True, help="Let it write to volumes only.")
 @click.option("--hostname", default="", help="Its name for itself.")
 @click.option("--name", default="", help="Its name here; made up if not given.")
-@click.option("--upper", type=PATH, metavar="DIR", help="Keep its changes in DIR, or go on with those that are there.")
+@click.option(
+    "--upper", type=PATH, metavar="DIR", help="Keep its changes in DIR, or go on with those that are there."
+)
 @click.option("--rm", is_flag=True, help="Happens always: only --upper keeps anything.")
-@click.option("--runtime", default="", metavar="NAME", help="runc, crun, or the path of one; the first of them by default.")
+@click.option(
+    "--runtime",
+    default="",
+    metavar="NAME",
+    help="runc, crun, or the path of one; the first of them by default.",
+)
 @click.option("--stop-signal", default="", help="What it gets when we get SIGTERM; else as the image says.")
-@click.option("--driver", type=click.Choice(["auto", "erofs", "fuse"]), default="auto", show_default=True, help="As for mount.")
-def run(  # noqa: PLR0914  # as many as there are options
+@click.option(
+    "--driver",
+    type=click.Choice(["auto", "erofs", "fuse"]),
+    default="auto",
+    show_default=True,
+    help="As for mount.",
+)
+def run(
     config: Config,
     image: str,
     command: tuple[str, ...],
@@ -105,7 +133,12 @@ def run(  # noqa: PLR0914  # as many as there are options
     with places.new(name) as place, undertaken(place):
 
         def serve(directory: Path) -> ForkedServer:
-            mount = {"image": image, "mount_point": str(directory), "driver": driver, "runtime_dir": str(place.path)}
+            mount = {
+                "image": image,
+                "mount_point": str(directory),
+                "driver": driver,
+                "runtime_dir": str(place.path),
+            }
             return ForkedServer(
                 {"order": {**mount, "log_file": str(place.path / "daemon.log")}, "config": config.as_flags()}
             )

@@ -1,8 +1,8 @@
 """A container's changes, kept: an upper directory and what it belongs to, in one directory of the user's.
 
-    DIR/upper           the upper directory of an overlay over the image
-    DIR/work            what overlayfs needs beside it
-    DIR/container.json  the image, and the empty mount points that were made in the upper directory
+DIR/upper           the upper directory of an overlay over the image
+DIR/work            what overlayfs needs beside it
+DIR/container.json  the image, and the empty mount points that were made in the upper directory
 """
 
 import fcntl
@@ -87,9 +87,7 @@ def continued(known: Changes | None, wanted: Changes, missing: Iterable[str]) ->
         ContainerError: they belong to another image, or were made in another kind of user namespace.
     """
     if known is None:
-        return Changes(
-            wanted.directory, wanted.image, wanted.digest, tuple(missing), wanted.user_namespace
-        )
+        return Changes(wanted.directory, wanted.image, wanted.digest, tuple(missing), wanted.user_namespace)
     if known.digest != wanted.digest:
         raise ContainerError(
             f"{known.directory} has changes to {known.image} as it was then ({known.digest}), "

@@ -1,7 +1,7 @@
 """Who a container's process is, by the image's own passwd and group files.
 
-The rules are those of docker (moby/sys/user, `GetExecUser`): a number is looked up as a number, a name must be
-known, and the supplementary groups count only where no group is named.
+The rules are those of docker (moby/sys/user, `GetExecUser`): a number is looked up as a number, a name must
+be known, and the supplementary groups count only where no group is named.
 """
 
 from collections.abc import Iterator

@@ -43,9 +43,8 @@ def prepare(overlay: Overlay) -> None:
         return
     overlay.upper.mkdir(mode=0o700, parents=True)
     status = overlay.lower.stat()
-    if not overlay.in_user_namespace or status.st_uid != os.stat("/proc/sys").st_uid:  # else: an unmapped owner
-        with suppress(PermissionError):
-            os.chown(overlay.upper, status.st_uid, status.st_gid)
+    with suppress(OSError):  # an owner behind whom nobody of this machine stands
+        os.chown(overlay.upper, status.st_uid, status.st_gid)
     shutil.copystat(overlay.lower, overlay.upper)
 
 
@@ -82,7 +81,11 @@ def _named(overlay: Overlay) -> Iterator[dict[str, bytes]]:
     """Names of the directories that are short, and free of what overlayfs reads in names."""
     opened = {}
     try:
-        for key, path in (("lowerdir", overlay.lower), ("upperdir", overlay.upper), ("workdir", overlay.work)):
+        for key, path in (
+            ("lowerdir", overlay.lower),
+            ("upperdir", overlay.upper),
+            ("workdir", overlay.work),
+        ):
             opened[key] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield {key: b"/proc/self/fd/%d" % descriptor for key, descriptor in opened.items()}
     finally:
@@ -93,7 +96,7 @@ def _named(overlay: Overlay) -> Iterator[dict[str, bytes]]:
 def _refusal(error: MountRefused, overlay: Overlay) -> str:
     advice = ""
     if error.errno == errno.EINVAL:
-        advice = f": the file system of {overlay.upper.parent} may not do as an upper one (overlay and FUSE do not)"
+        advice = f": the file system of {overlay.upper.parent} will not do for changes, as overlay and FUSE"
     elif error.errno == errno.EPERM:
         advice = ": overlayfs for ordinary users takes Linux 5.11"
     elif error.errno == errno.EBUSY:

@@ -43,8 +43,14 @@ class ImageProcess:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> "ImageProcess":
         """What `lazyfs.daemon` tells of an image's process."""
-        lists = {name: tuple(told[name]) for name in ("env", "entrypoint", "cmd")}
-        return cls(**lists, **{name: told[name] for name in ("user", "working_dir", "stop_signal")})
+        return cls(
+            env=tuple(told["env"]),
+            entrypoint=tuple(told["entrypoint"]),
+            cmd=tuple(told["cmd"]),
+            user=str(told["user"]),
+            working_dir=str(told["working_dir"]),
+            stop_signal=str(told["stop_signal"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +96,7 @@ def arguments_of(image: ImageProcess, wishes: Wishes) -> tuple[str, ...]:
     return arguments
 
 
-def environment_of(
-    image: ImageProcess, wishes: Wishes, identity: Identity, hostname: str
-) -> tuple[str, ...]:
+def environment_of(image: ImageProcess, wishes: Wishes, identity: Identity, hostname: str) -> tuple[str, ...]:
     """NAME=VALUE pairs, each name once: the usual ones, then the image's, then the user's."""
     usual = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname}", *(["TERM=xterm"] if wishes.terminal else [])]
     values: dict[str, str] = {}
@@ -162,7 +166,7 @@ def parse_env(text: str, environment: Mapping[str, str]) -> Iterable[str]:
 
 
 def parse_env_file(text: str, environment: Mapping[str, str]) -> Sequence[str]:
-    """The pairs of a file with one a line; empty lines and comments with # count nothing (docker's format)."""
+    """The pairs of a file with one a line; empty lines and comments with # count nothing, as for docker."""
     lines = (line.lstrip() for line in text.splitlines())
     return [
         pair for line in lines if line and not line.startswith("#") for pair in parse_env(line, environment)

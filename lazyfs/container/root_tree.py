@@ -1,4 +1,4 @@
-"""Looks into a container's root from outside, as if standing inside: no link of an image leads to the host."""
+"""Looks into a container's root from outside as if from inside: no link of an image leads to the host."""
 
 import os
 import stat
@@ -63,9 +63,7 @@ class RootTree:
                     found[path] = None
         return list(found)
 
-    def check_program(
-        self, program: str, search: str, working_dir: str, covered: Collection[str]
-    ) -> None:
+    def check_program(self, program: str, search: str, working_dir: str, covered: Collection[str]) -> None:
         """See that a program is there, as execvp(3) looks for it.
 
         Args:

@@ -1,4 +1,4 @@
-"""The configuration that a runtime is given (OCI runtime-spec 1.0.2), with docker's and containerd's defaults.
+"""What a runtime is told of a container (OCI runtime-spec 1.0.2), with docker's and containerd's defaults.
 
 No seccomp profile is set: runtimes have none of their own.
 """

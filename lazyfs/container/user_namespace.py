@@ -19,7 +19,7 @@ class IdRange(NamedTuple):
     """Ids of the machine that belong to a user: a line of subuid(5)."""
 
     first: int
-    count: int
+    number: int
 
 
 def parse_subordinates(text: str, names: set[str]) -> IdRange | None:
@@ -52,7 +52,8 @@ def become_root() -> None:
         unshare(NEW_USERS | NEW_MOUNTS)
     except OSError as error:
         raise ContainerError(
-            f"containers without root take a user namespace, which this machine refuses ({error.strerror}): {_HELP}"
+            "containers without root take a user namespace, which this machine refuses "
+            f"({error.strerror}): {_HELP}"
         ) from error
     finally:
         with suppress(BrokenPipeError):
@@ -107,8 +108,8 @@ def check_mapped(identity: Identity) -> Identity:
     for kind, number in (("uid", identity.uid), ("gid", identity.gid)):
         if not _is_mapped(kind, number):
             raise ContainerError(
-                f"no {kind} of this machine stands behind {number} of the container: give yourself a range in "
-                f"/etc/sub{kind} (usermod --add-sub{kind}s, and newuidmap of the package uidmap), or run it as root"
+                f"no {kind} of this machine stands behind {number} of the container: give yourself a range "
+                f"in /etc/sub{kind} (usermod --add-sub{kind}s) and newuidmap (package uidmap), or be root"
             )
     may_set = Path("/proc/self/setgroups").read_text().strip() != "deny"
     groups = tuple(group for group in identity.groups if may_set and _is_mapped("gid", group))
@@ -117,4 +118,6 @@ def check_mapped(identity: Identity) -> Identity:
 
 def _is_mapped(kind: str, number: int) -> bool:
     lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
-    return any(first <= number < first + count for first, _, count in (map(int, line.split()) for line in lines))
+    return any(
+        first <= number < first + count for first, _, count in (map(int, line.split()) for line in lines)
+    )

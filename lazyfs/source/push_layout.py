@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import trio
 
@@ -50,29 +50,35 @@ class LayoutPublisher:
     def _publish(self, artifact: Artifact) -> bool:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            with _locked(self._path):
+            with locked_layout(self._path):
                 return self._publish_locked(artifact)
         except OSError as error:
             where = str(self._path)
             raise SourceError(f"{where}: cannot be written: {error.strerror}", url=where) from error
 
     def _publish_locked(self, artifact: Artifact) -> bool:
-        blobs = self._path / "blobs" / "sha256"
-        blobs.mkdir(parents=True, exist_ok=True)
-        if not (self._path / "oci-layout").exists():
-            _write(self._path / "index.json", _EMPTY_INDEX)
-            _write(self._path / "oci-layout", _LAYOUT)
+        blobs = begin_layout(self._path)
         with Directory(self._path) as directory:
             data = directory.read("index.json")
             index = read_layout_index(directory.read("oci-layout"), data)
             contents = [*artifact.blobs, (artifact.descriptor, artifact.data)]
             missing = [(link, content) for link, content in contents if not _has(directory, link.digest)]
         for link, content in missing:
-            _write(blobs / digest_hex(link.digest), content)
+            write_whole(blobs / digest_hex(link.digest), content)
         if any(entry.digest == artifact.descriptor.digest for entry in index.manifests):
             return bool(missing)
-        _write(self._path / "index.json", with_entry(data, artifact.descriptor))
+        write_whole(self._path / "index.json", with_entry(data, artifact.descriptor))
         return True
+
+
+def begin_layout(path: Path) -> Path:
+    """The directory for blobs of the layout at `path`, made if it is not there; for who has it locked."""
+    blobs = path / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    if not (path / "oci-layout").exists():
+        write_whole(path / "index.json", _EMPTY_INDEX)
+        write_whole(path / "oci-layout", _LAYOUT)
+    return blobs
 
 
 def _has(directory: Directory, digest: str) -> bool:
@@ -83,8 +89,8 @@ def _has(directory: Directory, digest: str) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the directory's flock(2) alone; blocks until it is free."""
+def locked_layout(path: Path) -> Iterator[None]:
+    """Hold a layout directory's flock(2) alone; blocks until it is free."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -93,12 +99,19 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(path: Path, data: bytes | memoryview) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Put a file at `path`, whole and on disk before it has its name."""
+    with partial_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that comes to be at `path`, whole and on disk, if the block ends well; else nothing does."""
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with made.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)

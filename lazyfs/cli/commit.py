@@ -1,0 +1,230 @@
+"""commit: an image of what a container changed."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from lazyfs.assembly import Workshop, source_settings
+from lazyfs.cli.images import index_image
+from lazyfs.cli.options import configured
+from lazyfs.cli.output import print_json
+from lazyfs.cli.running import with_workshop
+from lazyfs.config import Config
+from lazyfs.container.changes import Changes, load_changes
+from lazyfs.container.layer_file import WrittenLayer, write_layer
+from lazyfs.container.new_image import Making, NewImage, apply_edit, new_image
+from lazyfs.container.places import ContainerPlace, ContainerPlaces
+from lazyfs.container.upper import upper_members
+from lazyfs.container.user_namespace import become_root
+from lazyfs.errors import ConfigError, ContainerError
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.oci.image_name import ImageName, RegistryImage, parse_image
+from lazyfs.source.local import FileRange, LocalBlob
+from lazyfs.source.push_image import ImageToStore, open_image_store
+
+
+@click.command()
+@configured
+@click.argument("changes")
+@click.argument("target")
+@click.option(
+    "--image", help="The image below, where CHANGES is the upper directory of an overlay of your own."
+)
+@click.option(
+    "--compression", type=click.Choice(["gzip", "zstd"]), default="gzip", show_default=True,
+    help="Of the new layer.",
+)  # fmt: skip
+@click.option(
+    "-c", "--change", "edits", multiple=True, metavar="INSTRUCTION",
+    help="As in a Dockerfile: CMD, ENTRYPOINT, ENV, WORKDIR, USER, LABEL, EXPOSE, VOLUME, STOPSIGNAL.",
+)  # fmt: skip
+@click.option("-a", "--author", default="", help="Who made it.")
+@click.option("-m", "--message", default="", help="A remark for its history.")
+@click.option(
+    "--push-index", is_flag=True, help="Publish its index as well, so that it mounts at once anywhere."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def commit(
+    config: Config,
+    changes: str,
+    target: str,
+    image: str | None,
+    compression: str,
+    edits: tuple[str, ...],
+    author: str,
+    message: str,
+    push_index: bool,
+    as_json: bool,
+) -> None:
+    """Make an image, TARGET, of the CHANGES that a container made to its image.
+
+    CHANGES is a directory that lazyfs run --upper kept them in, the name of a container that is running, or
+    the upper directory of any overlay over an image, which --image then names. TARGET is oci:DIR[:TAG] or an
+    image of a registry. The new layer's index is made too, and kept in the cache.
+
+    \b
+      lazyfs run --upper ./work debian:12 sh -c 'apt-get update && apt-get install -y jq'
+      lazyfs commit ./work registry.example/jq:1 -c 'CMD ["jq"]' --push-index
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    for edit in edits:
+        apply_edit({}, edit)
+    named = parse_image(target)
+    making = Making(_created(), author, message, edits)
+    places = ContainerPlaces(config.cache_dir.absolute() / "containers")
+    if os.geteuid() != 0:
+        become_root()  # its files belong to users of the container's namespace
+    with _changes(changes, image, places) as found:
+        base = _base_name(found)
+
+        async def work(workshop: Workshop) -> dict[str, Any]:
+            resolved = await workshop.resolve()
+            if found.digest and found.digest != resolved.descriptor.digest:
+                raise ContainerError(
+                    f"{found.directory} has changes to {found.image} as it was then, {found.digest}, "
+                    "which is not there any more"
+                )
+            async with _written(workshop, resolved, found, compression, making) as (made, store):
+                async with open_image_store(named, source_settings(config), base=base) as images:
+                    await images.store(store)
+                return {
+                    "image": str(named),
+                    "digest": made.manifest_link.digest,
+                    "layer": made.layer_link.digest,
+                    "size": made.layer_link.size,
+                }
+
+        facts = with_workshop(config, str(base), work)
+    if push_index:
+        facts["published"] = _publish(config, named, facts["digest"])
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(facts["digest"])
+
+
+def _created() -> str:
+    """Now, or when SOURCE_DATE_EPOCH says, so that the same changes give the same image."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not (epoch.isascii() and epoch.isdigit()):
+        raise ConfigError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {epoch!r}")
+    when = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def _changes(named: str, image: str | None, places: ContainerPlaces) -> Iterator[Changes]:
+    """The changes that a name means; a container that makes more of them is stopped meanwhile."""
+    directory = Path(named).absolute()
+    if image is not None:
+        if not directory.is_dir():
+            raise ContainerError(f"{named}: no directory")
+        yield _Bare(directory, image, "")
+        return
+    place = places.find(named)
+    if place is None:
+        yield _kept(directory, named)
+        return
+    with _paused(place):
+        yield _kept(Path(place.facts.changes), named)
+
+
+class _Bare(Changes):
+    """Changes in an upper directory that nothing is known of."""
+
+    @property
+    def upper(self) -> Path:
+        """The directory itself."""
+        return self.directory
+
+
+def _kept(directory: Path, named: str) -> Changes:
+    found = load_changes(directory) if directory.is_dir() else None
+    if found is None:
+        raise ContainerError(
+            f"{named}: neither a running container nor a directory that lazyfs run --upper made"
+        )
+    return found
+
+
+@contextmanager
+def _paused(place: ContainerPlace) -> Iterator[None]:
+    runtime, identifier = place.runtime(), place.facts.identifier
+    paused = runtime is not None and runtime.control("pause", identifier)
+    try:
+        yield
+    finally:
+        if runtime is not None and paused:
+            runtime.control("resume", identifier)
+
+
+def _base_name(changes: Changes) -> ImageName:
+    """The image below, by digest where it has one."""
+    name = parse_image(changes.image)
+    if isinstance(name, RegistryImage) and changes.digest:
+        return replace(name, reference=replace(name.reference, digest=changes.digest))
+    return name
+
+
+@asynccontextmanager
+async def _written(
+    workshop: Workshop, resolved: ResolvedImage, changes: Changes, compression: str, making: Making
+) -> AsyncIterator[tuple[NewImage, ImageToStore]]:
+    """The new image, its layer in a file without a name, indexed."""
+    with tempfile.TemporaryFile(dir=workshop.cache.root / "tmp", prefix="layer-") as file:
+
+        def write() -> WrittenLayer:
+            try:
+                return write_layer(
+                    upper_members(changes.upper, changes.mount_points), file.fileno(), compression
+                )
+            except OSError as error:
+                raise ContainerError(f"{changes.upper} cannot be read: {error}") from error
+
+        written = await trio.to_thread.run_sync(write)
+        made = new_image(resolved.manifest, resolved.raw_config, written, making)
+        blob = LocalBlob(_Spooled(file.fileno(), written.size), written.digest, written.size)
+        await workshop.indexer.ensure(made.layer_link, blob)
+        layers = [(layer.descriptor, workshop.source.blob(layer.descriptor)) for layer in resolved.layers]
+        yield (
+            made,
+            ImageToStore(
+                [*layers, (made.layer_link, blob)],
+                (made.config_link, made.config),
+                (made.manifest_link, made.manifest),
+            ),
+        )
+
+
+class _Spooled:
+    """A LocalContent of one file."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._range = FileRange(descriptor, 0, size)
+
+    def find(self, digest: str) -> FileRange:
+        """As LocalContent.find says."""
+        del digest
+        return self._range
+
+
+def _publish(config: Config, named: ImageName, digest: str) -> dict[str, Any]:
+    """Publish the index of the image that was stored."""
+    config = replace(config, index="local")
+    name = named
+    if isinstance(named, RegistryImage):
+        name = replace(named, reference=replace(named.reference, digest=digest))
+
+    async def work(workshop: Workshop) -> dict[str, Any]:
+        async with workshop.open_publisher() as publisher:
+            facts = await index_image(workshop, await workshop.resolve(), publisher)
+        return dict(facts["published"])
+
+    return with_workshop(config, str(name), work)
