@@ -13,11 +13,13 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError, NotFound
 from lazyfs.image.approval import approve
+from lazyfs.image.boot_packs import BootPacks
+from lazyfs.image.candidates import Place
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
 from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
-from lazyfs.image.published import Place, PublishedIndexes
+from lazyfs.image.published import PublishedIndexes
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.image.trust import Demands
@@ -110,6 +112,12 @@ class Workshop:
             PublishedIndexes(self.cache, self.places, self.demands, offline=offline),
             ForeignIndexes(self.cache, self.source, beside, self.demands, limits, offline=offline),
         )
+
+    @property
+    def boot_packs(self) -> BootPacks:
+        """Who knows of boot packs."""
+        places = self.places if looks_elsewhere(self.config) else ()
+        return BootPacks(self.cache, places, self.demands, offline=self.config.offline)
 
     def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:
         """Stores indexes where the configuration says, or beside the image.
@@ -256,5 +264,6 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
     ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
     fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s, read_ahead=ahead)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
-    async with open_image(resolved, source, indexer, cache, fetching, workshop.finders) as image:
+    packs = workshop.boot_packs if mounted and not record else None
+    async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
         yield image

@@ -88,7 +88,7 @@ async def run_mount(
         nursery = await stack.enter_async_context(open_tasks())
         workshop = await stack.enter_async_context(open_workshop(name, config, progress))
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
-        options = mount_options(order)
+        options = await mount_options(order, image)
         precise = not options.read_ahead_kb
         recording = await stack.enter_async_context(recorded(image, workshop.cache, precise=precise))
         tree = Tree(image.metadata, image.metadata_file, recording.readers)
@@ -114,7 +114,7 @@ async def run_mount(
         nursery.start_soon(_sync_now_and_then, image)
         nursery.start_soon(auditor.run)
         nursery.start_soon(keep_room, workshop.cache)
-        report({"ready": asdict(facts), "why": served.why})
+        report({"ready": asdict(facts), "why": served.why, "process": image.resolved.config.process_facts()})
         await trio.sleep_forever()
 
 
@@ -137,9 +137,14 @@ def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
     raise ConfigError(f"no driver {order.driver!r}; there are auto, erofs and fuse")
 
 
-def mount_options(order: MountOrder) -> MountOptions:
-    """How to mount what was ordered."""
-    read_ahead_kb = 0 if order.record else DEFAULT_READ_AHEAD_KB
+async def mount_options(order: MountOrder, image: Image) -> MountOptions:
+    """How to mount what was ordered.
+
+    Beside a boot pack the kernel reads nothing ahead: what it would ask for is not in the pack, and readers
+    would have to wait for it.
+    """
+    packed = image.boot is not None and await image.boot.find() is not None
+    read_ahead_kb = 0 if order.record or packed else DEFAULT_READ_AHEAD_KB
     return MountOptions(order.image, setuid=order.setuid, devices=order.devices, read_ahead_kb=read_ahead_kb)
 
 
@@ -169,6 +174,7 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
             "bytes": sum(layer.bytes_served for layer in layers),
             "failures": sum(layer.fetched.failures for layer in layers),
         },
+        "boot": asdict(image.boot.statistics()) if image.boot else None,
         "indexes": Counter(index.kind.value for index in image.indexed),
         "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
     }

@@ -10,6 +10,10 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "stats": "what mounts have fetched",
         "trace": "what readers of mounts touched first, in order",
     },
+    "Containers": {
+        "run": "run a command in a container over the mounted image",
+        "commit": "make an image of what a container changed",
+    },
     "Looking inside, without a mount": {
         "ls": "list a directory",
         "tree": "draw the tree below a directory",
@@ -30,6 +34,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Images and their indexes": {
         "inspect": "manifest, configuration, history and layers",
         "index": "make the index now, and publish it for others",
+        "optimize": "make the boot pack of its start, and publish it for others",
         "verify": "compare indexes with their layers",
     },
     "Registries and this machine": {
@@ -43,6 +48,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
     "stats": ("stats", "stats --json /mnt"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),
+    "optimize": ("optimize app:1", "optimize --trace start.trace --push registry.example/app:1"),
     "inspect": ("inspect debian:12", "inspect --json --platform linux/arm64 debian:12"),
     "verify": ("verify registry.example/app:1",),
     "ls": ("ls debian:12", "ls -l oci:./layout:latest /usr/bin"),

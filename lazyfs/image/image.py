@@ -10,16 +10,18 @@ from typing import Final, Protocol
 
 import trio
 
+from indexer.boot_pack import PackLayer
 from indexer.compile import compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
-from lazyfs.cache.catalogue import KeptImage
+from lazyfs.image.boot import Boot
+from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.tasks import open_tasks, run_all
+from lazyfs.image.tasks import background_tasks, open_tasks, run_all
 from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
 
@@ -36,6 +38,7 @@ class Image:
         metadata_file: where that lies.
         layers: by number, as the tree's extents count them.
         indexed: the layers' indexes, in the same order.
+        boot: what hastens its start; None where it was not opened to be mounted.
     """
 
     resolved: ResolvedImage
@@ -43,6 +46,7 @@ class Image:
     metadata_file: Path
     layers: Sequence[LazyLayer]
     indexed: Sequence[IndexedLayer]
+    boot: Boot | None = None
 
     def read_nowait(self, nid: int, offset: int, size: int) -> bytes | None:
         """As `read` where all of it is local, else None. Raises FormatError for a corrupt tree."""
@@ -82,13 +86,29 @@ class IndexFinder(Protocol):
         """
 
 
-async def find_indexes(
-    resolved: ResolvedImage, indexer: Indexer, finders: Sequence[IndexFinder]
-) -> dict[str, IndexedLayer]:
-    """Indexes by layer digest: made here before, else found by the finders."""
+def made_here(resolved: ResolvedImage, indexer: Indexer) -> dict[str, IndexedLayer]:
+    """The indexes that were made here, by layer digest."""
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    made_here = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
-    indexed = {digest: found for digest, found in made_here.items() if found is not None}
+    found = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
+    return {digest: index for digest, index in found.items() if index is not None}
+
+
+async def find_indexes(
+    resolved: ResolvedImage,
+    indexer: Indexer,
+    finders: Sequence[IndexFinder],
+    here: Mapping[str, IndexedLayer] | None = None,
+) -> dict[str, IndexedLayer]:
+    """Indexes by layer digest: made here before, else found by the finders.
+
+    Args:
+        resolved: the image.
+        indexer: knows those made here.
+        finders: know of others.
+        here: those made here, where they have been looked up.
+    """
+    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    indexed = dict(made_here(resolved, indexer) if here is None else here)
     for finder in finders:
         if len(indexed) < len(layers):
             indexed.update(await finder.find(resolved, layers.keys() - indexed.keys()))
@@ -96,7 +116,11 @@ async def find_indexes(
 
 
 async def index_layers(
-    resolved: ResolvedImage, source: Source, indexer: Indexer, finders: Sequence[IndexFinder] = ()
+    resolved: ResolvedImage,
+    source: Source,
+    indexer: Indexer,
+    finders: Sequence[IndexFinder] = (),
+    here: Mapping[str, IndexedLayer] | None = None,
 ) -> dict[str, IndexedLayer]:
     """Indexes of all layers by layer digest: as `find_indexes` finds them, else made now.
 
@@ -110,7 +134,7 @@ async def index_layers(
         indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
 
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    indexed = await find_indexes(resolved, indexer, finders)
+    indexed = await find_indexes(resolved, indexer, finders, here)
     await run_all(partial(ensure, digest) for digest in layers if digest not in indexed)
     return indexed
 
@@ -118,15 +142,12 @@ async def index_layers(
 async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache) -> Path:
     """The metadata image of the image's merged tree, compiled unless the cache has it.
 
-    The cache's catalogue knows of the image from then on.
-
     Raises:
         IndexerError: the layers make no tree.
         CacheError: there is no room for it.
     """
     heads = [indexed[layer.descriptor.digest].head for layer in resolved.layers]
-    tocs = [head.digest for head in heads]
-    key = image_key(tocs)
+    key = image_key([head.digest for head in heads])
     path = cache.images.path(key)
     if path is None:
         async with cache.named_lock(f"compile-{key}"):
@@ -134,10 +155,6 @@ async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer],
             if path is None:
                 publish = partial(cache.images.publish, key, partial(compile_image, heads))
                 path = await trio.to_thread.run_sync(publish)
-    documents = (resolved.root.digest, resolved.manifest.config.digest)
-    layers = tuple(zip((layer.descriptor.digest for layer in resolved.layers), tocs, strict=True))
-    kept = KeptImage(resolved.name, resolved.descriptor.digest, documents, layers, key)
-    await trio.to_thread.run_sync(cache.catalogue.note, kept)
     return path
 
 
@@ -159,31 +176,51 @@ async def open_image(
     cache: Cache,
     settings: FetchSettings,
     finders: Sequence[IndexFinder] = (),
+    packs: BootPacks | None = None,
 ) -> AsyncIterator[Image]:
     """The image, open for reading. What was fetched is made durable at the end.
+
+    Args:
+        resolved: the image.
+        source: where it is.
+        indexer: knows and makes indexes.
+        cache: where everything is kept.
+        settings: how to fetch.
+        finders: know of other indexes.
+        packs: knows of boot packs; None where nothing is to hasten a start.
 
     Raises:
         IndexerError: a layer or its table is damaged.
         LazyfsError: a layer that has no index cannot be had, or the cache cannot be used.
     """
-    indexed = await index_layers(resolved, source, indexer, finders)
-    metadata_file = await compiled(resolved, indexed, cache)
-    metadata = map_metadata(metadata_file)
+    here = made_here(resolved, indexer)
     digests = [layer.descriptor.digest for layer in resolved.layers]
-    links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
     async with AsyncExitStack() as stack:
+        boot = Boot(packs, resolved) if packs is not None else None
+        if boot is not None:
+            nursery = await stack.enter_async_context(background_tasks())
+            # Who made the indexes has had the content, too.
+            nursery.start_soon(partial(boot.run, ask=len(here) < len(set(digests))))
+        indexed = await index_layers(resolved, source, indexer, finders, here)
+        metadata_file = await compiled(resolved, indexed, cache)
+        metadata = map_metadata(metadata_file)
+        links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
         layers = {
             digest: await stack.enter_async_context(
                 open_layer(indexed[digest], source.blob(link), cache, settings)
             )
             for digest, link in links.items()
         }
+        if boot is not None:
+            boot.attach(layers, {digest: PackLayer(digest, indexed[digest].head.digest) for digest in links})
+            stack.push_async_callback(boot.end)
         yield Image(
             resolved,
             metadata,
             metadata_file,
             [layers[digest] for digest in digests],
             [indexed[digest] for digest in digests],
+            boot,
         )
 
 

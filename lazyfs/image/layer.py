@@ -4,11 +4,9 @@ read_nowait   all leaves present: one pread, inline
 read          else: missing leaves -> spans, which the fetcher brings
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
@@ -16,16 +14,6 @@ from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
-
-_log = logging.getLogger(__name__)
-
-_ATTEMPTS: Final = 10
-
-
-class _Evicted(Exception):
-    """Content that was here, or was brought by another process, went away before it was read."""
-
-
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
     """Counts of one layer since it was opened.
@@ -41,6 +29,26 @@ class LayerStatistics:
     misses: int
     bytes_served: int
     fetched: FetchStatistics
+
+
+class Coming(Protocol):
+    """What comes of a layer without being asked for by its readers: a boot pack."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing comes any more."""
+
+    async def settle(self) -> None:
+        """Wait until it is known what comes, but not for long."""
+
+    def promised(self, missing: Sequence[tuple[int, int]]) -> int | None:
+        """With which part all of these ranges of leaves will have come; None if not all of them will."""
+
+    def touches(self, first_leaf: int, end_leaf: int) -> bool:
+        """Whether some of these leaves are still to come."""
+
+    async def wait(self, chunk: int, apart: int) -> None:
+        """Wait for a part, as long as that is no slower than a request for `apart` bytes."""
 
 
 class LazyLayer:
@@ -70,6 +78,7 @@ class LazyLayer:
         self._ahead = ReadAhead(read_ahead)
         self._complete = entry.complete
         self._condemned = ""
+        self._coming: list[Coming] = []
         self._hits = self._misses = self._bytes_served = 0
 
     def __repr__(self) -> str:
@@ -80,19 +89,22 @@ class LazyLayer:
         return LayerStatistics(self._hits, self._misses, self._bytes_served, self._fetcher.statistics())
 
     def sync(self) -> None:
-        """Make what was fetched outlast a power cut. Blocks; for a worker thread.
-
-        What the disk does not take is fetched again when it is read; that is logged.
-        """
-        try:
-            self._entry.sync()
-        except CacheError as error:
-            _log.warning("%s", error)
+        """Make what was fetched outlast a power cut. Blocks; for a worker thread."""
+        self._entry.sync()
 
     @property
     def entry(self) -> LayerEntry:
         """Its place in the cache."""
         return self._entry
+
+    @property
+    def spans(self) -> SpanTable:
+        """How it is entered."""
+        return self._spans
+
+    def follow(self, coming: Coming) -> None:
+        """Something of it comes by itself; readers wait for that where it is no slower."""
+        self._coming = [*(each for each in self._coming if not each.is_over), coming]
 
     async def wait_landed(self) -> None:
         """Wait until something more of it has come, or has failed to."""
@@ -134,7 +146,6 @@ class LazyLayer:
             self._run_ahead(start, size)
         else:
             self._misses += 1
-            self._complete = False  # if it was, something has been evicted
             self._run_ahead(start, size)
             data = await self._fetched(start, size)
         self._bytes_served += size
@@ -148,11 +159,18 @@ class LazyLayer:
         if ahead is None:
             return
         first, end = ahead[0], min(ahead[1], self._end)
-        numbers = [n for n in self._spans.covering(first, end) if not self._has_span(n)]
+        numbers = [
+            n for n in self._spans.covering(first, end) if not self._has_span(n) and not self._comes(n)
+        ]
         if numbers:
             self._fetcher.bring(numbers)
         else:
             self._complete = self._entry.complete
+
+    def _comes(self, number: int) -> bool:
+        """Whether something of a span comes by itself."""
+        span = self._spans[number]
+        return any(coming.touches(span.first_leaf, span.end_leaf) for coming in self._coming)
 
     def _has_span(self, number: int) -> bool:
         span = self._spans[number]
@@ -163,7 +181,9 @@ class LazyLayer:
             return b""
         if start + size > self._end:
             return self._local_tail(start, size)
-        return self._entry.read_if_here(*self._spans.leaf_range(start, start + size), start, size)
+        if self._entry.has(*self._spans.leaf_range(start, start + size)):
+            return self._entry.read(start, size)
+        return None
 
     def _local_tail(self, start: int, size: int) -> bytes | None:
         parts = []
@@ -193,17 +213,35 @@ class LazyLayer:
         return b"".join(parts)
 
     async def _fetched_stream(self, start: int, end: int) -> bytes:
-        for _ in range(_ATTEMPTS):
-            with suppress(_Evicted):
-                return await self._brought(start, end)
-        raise CacheError("content is evicted from the cache faster than it can be read; give that more room")
-
-    async def _brought(self, start: int, end: int) -> bytes:
+        for coming in self._coming:
+            await self._wait_for(coming, start, end)
         numbers = [n for n in self._spans.covering(start, end) if not self._is_local(n, start, end)]
         landings = self._fetcher.bring(numbers)
         landed = {number: await landing.wait() for number, landing in landings.items()}
         data = self._local(start, end - start)
         return data if data is not None else self._assemble(start, end, landed)
+
+    async def _wait_for(self, coming: Coming, start: int, end: int) -> None:
+        """Let come what will; what will not is being fetched meanwhile."""
+        if coming.is_over:
+            return
+        await coming.settle()
+        numbers = [n for n in self._spans.covering(start, end) if not self._is_local(n, start, end)]
+        promised = {number: coming.promised(self._missing(number, start, end)) for number in numbers}
+        self._fetcher.bring(number for number, chunk in promised.items() if chunk is None)
+        apart = sum(self._compressed_size(number) for number, chunk in promised.items() if chunk is not None)
+        last = max((chunk for chunk in promised.values() if chunk is not None), default=None)
+        if last is not None:
+            await coming.wait(last, apart)
+
+    def _missing(self, number: int, start: int, end: int) -> list[tuple[int, int]]:
+        span = self._spans[number]
+        first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
+        return self._entry.missing(*self._spans.leaf_range(first, last))
+
+    def _compressed_size(self, number: int) -> int:
+        span = self._spans[number]
+        return span.compressed_end - span.compressed_start
 
     def _is_local(self, number: int, start: int, end: int) -> bool:
         span = self._spans[number]
@@ -221,6 +259,6 @@ class LazyLayer:
             if data is not None:
                 part = data[first - span.uncompressed_start : last - span.uncompressed_start]
             if part is None:
-                raise _Evicted
+                raise CacheError("content was taken out of the cache while it was being read; read it again")
             parts.append(part)
         return b"".join(parts)

@@ -7,7 +7,6 @@ image is remembered under the demands it met then, so that the next mount asks n
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -24,36 +23,20 @@ from lazyfs.image.artifact import (
     check_windows,
     parse_artifact,
 )
+from lazyfs.image.candidates import Place, counted, may_count
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.kept import KeptTocs
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.signatures import find_signer
 from lazyfs.image.tasks import run_all
 from lazyfs.image.trust import Demands
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.source.attachments import Attachments
 
 _log = logging.getLogger(__name__)
 
 MAX_CANDIDATES: Final = 8
 
 _HEAD_FLOOR: Final = 1 << 20  # bytes of a head that any layer may have
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where indexes may be.
-
-    Attributes:
-        name: for people, and to know it again.
-        attachments: what is attached to images there.
-        configured: whether the user named it, apart from the image.
-    """
-
-    name: str
-    attachments: Attachments
-    configured: bool
 
 
 class PublishedIndexes:
@@ -133,7 +116,7 @@ class PublishedIndexes:
             missing = {digest: layer for digest, layer in layers.items() if digest not in found}
             if not missing:
                 break
-            if not self._demands.admits(configured=place.configured, signed=bool(self._demands.keys)):
+            if not may_count(place, self._demands):
                 _log.info("no index is looked for in %s: none would count", place.name)
                 continue
             try:
@@ -148,18 +131,7 @@ class PublishedIndexes:
     async def _candidates(self, place: Place, digest: str) -> list[Descriptor]:
         """Links to indexes that count: signed ones first, then those that were added last."""
         links = list(await place.attachments.referrers(digest, INDEX_TYPE))[: -MAX_CANDIDATES - 1 : -1]
-        demands = self._demands
-        unsigned_count = demands.admits(configured=place.configured, signed=False)
-        if unsigned_count and (len(links) < 2 or not demands.keys):
-            return links
-        signed = [link for link in links if await self._is_signed(place, link)]
-        for link in links:
-            if link not in signed and not unsigned_count:
-                _log.warning("index %s in %s is not used: no key of ours signed it", link.digest, place.name)
-        return [*signed, *(link for link in links if unsigned_count and link not in signed)]
-
-    async def _is_signed(self, place: Place, link: Descriptor) -> bool:
-        return await find_signer(place.attachments, link.digest, self._demands.keys) is not None
+        return await counted(place, links, self._demands, "index")
 
     async def _from_artifact(
         self, place: Place, link: Descriptor, resolved: ResolvedImage, layers: Mapping[str, ImageLayer]

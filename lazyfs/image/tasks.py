@@ -37,6 +37,16 @@ async def open_tasks() -> AsyncIterator[trio.Nursery]:
         raise error from error.__cause__
 
 
+@asynccontextmanager
+async def background_tasks() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose tasks nobody waits for: they are cancelled at the end. Errors as for `open_tasks`."""
+    async with open_tasks() as nursery:
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
+
+
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """The first error in a group that is no cancellation; None if there is none."""
     for error in group.exceptions:

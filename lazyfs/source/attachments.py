@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,10 +17,12 @@ from lazyfs.oci.manifest import Index, Manifest, parse_document
 from lazyfs.oci.media_types import MANIFEST_TYPES
 from lazyfs.source.answers import failure
 from lazyfs.source.base import Blob, Source, SourceStatistics
+from lazyfs.source.host import Host
 from lazyfs.source.layout import Directory, read_layout_index
 from lazyfs.source.local import REF_NAME, LocalSource
+from lazyfs.source.once import Once
 from lazyfs.source.open import open_registry
-from lazyfs.source.referrers import list_referrers
+from lazyfs.source.referrers import Listing, list_referrers
 from lazyfs.source.registry import ACCEPT, RegistrySource
 from lazyfs.source.settings import Capability, SourceSettings
 
@@ -55,7 +58,7 @@ class Attachments(Protocol):
 
 
 class RegistryAttachments:
-    """Attachments in a repository of a registry.
+    """Attachments in a repository of a registry. Each host is asked once what refers to a manifest.
 
     Args:
         source: the repository.
@@ -63,6 +66,7 @@ class RegistryAttachments:
 
     def __init__(self, source: RegistrySource) -> None:
         self._source = source
+        self._listings: dict[tuple[Host, str], Once[Listing]] = {}
         self.document = source.document
         self.blob = source.blob
         self.statistics = source.statistics
@@ -72,12 +76,19 @@ class RegistryAttachments:
         *mirrors, registry = self._source.hosts
         for host in filter(lambda host: host.can(Capability.REFERRERS), mirrors):
             try:
-                found = await list_referrers(host, digest, artifact_type)
+                found = await self._listed(host, digest, artifact_type)
             except (SourceError, IndexerError):
                 continue
-            if found.entries:
-                return found.entries
-        return (await list_referrers(registry, digest, artifact_type)).entries
+            if found:
+                return found
+        return await self._listed(registry, digest, artifact_type)
+
+    async def _listed(self, host: Host, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+        """What a host lists of a type. All types come by one request: more than one is wanted."""
+        if (host, digest) not in self._listings:
+            self._listings[host, digest] = Once(partial(list_referrers, host, digest, ""))
+        listing = await self._listings[host, digest].get()
+        return tuple(entry for entry in listing.entries if entry.artifact_type == artifact_type)
 
     async def tagged(self, tag: str) -> bytes | None:
         """As Attachments.tagged says."""

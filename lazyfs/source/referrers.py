@@ -67,7 +67,7 @@ async def list_referrers(host: Host, digest: str, artifact_type: str, actions: s
     Args:
         host: the repository that holds them.
         digest: of the manifest.
-        artifact_type: which of them.
+        artifact_type: which of them; "" for all.
         actions: what the token is to allow.
 
     Raises:
@@ -79,7 +79,7 @@ async def list_referrers(host: Host, digest: str, artifact_type: str, actions: s
     told = await _by_api(host, digest, artifact_type, actions)
     found = told if told is not None else (await read_tag_index(host, digest, actions)).entries
     return Listing(
-        tuple(entry for entry in found if entry.artifact_type == artifact_type)[:MAX_ENTRIES],
+        tuple(entry for entry in found if artifact_type in ("", entry.artifact_type))[:MAX_ENTRIES],
         by_api=told is not None,
     )
 
@@ -87,7 +87,8 @@ async def list_referrers(host: Host, digest: str, artifact_type: str, actions: s
 async def _by_api(host: Host, digest: str, artifact_type: str, actions: str) -> tuple[Descriptor, ...] | None:
     """What the referrers API tells; None where there is none."""
     what = f"referrers of {digest} in {host.name}"
-    path = f"/referrers/{digest}?artifactType={quote(artifact_type, safe='')}"
+    wanted = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+    path = f"/referrers/{digest}{wanted}"
     entries: list[Descriptor] = []
     for page in range(MAX_PAGES):
         reply = await host.request(

@@ -1,0 +1,155 @@
+"""The start of a mount: its boot pack is looked for, streamed, and waited for by who wants its leaves."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import trio
+
+from indexer.boot_pack import PackLayer
+from lazyfs.image.boot_packs import BootPacks, FoundPack
+from lazyfs.image.layer import LazyLayer
+from lazyfs.image.pack_stream import OpenLayer, PackStatistics, PackStream
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import open_tasks
+
+_LONGEST_LOOK_S: Final = 0.3
+"""For how long a reader waits until it is known what a pack holds: about what a request of its own takes."""
+
+_log = logging.getLogger(__name__)
+
+
+class Boot:
+    """The start of one mount.
+
+    Args:
+        packs: finds the pack.
+        resolved: the image.
+    """
+
+    def __init__(self, packs: BootPacks, resolved: ResolvedImage) -> None:
+        self._packs = packs
+        self._resolved = resolved
+        self._layers: Mapping[PackLayer, OpenLayer] | None = None
+        self._told = trio.Event()
+        self._found: FoundPack | None = None
+        self._stream: PackStream | None = None
+        self._scope = trio.CancelScope()
+        self._over = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Boot {self._stream!r}>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._over.is_set()
+
+    async def find(self) -> FoundPack | None:
+        """The pack, if it is found before long."""
+        await self.settle()
+        return self._found
+
+    def statistics(self) -> PackStatistics:
+        """What the pack has brought so far."""
+        if self._stream is not None:
+            return self._stream.statistics()
+        return (
+            PackStatistics("none", "there is no boot pack") if self.is_over else PackStatistics("looked for")
+        )
+
+    async def run(self, *, ask: bool) -> None:
+        """Look for the pack, and stream it.
+
+        Args:
+            ask: whether to ask others for one.
+        """
+        try:
+            with self._scope:
+                await self._run(ask=ask)
+        except Exception as bug:  # noqa: BLE001  # the mount does without
+            _log.error("a bug while streaming the boot pack of %s", self._resolved.name, exc_info=bug)
+        finally:
+            self._told.set()
+            self._over.set()
+
+    async def _run(self, *, ask: bool) -> None:
+        self._found = await self._packs.find(self._resolved, ask=ask)
+        if self._found is None:
+            return
+        self._stream = PackStream(self._found.blob, self._found.head, self._found.keep_head)
+        if self._layers is not None:
+            self._stream.attach(self._layers)
+        async with open_tasks() as nursery:
+            nursery.start_soon(self._stream.run)
+            await self._stream.wait_told()
+            self._told.set()
+
+    async def end(self) -> None:
+        """Stop what is under way, before the layers are closed. `run` was called."""
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._over.wait()
+
+    def attach(self, layers: Mapping[str, LazyLayer], names: Mapping[str, PackLayer]) -> None:
+        """The image's layers are open: what comes goes into them, and their readers wait for it.
+
+        Args:
+            layers: by digest.
+            names: their digests and those of their tables of contents.
+        """
+        opened = {names[digest]: OpenLayer(layer.spans, layer.entry) for digest, layer in layers.items()}
+        self._layers = opened
+        if self._stream is not None:
+            self._stream.attach(opened)
+        for digest, layer in layers.items():
+            layer.follow(LayerBoot(self, names[digest]))
+
+    async def settle(self) -> None:
+        """Wait until it is known what comes, but not for long."""
+        if not self._told.is_set():
+            with trio.move_on_after(_LONGEST_LOOK_S):
+                await self._told.wait()
+
+    @property
+    def stream(self) -> PackStream | None:
+        """The pack on its way, if there is one."""
+        return self._stream
+
+
+class LayerBoot:
+    """What comes of one layer.
+
+    Args:
+        boot: the start.
+        layer: the layer.
+    """
+
+    def __init__(self, boot: Boot, layer: PackLayer) -> None:
+        self._boot = boot
+        self._layer = layer
+
+    @property
+    def is_over(self) -> bool:
+        """As Boot.is_over."""
+        return self._boot.is_over
+
+    async def settle(self) -> None:
+        """As Boot.settle."""
+        await self._boot.settle()
+
+    def promised(self, missing: Sequence[tuple[int, int]]) -> int | None:
+        """As PackStream.promised."""
+        stream = self._boot.stream
+        return stream.promised(self._layer, missing) if stream else None
+
+    def touches(self, first_leaf: int, end_leaf: int) -> bool:
+        """As PackStream.touches."""
+        stream = self._boot.stream
+        return stream is not None and stream.touches(self._layer, first_leaf, end_leaf)
+
+    async def wait(self, chunk: int, apart: int) -> None:
+        """As PackStream.wait, of a chunk that was promised."""
+        stream = self._boot.stream
+        if stream is not None:
+            await stream.wait(chunk, apart)
