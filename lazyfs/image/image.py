@@ -15,6 +15,7 @@ from indexer.compile import compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
+from lazyfs.cache.catalogue import KeptImage
 from lazyfs.image.boot import Boot
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
@@ -142,12 +143,15 @@ async def index_layers(
 async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache) -> Path:
     """The metadata image of the image's merged tree, compiled unless the cache has it.
 
+    The cache's catalogue knows of the image from then on.
+
     Raises:
         IndexerError: the layers make no tree.
         CacheError: there is no room for it.
     """
     heads = [indexed[layer.descriptor.digest].head for layer in resolved.layers]
-    key = image_key([head.digest for head in heads])
+    tocs = [head.digest for head in heads]
+    key = image_key(tocs)
     path = cache.images.path(key)
     if path is None:
         async with cache.named_lock(f"compile-{key}"):
@@ -155,6 +159,10 @@ async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer],
             if path is None:
                 publish = partial(cache.images.publish, key, partial(compile_image, heads))
                 path = await trio.to_thread.run_sync(publish)
+    documents = (resolved.root.digest, resolved.manifest.config.digest)
+    layers = tuple(zip((layer.descriptor.digest for layer in resolved.layers), tocs, strict=True))
+    kept = KeptImage(resolved.name, resolved.descriptor.digest, documents, layers, key)
+    await trio.to_thread.run_sync(cache.catalogue.note, kept)
     return path
 
 

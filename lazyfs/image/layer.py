@@ -4,9 +4,11 @@ read_nowait   all leaves present: one pread, inline
 read          else: missing leaves -> spans, which the fetcher brings
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
@@ -14,6 +16,16 @@ from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS: Final = 10
+
+
+class _Evicted(Exception):
+    """Content that was here, or was brought by another process, went away before it was read."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
     """Counts of one layer since it was opened.
@@ -89,8 +101,14 @@ class LazyLayer:
         return LayerStatistics(self._hits, self._misses, self._bytes_served, self._fetcher.statistics())
 
     def sync(self) -> None:
-        """Make what was fetched outlast a power cut. Blocks; for a worker thread."""
-        self._entry.sync()
+        """Make what was fetched outlast a power cut. Blocks; for a worker thread.
+
+        What the disk does not take is fetched again when it is read; that is logged.
+        """
+        try:
+            self._entry.sync()
+        except CacheError as error:
+            _log.warning("%s", error)
 
     @property
     def entry(self) -> LayerEntry:
@@ -146,6 +164,7 @@ class LazyLayer:
             self._run_ahead(start, size)
         else:
             self._misses += 1
+            self._complete = False  # if it was, something has been evicted
             self._run_ahead(start, size)
             data = await self._fetched(start, size)
         self._bytes_served += size
@@ -181,9 +200,7 @@ class LazyLayer:
             return b""
         if start + size > self._end:
             return self._local_tail(start, size)
-        if self._entry.has(*self._spans.leaf_range(start, start + size)):
-            return self._entry.read(start, size)
-        return None
+        return self._entry.read_if_here(*self._spans.leaf_range(start, start + size), start, size)
 
     def _local_tail(self, start: int, size: int) -> bytes | None:
         parts = []
@@ -213,6 +230,12 @@ class LazyLayer:
         return b"".join(parts)
 
     async def _fetched_stream(self, start: int, end: int) -> bytes:
+        for _ in range(_ATTEMPTS):
+            with suppress(_Evicted):
+                return await self._brought(start, end)
+        raise CacheError("content is evicted from the cache faster than it can be read; give that more room")
+
+    async def _brought(self, start: int, end: int) -> bytes:
         for coming in self._coming:
             await self._wait_for(coming, start, end)
         numbers = [n for n in self._spans.covering(start, end) if not self._is_local(n, start, end)]
@@ -259,6 +282,6 @@ class LazyLayer:
             if data is not None:
                 part = data[first - span.uncompressed_start : last - span.uncompressed_start]
             if part is None:
-                raise CacheError("content was taken out of the cache while it was being read; read it again")
+                raise _Evicted
             parts.append(part)
         return b"".join(parts)
