@@ -1,30 +1,27 @@
 """The cache directory and everything in it, opened once and handed down."""
 
-import logging
-import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
 from indexer.toc import SpanTable
-from lazyfs.cache.catalogue import Catalogue, KeptImage
+from lazyfs.cache.catalogue import Catalogue
 from lazyfs.cache.checking import EntryCheck, check_entry
-from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
 from lazyfs.cache.documents import Documents
 from lazyfs.cache.entry_files import Geometry
-from lazyfs.cache.evictor import Evictor, only_evictor
-from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors, is_at
+from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors
 from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
+from lazyfs.cache.housekeeping import Housekeeper
 from lazyfs.cache.images import Images
 from lazyfs.cache.inventory import EntryInfo, Usage, allocated, describe_entry, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.layer_store import LayerStore
-from lazyfs.cache.locks import named_lock, try_flock
+from lazyfs.cache.locks import named_lock
 from lazyfs.cache.quarantine import Quarantine
 from lazyfs.cache.references import References
 from lazyfs.cache.room import Ledger, Room
@@ -33,8 +30,6 @@ from lazyfs.cache.scratch import Scratch
 from lazyfs.cache.shelf import Shelf
 from lazyfs.cache.tocs import Tocs, load_spans
 from lazyfs.errors import CacheError
-
-_log = logging.getLogger(__name__)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -51,6 +46,7 @@ class Cache:
     Attributes:
         root: the directory, without symlinks.
         catalogue: the images that are kept, and pins.
+        housekeeper: makes room, and removes what is not wanted.
         documents: manifests and configs by digest.
         references: what references named last.
         tocs: tables of contents.
@@ -73,9 +69,6 @@ class Cache:
             scratch.sweep()
         self._scratch = scratch
         self._quota_bytes = quota_bytes
-        self._free_space = FreeSpace(self.root, free_floor_bytes)
-        self._ledger = Ledger(self.root / "room", quota_bytes, self._total) if quota_bytes else None
-        self._space = Room(self._free_space, self._ledger, self.make_room)
         self._store = LayerStore(self.root / "layers", scratch, boot_id)
         self._entries: WeakSet[LayerEntry] = WeakSet()
         self.catalogue = Catalogue(self.root / "catalogue", scratch)
@@ -84,6 +77,14 @@ class Cache:
         self.tocs = Tocs(self.root / "tocs", scratch)
         self.images = Images(self.root / "images", scratch)
         self.quarantine = Quarantine(self.root / "quarantine", scratch)
+        space = FreeSpace(self.root, free_floor_bytes)
+        ledger = (
+            Ledger(self.root / "room", quota_bytes, partial(allocated, self.root)) if quota_bytes else None
+        )
+        self.housekeeper = Housekeeper(
+            self.root, self._store, self.catalogue, self.spans, self._entries, space, ledger
+        )
+        self._space = Room(space, ledger, self.housekeeper.make_room)
         self.traces = Shelf(self.root / "traces", scratch)
         self.packs = Shelf(self.root / "packs", scratch)
 
@@ -189,91 +190,6 @@ class Cache:
             with self.layer(info.layer_digest, info.toc_digest, size, spans.leaves) as entry:
                 yield check_entry(entry, spans, info.layer_digest, info.toc_digest, repair=repair)
 
-    # Room
-
-    def make_room(self, size: int = 0) -> int:
-        """Evicts what was used least recently, until there is room for `size` more bytes; returns how many.
-
-        Room is below the quota by a tenth, and above the free-space floor. Pinned images stay. One process
-        does this at a time; others wait for it a while, and do nothing. Blocks for the disk.
-        """
-        try:
-            with only_evictor(self.root / "locks") as alone:
-                return self._make_room(size) if alone else 0
-        except (OSError, CacheError) as error:
-            _log.warning("cannot make room in the cache: %s", error)
-            return 0
-
-    def _make_room(self, size: int) -> int:
-        goal = self._free_space.missing(size)
-        if self._ledger is not None:
-            expected = self._ledger.expects()
-            total = self._total()
-            self._ledger.settle(total, expected)
-            if total + max(size, self._ledger.slice) > self._quota_bytes or not size:
-                goal = max(goal, total + size - self._ledger.low_mark)
-        freed = 0
-        if goal > 0:
-            for entry in list(self._entries):
-                entry.note_use()
-            freed = Evictor(self._store, self.spans).make_room(goal, self.catalogue.pinned_layers())
-            freed += self._drop_images(goal - freed) if freed < goal else 0
-            if self._ledger is not None:
-                self._ledger.settle(total - freed, total)
-        return freed
-
-    def _total(self) -> int:
-        return allocated(self.root)
-
-    def _drop_images(self, goal: int) -> int:
-        """Forgets images, the one last used first, until their parts give back `goal` bytes."""
-        freed = self._collect(self.garbage())
-        for listed in reversed(self.catalogue.images()):
-            if freed >= goal:
-                break
-            recent = listed.last_used > time.time() - GRACE_S
-            if not (listed.image.pinned or recent):
-                self.catalogue.remove(listed.image)
-                freed += self._collect(self.garbage())
-        return freed
-
-    def tidy(self) -> None:
-        """Tells others what was used here, and makes room before a writer has to. Blocks for the disk."""
-        for entry in list(self._entries):
-            entry.note_use()
-        crowded = self._ledger is not None and self._ledger.expects() > self._ledger.high_mark
-        if crowded or self._free_space.missing(0):
-            self.make_room()
-
-    def garbage(self, grace_s: float = GRACE_S) -> list[Garbage]:
-        """What no kept image refers to and is older than `grace_s` seconds; see `collecting`.
-
-        Raises:
-            CacheError: the disk fails.
-        """
-        with cache_errors("look for what nobody needs"):
-            kept: list[KeptImage] = [listed.image for listed in self.catalogue.images()]
-            return self._collector().find(kept, grace_s)
-
-    def collect(self, garbage: list[Garbage]) -> int:
-        """Removes what `garbage` found, as far as nobody uses it; returns how many bytes came back.
-
-        Raises:
-            CacheError: the disk fails.
-        """
-        with cache_errors("remove what nobody needs"):
-            return self._collector().remove(garbage)
-
-    def _collect(self, garbage: list[Garbage]) -> int:
-        try:
-            return self.collect(garbage)
-        except CacheError as error:
-            _log.info("%s", error)
-            return 0
-
-    def _collector(self) -> Collector:
-        return Collector(self.root, self._scratch, self._remove_entry)
-
     def remove_layer(self, layer_digest: str, toc_digest: str) -> bool:
         """Removes an entry; False, and nothing happens, while anybody has it open.
 
@@ -281,18 +197,4 @@ class Cache:
             FormatError: not sha256 digests.
             CacheError: the disk fails.
         """
-        return self._remove_entry(self._store.path(layer_digest, toc_digest))
-
-    def _remove_entry(self, path: Path) -> bool:
-        with cache_errors("remove a layer's cache entry"):
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                return True
-            try:
-                if not (try_flock(descriptor) and is_at(descriptor, path)):
-                    return False
-                self._scratch.discard(path)
-            finally:
-                os.close(descriptor)
-            return True
+        return self._store.remove(self._store.path(layer_digest, toc_digest))

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -12,11 +13,12 @@ from typing import Final, NamedTuple
 from indexer.toc import SpanTable
 from lazyfs.cache.entry_files import EntryFiles, Geometry, State
 from lazyfs.cache.evicting import Extent, evict, extents_of
-from lazyfs.cache.files import data_runs
+from lazyfs.cache.files import cache_errors, data_runs
 from lazyfs.cache.inventory import entry_paths
 from lazyfs.cache.last_use import REGION, REGION_BITS, last_uses, region_count
 from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.locks import try_flock
+from lazyfs.errors import CacheError
 
 _log = logging.getLogger(__name__)
 
@@ -65,18 +67,29 @@ class Evictor:
         """
         freed = 0
         tables: dict[Path, SpanTable | None] = {}
-        for batch in _batches(self._regions(pinned)):
-            if freed >= goal:
-                break
+        ahead = deque(_batches(self._regions(pinned)))
+        while ahead and freed < goal:
+            batch = ahead.popleft()
+            wanted = max(1, (goal - freed) >> REGION_BITS)
+            if wanted < len(batch):
+                ahead.appendleft(batch[wanted:])
             path = batch[0].path
-            if path not in tables:
-                tables[path] = self._load_spans(f"sha256:{path.parent.name}", f"sha256:{path.name}")
-            wanted = batch[: max(1, -(-(goal - freed) >> REGION_BITS))]
             try:
-                freed += self._evict(path, wanted, tables[path])
-            except OSError as error:
+                if path not in tables:
+                    tables[path] = self._load_spans(f"sha256:{path.parent.name}", f"sha256:{path.name}")
+                freed += self._evict(path, batch[:wanted], tables[path])
+            except (OSError, CacheError) as error:
                 _log.info("cannot evict from %s: %s", path.parent.name[:12], error)
         return freed
+
+    def empty(self, path: Path) -> int:
+        """Takes all content of an entry away, whoever uses it; returns how many bytes came back.
+
+        Raises:
+            CacheError: the disk fails, or somebody holds the entry's locks for too long.
+        """
+        with cache_errors("empty a layer's cache entry"):
+            return self._evict(path, (), None)
 
     def _regions(self, pinned: Collection[str]) -> list[Region]:
         """What there is to take away, in the order in which it goes."""

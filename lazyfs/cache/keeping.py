@@ -18,4 +18,4 @@ async def keep_room(cache: Cache, every_s: float = _EVERY_S) -> None:
     """
     while True:
         await trio.sleep(every_s)
-        await trio.to_thread.run_sync(cache.tidy, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(cache.housekeeper.tidy, abandon_on_cancel=True)

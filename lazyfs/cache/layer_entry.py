@@ -52,9 +52,9 @@ class LayerEntry:
     """The bytes of one layer under one table of contents, as far as they are here.
 
     Content may be evicted at any time, by any process: what `has`, `missing` and `present` say holds when
-    they say it, and `read_if_here` is how to read. Every method but `span_lock` may be called from any thread;
-    `has`, `missing`, `read` and `read_if_here` do not block. After `close` they raise CacheError; calls that
-    are under way in other threads end in peace.
+    they say it, and `read_if_here` is how to read. Every method but `span_lock` may be called from any
+    thread; `has`, `missing`, `read` and `read_if_here` do not block. After `close` they raise CacheError;
+    calls that are under way in other threads end in peace.
     """
 
     def __init__(self, store: LayerStore, path: Path, geometry: Geometry, space: Admission) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 from indexer.digest import digest_hex
 from lazyfs.cache.entry_files import ABSENT, PRESENT, EntryFiles, Geometry, State, fill_directory
 from lazyfs.cache.files import cache_errors, is_at, make_directories
-from lazyfs.cache.locks import directory_locked
+from lazyfs.cache.locks import directory_locked, try_flock
 from lazyfs.cache.scratch import Scratch
 
 _log = logging.getLogger(__name__)
@@ -109,6 +109,25 @@ class LayerStore:
         with self.scratch.directory() as (directory, made):
             fill_directory(directory, State(self.boot_id, *geometry), ABSENT)
             self.install(made, path)
+
+    def remove(self, path: Path) -> bool:
+        """Removes the entry at `path`; False, and nothing happens, while anybody has it open.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        with cache_errors("remove a layer's cache entry"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return True
+            try:
+                if not (try_flock(descriptor) and is_at(descriptor, path)):
+                    return False
+                self.scratch.discard(path)
+            finally:
+                os.close(descriptor)
+            return True
 
     def trusts(self, files: EntryFiles) -> bool:
         """Whether all marks were made in this boot, or have been synced."""

@@ -88,6 +88,10 @@ class Ledger:
         before, after = self._change(grant)
         return after != before
 
+    def has_left(self, size: int) -> bool:
+        """Whether a slice, or `size` bytes, could be taken now."""
+        return self.expects() + max(size, self.slice) <= self._quota
+
     def expects(self) -> int:
         """How much the cache takes if all that was granted was written."""
         record, _ = self._change(lambda record: record)

@@ -1,0 +1,167 @@
+"""Makes room in a cache, and removes from it what nobody refers to, or what is not wanted any more."""
+
+import logging
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from lazyfs.cache.catalogue import Catalogue, KeptImage, Listed
+from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
+from lazyfs.cache.evictor import Evictor, LoadSpans, only_evictor
+from lazyfs.cache.files import cache_errors
+from lazyfs.cache.free_space import FreeSpace
+from lazyfs.cache.inventory import allocated, entry_paths
+from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.cache.layer_store import LayerStore
+from lazyfs.cache.room import Ledger
+from lazyfs.errors import CacheError
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """What a cache does about its size. All methods may block for the disk; safe in any thread.
+
+    Args:
+        root: the cache directory.
+        store: its entries.
+        catalogue: its images.
+        load_spans: gives span tables.
+        entries: those that are open in this process; others may come and go.
+        space: the file system's free space.
+        ledger: the quota; None for none.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        store: LayerStore,
+        catalogue: Catalogue,
+        load_spans: LoadSpans,
+        entries: Collection[LayerEntry],
+        space: FreeSpace,
+        ledger: Ledger | None,
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._catalogue = catalogue
+        self._entries = entries
+        self._space = space
+        self._ledger = ledger
+        self._evictor = Evictor(store, load_spans)
+        self._collector = Collector(root, store.scratch, store.remove)
+
+    def __repr__(self) -> str:
+        return f"<Housekeeper of {self._root}, {self._space!r}, {self._ledger!r}>"
+
+    def make_room(self, size: int = 0) -> int:
+        """Evicts what was used least recently, until there is room for `size` more bytes; returns how many.
+
+        Room is below the quota by a tenth, and above the free-space floor. Pinned images stay. One process
+        does this at a time; others wait for it a while, and do nothing.
+        """
+        try:
+            with only_evictor(self._root / "locks") as alone:
+                return self._make_room(size) if alone else 0
+        except (OSError, CacheError) as error:
+            _log.warning("cannot make room in the cache: %s", error)
+            return 0
+
+    def excess(self) -> int:
+        """How many bytes `make_room` would have to take away now."""
+        goal = self._space.missing(0)
+        if self._ledger is not None:
+            goal = max(goal, allocated(self._root) - self._ledger.low_mark)
+        return max(0, goal)
+
+    def _make_room(self, size: int) -> int:
+        goal = self._space.missing(size)
+        total = 0
+        if self._ledger is not None:
+            expected = self._ledger.expects()
+            total = allocated(self._root)
+            self._ledger.settle(total, expected)
+            if not self._ledger.has_left(size):
+                goal = max(goal, total + size - self._ledger.low_mark)
+        if goal <= 0:
+            return 0
+        for entry in list(self._entries):
+            entry.note_use()
+        freed = self._evictor.make_room(goal, self._catalogue.pinned_layers())
+        freed += self._drop_images(goal - freed) if freed < goal else 0
+        if self._ledger is not None:
+            self._ledger.settle(total - freed, total)
+        return freed
+
+    def _drop_images(self, goal: int) -> int:
+        """Removes what nobody refers to, and forgets images, the one last used first, for `goal` bytes."""
+        freed = self.collect(self.garbage())
+        for listed in reversed(self._catalogue.images()):
+            recent = listed.last_used > time.time() - GRACE_S
+            if freed < goal and not (listed.image.pinned or recent):
+                self._catalogue.remove(listed.image)
+                freed += self.collect(self.garbage())
+        return freed
+
+    def tidy(self) -> None:
+        """Tells others what was used here, and makes room before a writer has to."""
+        for entry in list(self._entries):
+            entry.note_use()
+        crowded = self._ledger is not None and self._ledger.expects() > self._ledger.high_mark
+        if crowded or not self._space.asked(0):
+            self.make_room()
+            self._space.asked(0)
+
+    def garbage(self, grace_s: float = GRACE_S) -> list[Garbage]:
+        """What no kept image refers to and is older than `grace_s` seconds; see `collecting`.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        with cache_errors("look for what nobody needs"):
+            kept: list[KeptImage] = [listed.image for listed in self._catalogue.images()]
+            return self._collector.find(kept, grace_s)
+
+    def collect(self, garbage: Iterable[Garbage]) -> int:
+        """Removes what `garbage` found, as far as nobody uses it; returns how many bytes came back.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        with cache_errors("remove what nobody needs"):
+            return self._collector.remove(garbage)
+
+    def remove_image(self, listed: Listed) -> int:
+        """Forgets an image and all that belonged to it alone; returns how many bytes of disk came back.
+
+        Of entries that somebody has open the content goes, which is fetched again when it is read.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        before = set(self.garbage(0))
+        others = [other.image for other in self._catalogue.images() if other.image != listed.image]
+        shared = {layer for image in others for layer, _ in image.layers}
+        self._catalogue.remove(listed.image)
+        freed = self.collect(item for item in self.garbage(0) if item not in before)
+        return freed + sum(self.drop_layer(layer) for layer, _ in listed.image.layers if layer not in shared)
+
+    def drop_layer(self, layer_digest: str) -> int:
+        """Removes the content of a layer, under all tables of contents; returns how many bytes came back.
+
+        Where somebody has it open, the empty entry stays.
+        """
+        freed = 0
+        for path in entry_paths(self._root / "layers"):
+            if f"sha256:{path.parent.name}" == layer_digest:
+                freed += self._drop_entry(path)
+        return freed
+
+    def _drop_entry(self, path: Path) -> int:
+        taken = allocated(path)
+        if self._store.remove(path):
+            with suppress(OSError):  # it has other entries
+                path.parent.rmdir()
+            return taken
+        return self._evictor.empty(path)
