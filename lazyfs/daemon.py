@@ -62,6 +62,7 @@ class MountOrder:
         setuid: whether setuid bits and file capabilities count.
         devices: whether device nodes can be opened.
         record: whether only what readers want is read, so that their trace is precise.
+        command: what will run over it, where that is known; for the trace.
     """
 
     image: str
@@ -72,6 +73,7 @@ class MountOrder:
     setuid: bool = False
     devices: bool = False
     record: bool = False
+    command: str = ""
 
 
 async def run_mount(
@@ -90,7 +92,9 @@ async def run_mount(
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
         options = await mount_options(order, image)
         precise = not options.read_ahead_kb
-        recording = await stack.enter_async_context(recorded(image, workshop.cache, precise=precise))
+        recording = await stack.enter_async_context(
+            recorded(image, workshop.cache, precise=precise, command=order.command)
+        )
         tree = Tree(image.metadata, image.metadata_file, recording.readers)
         serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
         state = states.path(Path(order.mount_point))

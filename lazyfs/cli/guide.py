@@ -48,7 +48,6 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
     "stats": ("stats", "stats --json /mnt"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),
-    "optimize": ("optimize app:1", "optimize --trace start.trace --push registry.example/app:1"),
     "inspect": ("inspect debian:12", "inspect --json --platform linux/arm64 debian:12"),
     "verify": ("verify registry.example/app:1",),
     "ls": ("ls debian:12", "ls -l oci:./layout:latest /usr/bin"),

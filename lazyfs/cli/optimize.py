@@ -1,5 +1,9 @@
 """optimize: a boot pack from what starts of an image read."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,38 +11,62 @@ from typing import Any
 import click
 import trio
 
+from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, opened
 from lazyfs.cli.options import PATH, configured
-from lazyfs.cli.output import human, print_json, write_line
+from lazyfs.cli.output import complain, human, print_json, write_line
+from lazyfs.cli.run import run
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
-from lazyfs.errors import NotFound
+from lazyfs.errors import LazyfsError, NotFound
+from lazyfs.exit_codes import BUG, exit_code
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import make_pack, publish_pack
 from lazyfs.image.recording import kept_traces
 from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
 
 
-@click.command()
+@click.command(context_settings={"allow_interspersed_args": False})
 @configured
 @click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
+@click.option("--for", "for_s", type=float, metavar="SECONDS", help="End COMMAND after so many seconds.")
 @click.option("--push", is_flag=True, help="Publish the pack beside the image, or in --index-repo.")
 @click.option("--replace", is_flag=True, help="Begin anew; add to no pack that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def optimize(
-    config: Config, image: str, traces: tuple[Path, ...], push: bool, replace: bool, as_json: bool
-) -> None:
+    config: Config,
+    image: str,
+    command: tuple[str, ...],
+    traces: tuple[Path, ...],
+    for_s: float | None,
+    push: bool,
+    replace: bool,
+    as_json: bool,
+) -> int:
     """Make the boot pack of IMAGE: all that its start reads, in the order in which it is read.
 
-    The next cold mount anywhere streams it while the container is already starting. Without --trace, what
-    mounts made with --record have read is taken. What is added to a pack joins what it has already.
-    """
+    The next cold mount anywhere streams it while the container is already starting. COMMAND is run once, as
+    lazyfs run does it, to see what is read; with --trace that is known already. With neither, what mounts
+    made with --record have read is taken. A pack that is there is added to.
+
+    \b
+      lazyfs optimize --push registry.example/app:1 app --version
+      lazyfs optimize --for 5 nginx:1.27 nginx -g 'daemon off;'
+    """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    given = [_read(path) for path in traces]
+    began = time.time()
+    if command:
+        code = _run(config, image, command, for_s)
+        if code and for_s is None:
+            complain(f"the command ended with {code}: no boot pack is made of that")
+            return code
 
     async def work(workshop: Workshop) -> None:
-        given = [_read(path) for path in traces]
         async with opened(workshop, record=True) as opened_image:
-            facts = await _optimize(workshop, opened_image, given, push=push, replace=replace)
+            found = given or await _recorded(workshop, opened_image, began if command else 0.0)
+            facts = await _optimize(workshop, opened_image, found, push=push, replace=replace)
         if as_json:
             print_json(facts)
             return
@@ -48,6 +76,31 @@ def optimize(
             write_line(f"{published['digest']}  {'published' if published['new'] else 'already published'}")
 
     with_workshop(config, image, work)
+    return 0
+
+
+def _run(config: Config, image: str, command: Sequence[str], for_s: float | None) -> int:
+    """Run a command in a container over the image, and have it recorded; its exit code."""
+    pid = os.fork()
+    if not pid:
+        code = BUG
+        try:
+            result = run.main(["--record", image, *command], standalone_mode=False, obj=config.as_flags())
+            code = result if isinstance(result, int) else 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        except (LazyfsError, IndexerError, OSError, click.ClickException) as error:
+            complain(str(error))
+            code = exit_code(error)
+        finally:
+            os._exit(code)
+    alarm = threading.Timer(for_s or 0, os.kill, (pid, signal.SIGTERM))
+    if for_s is not None:
+        alarm.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        alarm.cancel()
 
 
 def _read(path: Path) -> Trace:
@@ -55,15 +108,19 @@ def _read(path: Path) -> Trace:
         return decode_trace(file.read(MAX_TRACE + 1))
 
 
+async def _recorded(workshop: Workshop, image: Image, since: float) -> list[Trace]:
+    """What was recorded of the image since then."""
+    manifest = image.resolved.descriptor.digest
+    kept = await trio.to_thread.run_sync(kept_traces, workshop.cache, manifest)
+    found = [trace for trace in kept if trace.precise and trace.began >= since]
+    if not found:
+        raise NotFound(f"no start of {image.resolved.name} was recorded: give a command, or mount --record")
+    return found
+
+
 async def _optimize(
     workshop: Workshop, image: Image, traces: Sequence[Trace], *, push: bool, replace: bool
 ) -> dict[str, Any]:
-    manifest = image.resolved.descriptor.digest
-    if not traces:
-        kept = await trio.to_thread.run_sync(kept_traces, workshop.cache, manifest)
-        traces = [trace for trace in kept if trace.precise]
-    if not traces:
-        raise NotFound(f"no start of {image.resolved.name} was recorded: mount it with --record first")
     pack = await make_pack(image, workshop.boot_packs, traces, publish=push, replace=replace)
     facts: dict[str, Any] = {
         "image": image.resolved.name,

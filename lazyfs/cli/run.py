@@ -1,6 +1,7 @@
 """run: a container of an image."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ from lazyfs.container.runtime import find_runtime
     show_default=True,
     help="As for mount.",
 )
+@click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
 def run(
     config: Config,
     image: str,
@@ -95,6 +97,7 @@ def run(
     runtime: str,
     stop_signal: str,
     driver: str,
+    record: bool,
 ) -> int:
     """Run COMMAND, or what IMAGE says, in a container over the lazily mounted IMAGE; end with its exit code.
 
@@ -138,6 +141,8 @@ def run(
                 "mount_point": str(directory),
                 "driver": driver,
                 "runtime_dir": str(place.path),
+                "record": record,
+                "command": shlex.join(command),
             }
             return ForkedServer(
                 {"order": {**mount, "log_file": str(place.path / "daemon.log")}, "config": config.as_flags()}
