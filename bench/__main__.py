@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.cold.command import add_commands
 from bench.index_rows import build_rows, size_rows
 from bench.measure import Measured, MethodFailed, Row, measure
 from bench.methods import Methods
-from bench.network_rows import range_rows, stream_rows
+from bench.network_rows import link_rows, range_rows, stream_rows
 from bench.report import as_json, footnote, table
 from bench.tree_rows import byte_rows, file_rows, memory_rows, metadata_rows
 from bench.world import World
@@ -30,6 +31,7 @@ MICRO: Final[Mapping[str, Rows]] = {
     "bytes": byte_rows,
     "memory": memory_rows,
     "stream": _of_world(stream_rows),
+    "link": _of_world(link_rows),
     "ranges": _of_world(range_rows),
     "build": _of_world(build_rows),
     "size": _of_world(size_rows),
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="before each sample, wait so long at most for other load to pass",
     )  # fmt: skip
     micro.set_defaults(run=_micro)
+    add_commands(commands)
     return parser
 
 

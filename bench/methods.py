@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.link import Link
 from bench.measure import MethodFailed
 from bench.world import World, empty_directory
 
@@ -85,14 +86,18 @@ def _maker(world: World, driver: str) -> Callable[[], Mounted]:
 
 
 @contextmanager
-def lazyfs_mount(world: World, driver: str, reference: str, cache: Path) -> Iterator[Mounted]:
-    """An image mounted by lazyfs.
+def lazyfs_mount(
+    world: World, driver: str, reference: str, cache: Path, link: Link | None = None
+) -> Iterator[Mounted]:
+    """An image mounted by lazyfs, from behind a link if there is one.
 
     Raises:
         MethodFailed: it does not mount.
     """
     with empty_directory(world.scratch / f"lazyfs-{driver}-{time.monotonic_ns()}") as root:
-        told = world.lazyfs("mount", "--json", "--driver", driver, reference, str(root), cache=cache)
+        told = world.lazyfs(
+            "mount", "--json", "--driver", driver, reference, str(root), cache=cache, link=link
+        )
         try:
             yield Mounted(root, (int(json.loads(told)["pid"]),))
         finally:

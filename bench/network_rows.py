@@ -1,15 +1,18 @@
-"""Rows about bytes that come over loopback HTTP."""
+"""Rows about bytes that come over HTTP: over loopback, and from far away."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import which
 from typing import Final
 
 from bench import workloads
+from bench.link import Link, slow_link
 from bench.measure import Case, MethodFailed, Row
 from bench.methods import DRIVERS, Mounted, lazyfs_mount
 from bench.range_clients import CLIENTS
@@ -17,6 +20,8 @@ from bench.world import World, drop_caches, drop_content
 from tests.support.registry_tls import make_authority
 
 _INFLATERS: Final = ("igzip", "pigz", "gzip")
+_LINK_MBIT: Final = 1000
+_LINK_DELAY_S: Final = 0.02
 
 
 def range_rows(world: World) -> Iterator[Row]:
@@ -61,8 +66,50 @@ def _pipeline(inflater: str, url: str) -> None:
     subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True)
 
 
-def _cold_read(world: World, driver: str) -> Case:
-    """Each sample has a mount of its own, with no content in its cache."""
+def link_rows(world: World) -> Iterator[Row]:
+    """Reading a file of which nothing is local over a fast link that is long, as a share of its rate."""
+    digest, size = world.tree.layers()[-1]
+    with (
+        slow_link(_LINK_MBIT, _LINK_DELAY_S) as link,
+        world.registry_behind(link) as server,
+        link.port(server) as address,
+    ):
+        curl = link.command(
+            ["curl", "-sSf", "-o", "/dev/null", f"http://{address}/v2/bench/tree/blobs/{digest}"]
+        )
+        cases = [
+            _as_share(Case("curl", partial(_run, curl)), size, link),
+            *(_as_share(_cold_read(world, driver, (address, link)), size, link) for driver in DRIVERS),
+        ]
+        link_note = f"{_LINK_MBIT} Mbit/s, {_LINK_DELAY_S * 1e3:.0f} ms each way"
+        note = f"a layer of {size / 1e6:.0f} MB with one file; {link_note}"
+        yield Row("read a remote file, long link", "% of the link", cases, note=note)
+
+
+def _as_share(case: Case, size: int, link: Link) -> Case:
+    """The case with the share of the link's rate as its value, of which compressed bytes count."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        case.run()
+        return 100 * size / link.bytes_per_s / (time.perf_counter() - start)
+
+    return replace(case, run=run)
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def _cold_read(world: World, driver: str, far: tuple[str, Link] | None = None) -> Case:
+    """Each sample has a mount of its own, with no content in its cache.
+
+    Args:
+        world: where.
+        driver: of the mount.
+        far: the registry's address behind a link, and the link; else it is near.
+    """
+    address, link = far or (world.registry, None)
     at_hand = ExitStack()
     world.stack.push(at_hand)
     mounted: list[Mounted] = []
@@ -70,12 +117,12 @@ def _cold_read(world: World, driver: str) -> Case:
 
     def prepare() -> None:
         at_hand.close()
-        reference = f"{world.registry}/bench/tree:latest"
         if not cache.exists():
             cache.mkdir(mode=0o700)
-            world.lazyfs("index", reference, cache=cache)
+            world.lazyfs("index", f"{world.registry}/bench/tree:latest", cache=cache)
         drop_content(cache)
-        mounted[:] = [at_hand.enter_context(lazyfs_mount(world, driver, reference, cache))]
+        reference = f"{address}/bench/tree:latest"
+        mounted[:] = [at_hand.enter_context(lazyfs_mount(world, driver, reference, cache, link))]
         drop_caches()
 
     return Case(

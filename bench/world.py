@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Self
 
+from bench.link import Link
 from bench.measure import MethodFailed
 from bench.tree import Tree, make_tree
 from tests.support.lab import Lab, default_lab, push_layout
@@ -105,15 +106,27 @@ class World:
             docker_registry(HOME / "registry", read_only=True, settings=settings)
         )
 
-    def lazyfs(self, *arguments: str, cache: Path) -> str:
+    def registry_behind(self, link: Link) -> AbstractContextManager[str]:
+        """A registry with the tree at the servers' end of a link: its address there."""
+        assert self.registry
+        settings: Mapping[str, Any] = {"http": {"addr": f"{link.server_ip}:0"}}
+        return docker_registry(HOME / "registry", read_only=True, settings=settings)
+
+    def lazyfs(self, *arguments: str, cache: Path, link: Link | None = None) -> str:
         """What a lazyfs command says.
+
+        Args:
+            arguments: of the command.
+            cache: its cache.
+            link: the link that it runs behind, if any.
 
         Raises:
             MethodFailed: it failed.
         """
-        command = Path(sys.executable).with_name("lazyfs")
+        lazyfs = Path(sys.executable).with_name("lazyfs")
+        command: list[str | Path] = [lazyfs, "--cache-dir", cache, *arguments]
         done = subprocess.run(
-            [command, "--cache-dir", cache, *arguments],
+            link.command(command) if link else command,
             env=self._environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
