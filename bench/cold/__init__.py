@@ -1,0 +1,1 @@
+"""How long containers take to start: `python -m bench cold`."""

@@ -1,0 +1,1 @@
+"""The ways to start containers that can be measured."""

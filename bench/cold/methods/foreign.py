@@ -1,0 +1,164 @@
+"""Lazy pulling by others: the stargz snapshotter with converted images, the SOCI snapshotter with its index."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from bench.cold.methods.base import Context, Session
+from bench.cold.methods.containerd import Containerd
+from bench.cold.methods.tools import need
+from bench.cold.peers import stargz_daemon
+from bench.cold.store import SOCI, Store
+from bench.cold.workload import Workload
+from bench.measure import MethodFailed
+from tests.support.lab import push_layout
+from tests.support.lab_build import PRIVATE_MOUNTS, LabError, run
+from tests.support.lab_foreign import containerd, tools
+
+_ORIGINAL: Final = "docker.io/bench/original:latest"
+_RECORDED_S: Final = 10
+"""How long `ctr-remote image optimize` watches a start; its default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stargz:
+    """`ctr-remote image rpull` and `ctr run`, by the stargz snapshotter, on an image converted beforehand.
+
+    Attributes:
+        store: has its programs.
+        optimized: the conversion has seen the workload run, and put first what that reads.
+    """
+
+    store: Store
+    optimized: bool = False
+
+    @property
+    def name(self) -> str:
+        return "stargz-optimized" if self.optimized else "stargz"
+
+    @property
+    def title(self) -> str:
+        how = "image optimize, which ran the same command" if self.optimized else "image convert --estargz"
+        return f"stargz snapshotter 0.14.3, containerd; converted by ctr-remote {how}"
+
+    def check(self) -> None:
+        need("containerd", "ctr", "runc", "mmdebstrap")
+        _made(lambda: (stargz_daemon(self.store.images.store), tools(self.store.images.lab)))
+
+    def publish(self, store: Store, workload: Workload) -> str:
+        way = "estargz-optimized" if self.optimized else "estargz"
+        how = _optimizing(workload) if self.optimized else ("convert", "--estargz", "--oci")
+        return store.publish(
+            way, workload, lambda target: _convert(store, workload, how, target), version=json.dumps(how)
+        )
+
+    @contextmanager
+    def session(self, context: Context) -> Iterator[Session]:
+        socket, root = context.scratch / "stargz.sock", context.scratch / "stargz"
+        root.mkdir()
+        context.box.serve(
+            stargz_daemon(self.store.images.store), socket, root,
+            log=context.scratch / "stargz.log", ready=socket.exists,
+        )  # fmt: skip
+        daemon = Containerd.start(context, proxies={"stargz": socket})
+        ctr_remote = tools(self.store.images.lab).command("ctr-remote")
+        yield daemon.session("stargz", ctr_remote, ["image", "rpull", "--plain-http"])
+
+    def warm_up(self, context: Context) -> None:
+        _warm_up(context, tools(self.store.images.lab).command("ctr-remote"))
+
+
+@dataclass(frozen=True, slots=True)
+class Soci:
+    """`soci image rpull` and `ctr run`, by the SOCI snapshotter, on the image as it is with an index beside it.
+
+    Attributes:
+        store: has its programs.
+    """
+
+    store: Store
+    name: str = "soci"
+    title: str = "SOCI snapshotter 0.4.1, containerd; index by soci create"
+
+    def check(self) -> None:
+        need("containerd", "ctr", "runc", "mmdebstrap")
+        _made(lambda: tools(self.store.images.lab))
+
+    def publish(self, store: Store, workload: Workload) -> str:
+        return store.publish(SOCI, workload, lambda target: _index(store, workload, target))
+
+    @contextmanager
+    def session(self, context: Context) -> Iterator[Session]:
+        programs = tools(self.store.images.lab)
+        socket, root = context.scratch / "soci.sock", context.scratch / "soci"
+        root.mkdir(mode=0o700)
+        host = json.dumps(context.reference.partition("/")[0])
+        config = context.scratch / "soci.toml"
+        config.write_text(f"[[resolver.host.{host}.mirrors]]\nhost = {host}\ninsecure = true\n")
+        context.box.serve(
+            *programs.command("soci-snapshotter-grpc"),
+            *("--address", socket, "--root", root, "--config", config),
+            log=context.scratch / "soci.log", ready=socket.exists,
+        )  # fmt: skip
+        daemon = Containerd.start(context, proxies={"soci": socket})
+        yield daemon.session("soci", programs.command("soci"), ["image", "rpull", "--plain-http"])
+
+    def warm_up(self, context: Context) -> None:
+        _warm_up(context, tools(self.store.images.lab).command("soci"))
+
+
+def _warm_up(context: Context, client: Sequence[str]) -> None:
+    for tool in (("ctr", "--version"), ("runc", "--version"), ("containerd-shim-runc-v2", "-v")):
+        context.box.run(*tool)
+    context.box.run(*client, "--version")
+
+
+def _made(make: Callable[[], object]) -> None:
+    try:
+        make()
+    except LabError as error:
+        raise MethodFailed(str(error)[-300:]) from error
+
+
+def _optimizing(workload: Workload) -> tuple[str, ...]:
+    """How `ctr-remote image` is told what to run."""
+    options = ["optimize", "--oci", "--net-host", "--period", str(_RECORDED_S)]
+    if workload.command:
+        first, *rest = workload.command
+        options += ["--entrypoint", json.dumps([first]), "--args", json.dumps(rest)]
+    for key, value in workload.environment.items():
+        options += ["--env", f"{key}={value}"]
+    return tuple(options)
+
+
+def _convert(store: Store, workload: Workload, how: Sequence[str], target: str) -> None:
+    lab = store.images.lab
+    ctr_remote = tools(lab).command("ctr-remote")
+    with containerd(lab) as socket:
+        _import(store.layout(workload), socket, _ORIGINAL)
+        run(*ctr_remote, "--address", socket, "image", *how, _ORIGINAL, target)
+        run(*ctr_remote, "--address", socket, "image", "push", "--plain-http", target)
+
+
+def _index(store: Store, workload: Workload, target: str) -> None:
+    layout = store.layout(workload)
+    push_layout(layout, target)
+    soci = tools(store.images.lab).command("soci")
+    # It keeps what it makes in /var/lib.
+    script = 'mount -t tmpfs none /var/lib; "$@" create $0; "$@" push --plain-http $0'
+    with containerd(store.images.lab) as socket:
+        _import(layout, socket, target)
+        run(*PRIVATE_MOUNTS, "sh", "-euc", script, target, *soci, "--address", socket)
+
+
+def _import(layout: Path, socket: str, reference: str) -> None:
+    """Give containerd the image of a layout under a name."""
+    with TemporaryDirectory(dir=layout.parent) as folder:
+        archive = f"{folder}/image.tar"
+        run("tar", "-cf", archive, "-C", str(layout), ".")
+        name = reference.removesuffix(":latest")
+        run("ctr", "--address", socket, "images", "import", "--no-unpack", "--base-name", name, archive)

@@ -1,0 +1,158 @@
+"""Where clients run: a network, mounts and processes that all end together, however this process ends.
+
+Everything that a method starts lives in one PID namespace. When its first process ends (it reads this process's
+pipe), the kernel kills the rest, and with the last process the mounts go.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bench.measure import TICKS, MethodFailed
+
+# CHLD ignored: what is orphaned is reaped by the kernel. /run: containerd's shims have their sockets there.
+_INIT: Final = 'trap "" CHLD; mount -t proc proc /proc && mount -t tmpfs tmpfs /run && echo up && exec cat'
+_END_S: Final = 30.0
+
+
+class Use(NamedTuple):
+    """What a process has used.
+
+    Attributes:
+        name: of its program.
+        cpu_s: CPU seconds, with those of its children that ended.
+        peak_bytes: the most memory that was resident since `Sandbox.forget_peaks`.
+    """
+
+    name: str
+    cpu_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A sandbox that is up.
+
+    Attributes:
+        first: the PID of its first process, as seen from here.
+        environment: of all commands.
+    """
+
+    first: int
+    environment: Mapping[str, str]
+
+    def command(self, command: Sequence[str | Path]) -> list[str]:
+        """The command, to run inside."""
+        inside = ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", "--"]
+        return [*inside, *map(str, command)]
+
+    def path(self, path: Path) -> Path:
+        """A path inside, for this process."""
+        return Path(f"/proc/{self.first}/root{path}")
+
+    def run(self, *command: str | Path, timeout_s: float = 600) -> str:
+        """What a command inside prints.
+
+        Raises:
+            MethodFailed: it cannot be run, fails, or takes too long.
+        """
+        try:
+            done = subprocess.run(
+                self.command(command), env=dict(self.environment), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise MethodFailed(f"{command[0]}: not done after {timeout_s:.0f} s") from None
+        if done.returncode:
+            words = " ".join(map(str, command[:4]))
+            raise MethodFailed(f"{words}: exit code {done.returncode}: {(done.stderr or done.stdout)[-500:].strip()}")
+        return done.stdout
+
+    def start(self, *command: str | Path, log: Path | None = None) -> "subprocess.Popen[bytes]":
+        """A command inside; what it says goes to `log`, or to its pipe."""
+        if log is None:
+            return subprocess.Popen(
+                self.command(command), env=dict(self.environment), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                self.command(command), env=dict(self.environment), stdin=subprocess.DEVNULL,
+                stdout=file, stderr=file,
+            )  # fmt: skip
+
+    def serve(self, *command: str | Path, log: Path, ready: Callable[[], bool], most_s: float = 60) -> None:
+        """A daemon inside, waited for until it is ready.
+
+        Raises:
+            MethodFailed: it ends, or is not ready in time.
+        """
+        process = self.start(*command, log=log)
+        end = time.monotonic() + most_s
+        while not ready():
+            if process.poll() is not None or time.monotonic() > end:
+                said = log.read_text(errors="replace")[-500:].strip()
+                raise MethodFailed(f"{Path(command[0]).name} does not start: {said}")
+            time.sleep(0.01)
+
+    def uses(self) -> list[Use]:
+        """What its processes have used; those of containers, in PID namespaces of their own, do not count."""
+        return [use for pid in self._pids() if (use := _use(pid))]
+
+    def forget_peaks(self) -> None:
+        """Let the peaks of memory begin anew."""
+        for pid in self._pids():
+            with suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def _pids(self) -> Iterator[int]:
+        own = os.readlink(f"/proc/{self.first}/ns/pid")
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or int(entry.name) == self.first:
+                continue
+            with suppress(OSError):
+                if os.readlink(entry / "ns" / "pid") == own:
+                    yield int(entry.name)
+
+
+@contextmanager
+def sandbox(enter: Callable[[Sequence[str]], list[str]], environment: Mapping[str, str]) -> Iterator[Sandbox]:
+    """A sandbox in a network that `enter` prefixes commands for.
+
+    Raises:
+        MethodFailed: not root.
+    """
+    spaces = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "sh", "-c", _INIT)
+    keeper = subprocess.Popen(
+        enter(spaces), env=dict(environment), start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert keeper.stdout is not None
+        if keeper.stdout.readline().strip() != b"up":
+            raise MethodFailed("no namespaces of its own: this needs root")
+        children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()
+        yield Sandbox(int(children[0]), environment)
+    finally:
+        try:
+            keeper.communicate(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.communicate()
+
+
+def _use(pid: int) -> Use | None:
+    """None for a process that is gone."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    fields = rest.split()
+    peak = [int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:")]
+    return Use(name, sum(map(int, fields[11:15])) / TICKS, peak[0] if peak else 0)

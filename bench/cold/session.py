@@ -1,0 +1,123 @@
+"""A whole run: everything prepared first, then the methods in turn, again and again."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+from tqdm import tqdm
+
+from bench.cold.methods.base import Method
+from bench.cold.record import Facts, Record, Series, new_record
+from bench.cold.run import Runner
+from bench.cold.site import Distance, site
+from bench.cold.store import Store
+from bench.cold.workload import Workload
+from bench.measure import MethodFailed
+from tests.support.lab_registry import docker_registry
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be measured.
+
+    Attributes:
+        workloads: what is started.
+        methods: how, by name.
+        distance: of the registry.
+        warm: whether the image was run before.
+        repeat: starts of each.
+        quiet_wait_s: how long to wait at most for other load to pass, before each.
+        command: how it was asked for.
+        note: to stand with the results.
+    """
+
+    workloads: Sequence[Workload]
+    methods: Mapping[str, Method]
+    distance: Distance
+    warm: bool = False
+    repeat: int = 3
+    quiet_wait_s: float = 0.0
+    command: Sequence[str] = ()
+    note: str = ""
+
+
+def measure_all(plan: Plan, store: Store, keep: Callable[[Record], None]) -> Record:
+    """All starts.
+
+    A method that fails is left out from then on, for that workload.
+
+    Args:
+        plan: what is to be measured.
+        store: the images.
+        keep: told after each start.
+
+    Raises:
+        MethodFailed: nothing can be measured here.
+    """
+    total = len(plan.workloads) * len(plan.methods)
+    with _bar(total, "preparing") as bar:
+        record, names = _prepare(plan, store, bar)
+    with (
+        _served(store) as upstream,
+        site(plan.distance, upstream) as place,
+        _bar(total * plan.repeat, "measuring") as bar,
+    ):
+        runner = Runner(place, store, store.home, warm=plan.warm, quiet_wait_s=plan.quiet_wait_s)
+        for _, series in product(range(plan.repeat), record.series):
+            bar.set_postfix_str(f"{series.workload} by {series.method}")
+            if not series.failure:
+                workload = next(w for w in plan.workloads if w.name == series.workload)
+                _take(runner, plan.methods[series.method], workload, names[id(series)], series)
+                keep(record)
+            bar.update()
+    return record
+
+
+def _take(runner: Runner, method: Method, workload: Workload, name: str, series: Series) -> None:
+    try:
+        series.starts.append(runner.start(method, workload, name))
+    except MethodFailed as failed:
+        series.failure = str(failed)
+
+
+def _prepare(plan: Plan, store: Store, bar: "tqdm[None]") -> tuple[Record, dict[int, str]]:
+    """An empty record, and the images' names by the identity of their series."""
+    facts = [
+        Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w)) for w in plan.workloads
+    ]
+    record = new_record(
+        distance=plan.distance.name,
+        caches="warm" if plan.warm else "cold",
+        command=plan.command,
+        methods={name: method.title for name, method in plan.methods.items()},
+        workloads=facts,
+        note=plan.note,
+    )
+    names: dict[int, str] = {}
+    for series in record.series:
+        bar.set_postfix_str(f"{series.workload} for {series.method}")
+        method = plan.methods[series.method]
+        try:
+            method.check()
+            names[id(series)] = method.publish(store, next(w for w in plan.workloads if w.name == series.workload))
+        except MethodFailed as failed:
+            series.failure = str(failed)
+        bar.update()
+    return record, names
+
+
+@contextmanager
+def _served(store: Store) -> Iterator[str]:
+    """The address of the registry that is measured with."""
+    if store.registry:
+        yield store.registry
+        return
+    store.storage.mkdir(parents=True, exist_ok=True)
+    with docker_registry(store.storage, read_only=True) as address:
+        yield address
+
+
+def _bar(total: int, what: str) -> "tqdm[None]":
+    """On a terminal only."""
+    return tqdm(total=total, desc=what, disable=None, leave=False, dynamic_ncols=True)

@@ -1,0 +1,72 @@
+"""Results for a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.cold.record import Record, Series, Start
+from bench.measure import QUIET_SHARE
+from bench.report import number
+from bench.spread import Spread
+
+_COLUMNS = ("ready s", "lowest - highest", "times", "pulled s", "done s", "MB", "requests", "CPU s", "peak MB")
+
+
+def render(record: Record) -> str:
+    """One table for each workload, and what its columns mean."""
+    lines = [f"{record.distance}, caches {record.caches}, {record.commit or 'no commit'}, {record.date}"]
+    for facts in record.workloads:
+        touched = f", {facts.touched_bytes / 1e6:.1f} MB touched" if facts.touched_bytes else ""
+        lines += ["", f"{facts.name} ({facts.image_bytes / 1e6:.0f} MB of layers{touched})"]
+        lines += rows(record.of(facts.name))
+    return "\n".join([*lines, "", footnote(record)])
+
+
+def rows(series: Sequence[Series]) -> Iterator[str]:
+    """The methods of one workload, the first one being the baseline of `times`."""
+    width = max((len(one.method) for one in series), default=0)
+    yield f"  {'':<{width}}  {_COLUMNS[0]:>8}  {_COLUMNS[1]:>17}" + "".join(f"{c:>10}" for c in _COLUMNS[2:])
+    baseline = next((median(one.starts) for one in series if one.starts), 0.0)
+    for one in series:
+        if one.starts:
+            yield f"  {one.method:<{width}}  {_row(one.starts, baseline)}"
+        if one.failure:
+            yield f"  {one.method:<{width}}  not measured{' further' if one.starts else ''}: {one.failure}"
+
+
+def median(starts: Sequence[Start]) -> float:
+    """The median time to readiness."""
+    return Spread.of([start.ready_s for start in starts]).median
+
+
+def _row(starts: Sequence[Start], baseline: float) -> str:
+    ready = Spread.of([start.ready_s for start in starts])
+    middle = lambda values: Spread.of(values).median  # noqa: E731  # a short name for a short line
+    completed = [start.completed_s for start in starts if start.completed_s is not None]
+    mark = "*" if is_disturbed(starts) else " "
+    cells = (
+        f"{ready.median / baseline:.2f} x" if baseline else "",
+        number(middle([start.pulled_s for start in starts])),
+        number(middle(completed)) if completed else "-",
+        f"{middle([start.down for start in starts]) / 1e6:.1f}",
+        f"{middle([start.requests for start in starts]):.0f}",
+        number(middle([start.daemon_cpu_s + start.tools_cpu_s for start in starts])),
+        f"{middle([start.daemon_peak_bytes for start in starts]) / 1e6:.0f}",
+    )
+    between = f"{number(ready.low)} - {number(ready.high)}"
+    return f"{number(ready.median):>8}{mark} {between:>17}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def is_disturbed(starts: Sequence[Start]) -> bool:
+    """Whether others used the machine in a typical start."""
+    return Spread.of([start.others_share for start in starts]).median > QUIET_SHARE
+
+
+def footnote(record: Record) -> str:
+    """What the columns and marks mean."""
+    worst = max((start.others_share for one in record.series for start in one.starts), default=0.0)
+    note = f"\n{record.note}" if record.note else ""
+    return (
+        "Medians. ready: from asking for the image to a ready container; times: of the first method's; pulled: until the\n"
+        "container could be started; done: until it had ended; MB, requests: sent and answered by the registry until\n"
+        "then; CPU: of daemons and of commands that pull, without the container; peak: of the daemons' memory.\n"
+        f"* others used more than {QUIET_SHARE:.0%} of the machine, and in the worst sample {worst:.0%}.{note}"
+    )
