@@ -1,7 +1,7 @@
 """Puts the floors together for one image: cache, source, resolver, indexer."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,13 +22,17 @@ from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSetting
 from lazyfs.image.published import PublishedIndexes
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
+from lazyfs.image.tasks import background_tasks
 from lazyfs.image.trust import Demands
+from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image
+from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform, host_platform, parse_platform
 from lazyfs.policy import demands_of
 from lazyfs.source.attachments import Attachments, open_attachments
 from lazyfs.source.base import Source, SourceStatistics
 from lazyfs.source.credentials import ConfigCredentials
+from lazyfs.source.image import Seen, nobody_sees
 from lazyfs.source.open import open_source
 from lazyfs.source.proxy import proxy_rules
 from lazyfs.source.push import open_publisher
@@ -61,10 +65,14 @@ class Workshop:
     places: Sequence[Place]
     demands: Demands
 
-    async def resolve(self) -> ResolvedImage:
-        """The image's manifest, configuration and layers, once it is signed as demanded."""
+    async def resolve(self, seen: Seen = nobody_sees) -> ResolvedImage:
+        """The image's manifest, configuration and layers, once it is signed as demanded.
+
+        Args:
+            seen: told of the manifest before the configuration is read.
+        """
         try:
-            resolved = await self.resolver.resolve(self.name, platform_of(self.config))
+            resolved = await self.resolver.resolve(self.name, platform_of(self.config), seen)
         except IndexerError as error:
             error.add_note(str(self.name))
             raise
@@ -99,6 +107,12 @@ class Workshop:
         """Who knows of indexes that were not made here."""
         return self._finders(offline=self.config.offline)
 
+    async def foresee(self, manifest: Descriptor, layers: Collection[str]) -> None:
+        """Ask for what will be asked for next, of an image whose manifest is known, while that is read on."""
+        tocs, name = self.cache.tocs, index_settings(self.config).name
+        if looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers):
+            await self._published(offline=self.config.offline).foresee(str(self.name), manifest.digest)
+
     async def kept_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
         """The indexes of an image's layers that are on this machine, by layer digest. Asks nobody."""
         return await find_indexes(resolved, self.indexer, self._finders(offline=True))
@@ -109,9 +123,12 @@ class Workshop:
         limits = index_settings(self.config).limits
         beside = next((place.attachments for place in self.places if not place.configured), None)
         return (
-            PublishedIndexes(self.cache, self.places, self.demands, offline=offline),
+            self._published(offline=offline),
             ForeignIndexes(self.cache, self.source, beside, self.demands, limits, offline=offline),
         )
+
+    def _published(self, *, offline: bool) -> PublishedIndexes:
+        return PublishedIndexes(self.cache, self.places, self.demands, offline=offline)
 
     @property
     def boot_packs(self) -> BootPacks:
@@ -260,10 +277,15 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
         IndexerError: something of it is damaged.
         LazyfsError: something of it cannot be had.
     """
-    resolved = await workshop.resolve()
     ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
     fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s, read_ahead=ahead)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
     packs = workshop.boot_packs if mounted and not record else None
-    async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
-        yield image
+    async with background_tasks() as nursery:
+
+        def seen(link: Descriptor, manifest: Manifest) -> None:
+            nursery.start_soon(workshop.foresee, link, {layer.digest for layer in manifest.layers})
+
+        resolved = await workshop.resolve(seen)
+        async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
+            yield image

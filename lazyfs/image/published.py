@@ -7,6 +7,7 @@ image is remembered under the demands it met then, so that the next mount asks n
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -71,12 +72,25 @@ class PublishedIndexes:
             await trio.to_thread.run_sync(self._remember, resolved, fresh)
         return found | {digest: indexed for digest, (_, indexed) in fresh.items()}
 
+    async def foresee(self, name: str, manifest: str) -> None:
+        """Ask already what is attached to an image, if nothing is remembered of that.
+
+        Args:
+            name: the image's, in canonical form.
+            manifest: digest of its manifest.
+        """
+        place = next((place for place in self._places.values() if may_count(place, self._demands)), None)
+        if self._offline or place is None or self._references.recall(self._key(name, manifest)) is not None:
+            return
+        with suppress(LazyfsError, IndexerError):  # who wants to know is told
+            await place.attachments.referrers(manifest, INDEX_TYPE)
+
     # What is here
 
     def _kept(self, resolved: ResolvedImage, layers: Mapping[str, ImageLayer]) -> dict[str, IndexedLayer]:
         found = {}
         try:
-            remembered = self._references.recall(self._key(resolved))
+            remembered = self._references.recall(self._key_of(resolved))
             tocs = remembered.descriptor if remembered else {}
             for digest, layer in layers.items():
                 indexed = self._tocs.audited(layer) or self._remembered(layer, tocs.get(digest))
@@ -94,15 +108,18 @@ class PublishedIndexes:
                 return self._tocs.indexed(head, self._places[place_name].attachments) if head else None
         return None
 
-    def _key(self, resolved: ResolvedImage) -> str:
-        return f"index {self._demands.fingerprint} {resolved.name} {resolved.descriptor.digest}"
+    def _key_of(self, resolved: ResolvedImage) -> str:
+        return self._key(resolved.name, resolved.descriptor.digest)
+
+    def _key(self, name: str, manifest: str) -> str:
+        return f"index {self._demands.fingerprint} {name} {manifest}"
 
     def _remember(self, resolved: ResolvedImage, fresh: Mapping[str, tuple[Place, IndexedLayer]]) -> None:
         try:
-            before = self._references.recall(self._key(resolved))
+            before = self._references.recall(self._key_of(resolved))
             tocs = {digest: [place.name, indexed.head.digest] for digest, (place, indexed) in fresh.items()}
             kept = (before.descriptor if before else {}) | tocs
-            self._references.remember(self._key(resolved), kept, time.time())
+            self._references.remember(self._key_of(resolved), kept, time.time())
         except CacheError as error:
             _log.warning("%s", error)
 

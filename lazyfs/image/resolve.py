@@ -15,7 +15,7 @@ from lazyfs.oci.image_name import ImageName, RegistryImage
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform
 from lazyfs.source.base import Source
-from lazyfs.source.image import FoundImage, find_image, find_images
+from lazyfs.source.image import FoundImage, Seen, find_image, find_images, nobody_sees
 
 _log = logging.getLogger(__name__)
 
@@ -63,15 +63,20 @@ class Resolver:
         self._references = references
         self._offline = offline
 
-    async def resolve(self, name: ImageName, platform: Platform) -> ResolvedImage:
+    async def resolve(self, name: ImageName, platform: Platform, seen: Seen = nobody_sees) -> ResolvedImage:
         """The image of this name for this platform.
+
+        Args:
+            name: the image's.
+            platform: which.
+            seen: told of its manifest before its configuration is read.
 
         Raises:
             IndexerError: a document is damaged, or this is no image that can be mounted.
             LazyfsError: the source does not give it.
         """
         root = await self._named(name)
-        return _resolved(name, root, await find_image(self._document, root, platform))
+        return _resolved(name, root, await find_image(self._document, root, platform, seen))
 
     async def resolve_all(self, name: ImageName) -> list[ResolvedImage]:
         """The images of this name for all platforms; errors as for `resolve`."""

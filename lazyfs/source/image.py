@@ -38,17 +38,33 @@ class FoundImage:
     raw_config: bytes
 
 
-async def find_image(read: ReadDocument, root: Descriptor, platform: Platform) -> FoundImage:
+Seen = Callable[[Descriptor, Manifest], None]
+"""Told of a manifest, and of the link to it with its true digest, before its configuration is read."""
+
+
+def nobody_sees(_link: Descriptor, _manifest: Manifest) -> None:
+    """Tells nobody."""
+
+
+async def find_image(
+    read: ReadDocument, root: Descriptor, platform: Platform, seen: Seen = nobody_sees
+) -> FoundImage:
     """The image for `platform` at or below `root`.
 
     An image that is not in an index is taken as it is, whatever its platform: its name asks for it.
+
+    Args:
+        read: reads documents.
+        root: where to begin.
+        platform: whose image.
+        seen: told of its manifest, and maybe of others that were looked at before.
 
     Raises:
         NotFound: no image there runs on `platform`.
         FormatError, DigestMismatch, Unsupported, LimitExceeded: a document cannot be used.
         SourceError: `read` does not give it.
     """
-    found = await _Search(read, platform).below(root, MAX_NESTING, chosen=True)
+    found = await _Search(read, platform, seen).below(root, MAX_NESTING, chosen=True)
     if found is None:
         raise NotFound(f"no image for {platform} under this name")
     return found
@@ -72,7 +88,7 @@ async def find_images(read: ReadDocument, root: Descriptor) -> list[FoundImage]:
             if isinstance(document, Index):
                 below += [entry for entry in images_of(document) if _may_be_linux(entry)]
             elif link.digest not in found:
-                found[link.digest] = await _image(read, link, document, raw)
+                found[link.digest] = await _image(read, link, document, raw, nobody_sees)
         level = below
     if not found:
         raise NotFound("no image for linux under this name")
@@ -83,8 +99,11 @@ def _may_be_linux(entry: Descriptor) -> bool:
     return entry.platform is None or entry.platform.os in ("", "linux")
 
 
-async def _image(read: ReadDocument, link: Descriptor, manifest: Manifest, raw: bytes) -> FoundImage:
+async def _image(
+    read: ReadDocument, link: Descriptor, manifest: Manifest, raw: bytes, seen: Seen
+) -> FoundImage:
     check_is_image(manifest)
+    seen(link, manifest)
     raw_config = await read(manifest.config)
     config = parse_config(raw_config)
     known = replace(link, media_type=manifest.media_type, size=len(raw))
@@ -94,8 +113,9 @@ async def _image(read: ReadDocument, link: Descriptor, manifest: Manifest, raw: 
 class _Search:
     """The walk through an index and those nested in it."""
 
-    def __init__(self, read: ReadDocument, platform: Platform) -> None:
+    def __init__(self, read: ReadDocument, platform: Platform, seen: Seen) -> None:
         self._read = read
+        self._seen = seen
         self._platform = platform
         self._documents_left = MAX_DOCUMENTS
 
@@ -108,7 +128,7 @@ class _Search:
         document = parse_document(raw, link.media_type)
         if isinstance(document, Index):
             return await self._in_index(document, nesting)
-        image = await _image(self._read, link, document, raw)
+        image = await _image(self._read, link, document, raw, self._seen)
         return image if chosen or rank(self._platform, image.config.platform) is not None else None
 
     async def _in_index(self, index: Index, nesting: int) -> FoundImage | None:
