@@ -60,7 +60,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "diff": ("diff debian:11 debian:12", "diff app:1 app:2 /srv"),
     "layers": ("layers -H registry.example/app:1",),
     "packages": ("packages debian:12",),
-    "cache": ("cache usage", "cache verify --repair"),
+    "cache": ("cache usage", "cache pin debian:12", "cache gc --dry-run", "cache verify --repair"),
     "logout": ("logout ghcr.io",),
 }
 

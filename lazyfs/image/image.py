@@ -159,11 +159,15 @@ async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer],
             if path is None:
                 publish = partial(cache.images.publish, key, partial(compile_image, heads))
                 path = await trio.to_thread.run_sync(publish)
+    await trio.to_thread.run_sync(cache.catalogue.note, kept_image(resolved, tocs))
+    return path
+
+
+def kept_image(resolved: ResolvedImage, tocs: Sequence[str]) -> KeptImage:
+    """What the cache's catalogue holds of an image whose layers are read by tables with these digests."""
     documents = (resolved.root.digest, resolved.manifest.config.digest)
     layers = tuple(zip((layer.descriptor.digest for layer in resolved.layers), tocs, strict=True))
-    kept = KeptImage(resolved.name, resolved.descriptor.digest, documents, layers, key)
-    await trio.to_thread.run_sync(cache.catalogue.note, kept)
-    return path
+    return KeptImage(resolved.name, resolved.descriptor.digest, documents, layers, image_key(tocs))
 
 
 def map_metadata(path: Path) -> MetadataImage:

@@ -238,11 +238,25 @@ class LazyLayer:
     async def _brought(self, start: int, end: int) -> bytes:
         for coming in self._coming:
             await self._wait_for(coming, start, end)
-        numbers = [n for n in self._spans.covering(start, end) if not self._is_local(n, start, end)]
-        landings = self._fetcher.bring(numbers)
-        landed = {number: await landing.wait() for number, landing in landings.items()}
-        data = self._local(start, end - start)
-        return data if data is not None else self._assemble(start, end, landed)
+        parts: dict[int, bytes | None] = {}
+        for number in self._spans.covering(start, end):
+            parts[number] = self._local(*self._part(number, start, end))
+        landings = self._fetcher.bring(number for number, part in parts.items() if part is None)
+        for number, landing in landings.items():
+            data = await landing.wait()
+            first, size = self._part(number, start, end)
+            offset = first - self._spans[number].uncompressed_start
+            part = self._local(first, size) if data is None else data[offset : offset + size]
+            if part is None:
+                raise _Evicted
+            parts[number] = part
+        return b"".join(part for part in parts.values() if part is not None)
+
+    def _part(self, number: int, start: int, end: int) -> tuple[int, int]:
+        """(start, size) of what of [start, end) lies in a span."""
+        span = self._spans[number]
+        first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
+        return first, last - first
 
     async def _wait_for(self, coming: Coming, start: int, end: int) -> None:
         """Let come what will; what will not is being fetched meanwhile."""
@@ -270,18 +284,3 @@ class LazyLayer:
         span = self._spans[number]
         first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
         return self._entry.has(*self._spans.leaf_range(first, last))
-
-    def _assemble(self, start: int, end: int, landed: dict[int, bytes | None]) -> bytes:
-        """The range when the cache took nothing: from the spans that just landed, and the cache."""
-        parts = []
-        for number in self._spans.covering(start, end):
-            span = self._spans[number]
-            first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
-            data = landed.get(number)
-            part = self._local(first, last - first)
-            if data is not None:
-                part = data[first - span.uncompressed_start : last - span.uncompressed_start]
-            if part is None:
-                raise _Evicted
-            parts.append(part)
-        return b"".join(parts)
