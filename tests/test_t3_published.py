@@ -318,6 +318,7 @@ async def test_a_head_that_is_damaged_on_its_way_is_passed_by(registry: Registry
 
 
 @pytest.mark.expect_log("indexes in the image's repository are passed by")
+@pytest.mark.expect_log("no SOCI index")
 async def test_a_registry_that_tells_nothing_of_indexes_costs_a_pull(
     registry: Registry, tmp_path: Path
 ) -> None:

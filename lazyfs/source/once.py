@@ -12,17 +12,16 @@ T = TypeVar("T")
 
 
 class Once(Generic[T]):
-    """Asks when the first wants to know. The answer is everybody's, an error that of all who waited for it.
+    """Asks when the first wants to know; the answer, or the error, is everybody's.
 
     Args:
-        ask: asks. Where it fails or is cancelled, the next who wants to know asks again.
+        ask: asks. Where it is cancelled, the next who wants to know asks again.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
         self._lock = trio.Lock()
         self._answers: list[T] = []
-        self._failures = 0
         self._error: IndexerError | LazyfsError | None = None
 
     async def get(self) -> T:
@@ -31,15 +30,13 @@ class Once(Generic[T]):
         Raises:
             IndexerError, LazyfsError: from `ask`.
         """
-        failures = self._failures
         async with self._lock:
-            if self._error is not None and self._failures > failures:
+            if self._error is not None:
                 raise self._error
             if not self._answers:
                 try:
                     self._answers.append(await self._ask())
                 except (IndexerError, LazyfsError) as error:
                     self._error = error
-                    self._failures += 1
                     raise
         return self._answers[0]
