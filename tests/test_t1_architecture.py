@@ -53,7 +53,7 @@ RULES = Rules(
     },
     environment=(
         *("lazyfs.api", "lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli"),
-        *("indexer.__main__", "demo"),
+        *("lazyfs.service.keeper", "lazyfs.service.worker", "indexer.__main__", "demo"),
     ),
     max_lines=450,
 )

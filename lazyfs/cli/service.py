@@ -1,20 +1,15 @@
 """daemon: the process that serves data for a snapshotter."""
 
-import logging
 import os
-from functools import partial
+import sys
 from pathlib import Path
 from typing import Final
 
 import click
-import trio
 
 from lazyfs.cli.options import PATH, configured
 from lazyfs.config import Config
-from lazyfs.daemon import run_until_signal
-from lazyfs.printable import LineFormatter
-from lazyfs.service.daemon import ServiceOptions, run_service
-from lazyfs.source.content_store import CONTAINERD_STORE
+from lazyfs.service.options import CONTAINERD_STORE, ServiceOptions, encode_options
 
 DEFAULT_ROOT: Final = Path("/var/lib/lazyfs")
 DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
@@ -33,16 +28,24 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
     type=PATH,
     help="containerd's, for layers to be indexed (default: where it usually is).",
 )
-def daemon(config: Config, root: Path, socket: Path, content_store: Path | None) -> None:
+@click.option(
+    "--leave", is_flag=True,
+    help="At SIGTERM, leave everything mounted: for a service manager that keeps our descriptors.",
+)  # fmt: skip
+def daemon(config: Config, root: Path, socket: Path, content_store: Path | None, leave: bool) -> None:
     """Serve the data of lazily mounted containers, in the foreground, until SIGTERM.
 
-    The snapshotter asks it, over a socket that only root may open. It can be killed and started again: what
-    was mounted is mounted again.
+    The snapshotter asks it, over a socket that only root may open. Two processes: a small one keeps the
+    connection to the kernel, and has the other one, which does the work, go on where it was killed:
+    containers that are reading notice nothing. At SIGTERM everything is unmounted; at SIGHUP nothing is.
     """
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     if content_store is None and CONTAINERD_STORE.is_dir():
         content_store = CONTAINERD_STORE
     options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute(), content_store)
+    told = os.memfd_create("lazyfs-daemon", 0)
+    os.write(told, encode_options(options, config))
     os.chdir("/")
-    trio.run(partial(run_until_signal, partial(run_service, options, config)))
+    sys.stdout.flush()
+    # A new program, so that the process that must not die is small.
+    words = [sys.executable, "-P", "-m", "lazyfs.service.keeper", str(told), *(["--leave"] if leave else [])]
+    os.execv(sys.executable, words)  # noqa: S606

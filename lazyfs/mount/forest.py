@@ -39,15 +39,25 @@ class Forest:
         readers: their readers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: int = ROOT) -> None:
+        """Empty.
+
+        Args:
+            last: the highest number that was given before to a kernel that may remember it.
+        """
         self._files: dict[int, VirtualFile] = {}
         self._readers: dict[int, LayerReader] = {}
-        self._last = ROOT
+        self._last = last
         self.files = MappingProxyType(self._files)
         self.readers = MappingProxyType(self._readers)
 
     def __repr__(self) -> str:
         return f"<Forest of {len(self._files)} files, the last one was {self._last}>"
+
+    @property
+    def last(self) -> int:
+        """The highest number that was ever given."""
+        return self._last
 
     def add(self, file: VirtualFile) -> int:
         """A new file's inode number."""

@@ -5,27 +5,30 @@ is mounted stands in the ledger, from which the next daemon makes it again.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
 
 from indexer.errors import IndexerError
-from lazyfs.errors import CacheError, LazyfsError, MountError
+from lazyfs.errors import LazyfsError, MountError
 from lazyfs.exit_codes import message_of
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.images import Images, LeaseImage
-from lazyfs.service.ledger import Entry, Ledger
+from lazyfs.service.images import Images
+from lazyfs.service.ledger import Entry
 from lazyfs.service.protocol import chain_name, order_fields
 
 _log = logging.getLogger(__name__)
 
 _REMADE_AT_ONCE: Final = 4
 _TRY_AGAIN_S: Final = 30.0
+
+
+NoteDevices = Callable[[Sequence[int]], Awaitable[None]]
+"""Takes the numbers of the files that a tree is about to be mounted from; returns when that is on disk."""
 
 
 class Driver(Protocol):
@@ -36,13 +39,20 @@ class Driver(Protocol):
         """Of the driver, as `lazyfs mount --driver` calls it."""
 
     def mounted(
-        self, order: ChainOrder, image: LeaseImage, mount_point: Path
+        self, order: ChainOrder, mount_point: Path, note: NoteDevices
     ) -> AbstractAsyncContextManager[None]:
-        """Shows the ordered layers of an image at a directory for as long as the block lasts.
+        """Shows the ordered layers at a directory for as long as the block lasts.
 
         Raises:
             IndexerError: (on entry) they make no tree.
             LazyfsError: (on entry) they cannot be had or mounted; (at the end) unmounted.
+        """
+
+    def adopted(self, mount_point: Path) -> AbstractAsyncContextManager[None]:
+        """As `mounted`, of what a daemon before us mounted and is shown on.
+
+        Raises:
+            LazyfsError: (at the end) it cannot be unmounted.
         """
 
 
@@ -50,23 +60,23 @@ class _Chain:
     """One mount.
 
     Attributes:
-        entry: what it shows.
+        entry: what it shows, and whether it does.
         path: where.
+        state: "live", or "remade" if it takes the place of one whose server is dead.
         ready: set once it is mounted, or cannot be.
         error: why it cannot be; None while it is mounted.
         leave: set when it is to go.
         gone: set when it is.
-        state: "live", or "remade" if it takes the place of one whose server is dead.
     """
 
     def __init__(self, entry: Entry, path: Path, state: str) -> None:
-        self.entry = entry
+        self.entry = replace(entry, mounted=False, devices=())
         self.path = path
+        self.state = state
         self.ready = trio.Event()
         self.error: Exception | None = MountError("shutting down")
         self.leave = trio.Event()
         self.gone = trio.Event()
-        self.state = state
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +101,25 @@ class Chains:
         nursery: where they live.
         images: where their layers are.
         driver: presents them.
-        ledger: where they are written down.
         directory: where they are mounted, each under its name.
+        write_down: returns when `entries` is on disk.
     """
 
     def __init__(
-        self, nursery: trio.Nursery, images: Images, driver: Driver, ledger: Ledger, directory: Path
+        self,
+        nursery: trio.Nursery,
+        images: Images,
+        driver: Driver,
+        directory: Path,
+        write_down: Callable[[], Awaitable[None]],
     ) -> None:
         self._nursery = nursery
         self._images = images
         self._driver = driver
-        self._ledger = ledger
         self._directory = directory
+        self._write_down = write_down
         self._chains: dict[str, _Chain] = {}
         self._stale: dict[str, tuple[Entry, str]] = {}
-        self._writing = trio.Lock()
-        self._wanted = self._written = 0
 
     def __repr__(self) -> str:
         return f"<Chains: {len(self._chains)} mounted, {len(self._stale)} stale>"
@@ -121,10 +134,8 @@ class Chains:
         async with self._images.lease(order) as image:
             layers = [layer.descriptor.digest for layer in image.lowest(order).layers]
             found = replace(order, manifest=image.resolved.descriptor.digest)
-            entry = Entry(chain_name(layers), found)
-            mounted = await self._ensure(entry, "live")
-        await self._write_down()
-        return mounted
+            entry = Entry(chain_name(layers), found, mounted=False)
+            return await self._ensure(entry, "live")
 
     async def _ensure(self, entry: Entry, state: str) -> Mounted:
         """The mount of an entry, made if there is none."""
@@ -132,12 +143,11 @@ class Chains:
             chain = self._chains.get(entry.name)
             if chain is None:
                 chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, state)
-                self._nursery.start_soon(self._live, chain)
+                self._nursery.start_soon(self._mount, chain)
             await chain.ready.wait()
             if chain.error is not None:
                 raise chain.error
             if not chain.leave.is_set():
-                self._stale.pop(entry.name, None)
                 return Mounted(entry.name, chain.path, self._driver.name)
             await chain.gone.wait()
 
@@ -177,6 +187,13 @@ class Chains:
         chains = self._chains.values()
         return [chain for chain in chains if chain.error is None and not chain.leave.is_set()]
 
+    def entries(self) -> tuple[Entry, ...]:
+        """What is mounted, about to be, or should be, for the next daemon."""
+        entries = {entry.name: entry for entry, _ in self._stale.values()}
+        chains = [chain for chain in self._chains.values() if not chain.leave.is_set()]
+        entries |= {chain.entry.name: chain.entry for chain in chains if chain.entry.devices}
+        return tuple(entries.values())
+
     async def remake(self, entries: Iterable[Entry]) -> None:
         """Make mounts again that were there before, and go on trying."""
         for entry in entries:
@@ -202,11 +219,27 @@ class Chains:
                     self._stale[entry.name] = (entry, message_of(error))
                     _log.warning("%s is not mounted again yet: %s", entry.name, message_of(error))
 
-    async def _live(self, chain: _Chain) -> None:
-        order = chain.entry.order
+    def adopt(self, entries: Iterable[Entry]) -> None:
+        """Take over what a daemon before us mounted, and what the kernel can go on reading."""
+        for entry in entries:
+            chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, "live")
+            chain.entry = entry
+            self._nursery.start_soon(self._live, chain, self._driver.adopted(chain.path))
+
+    async def _mount(self, chain: _Chain) -> None:
+        async def note(devices: Sequence[int]) -> None:
+            chain.entry = replace(chain.entry, devices=tuple(devices))
+            await self._write_down()
+
+        await self._live(chain, self._driver.mounted(chain.entry.order, chain.path, note))
+
+    async def _live(self, chain: _Chain, mounted: AbstractAsyncContextManager[None]) -> None:
         try:
-            async with self._driver.mounted(order, partial(self._images.lease, order), chain.path):
+            async with mounted:
                 chain.error = None
+                chain.entry = replace(chain.entry, mounted=True)
+                self._stale.pop(chain.entry.name, None)
+                await self._write_down()
                 chain.ready.set()
                 await chain.leave.wait()
         except (IndexerError, LazyfsError) as error:
@@ -224,20 +257,3 @@ class Chains:
             _log.warning("unmounting %s: %s", chain.path, message_of(error))
         else:
             chain.error = error
-
-    async def _write_down(self) -> None:
-        """Writes the ledger, once for all who want it meanwhile. Without it mounts go on all the same."""
-        self._wanted += 1
-        wanted = self._wanted
-        async with self._writing:
-            if self._written >= wanted:
-                return
-            written = self._wanted
-            entries = [chain.entry for chain in self._mounted()]
-            entries += [entry for entry, _ in self._stale.values()]
-            try:
-                await trio.to_thread.run_sync(self._ledger.save, entries)
-            except CacheError as error:
-                _log.error("a restart would not make all mounts again: %s", error)
-            else:
-                self._written = written

@@ -13,7 +13,8 @@ from lazyfs.image.resolve import ResolvedImage
 from lazyfs.mount.forest_mount import Trunks, mount_from_forest, take_down
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.images import LeaseImage, OpenImage
+from lazyfs.service.chains import NoteDevices
+from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.layers import Layers
 
 
@@ -21,47 +22,56 @@ class ErofsDriver:
     """A `chains.Driver`.
 
     Args:
+        images: where the layers are from.
         layers: the layers, in their forest.
         forest_directory: where that is shown.
         cache: where metadata images are kept.
-
-    Attributes:
-        name: of the driver.
     """
 
     name = "erofs"
 
-    def __init__(self, layers: Layers, forest_directory: Path, cache: Cache) -> None:
+    def __init__(self, images: Images, layers: Layers, forest_directory: Path, cache: Cache) -> None:
+        self._images = images
         self._layers = layers
         self._forest_directory = forest_directory
         self._cache = cache
 
     @asynccontextmanager
-    async def mounted(self, order: ChainOrder, image: LeaseImage, mount_point: Path) -> AsyncIterator[None]:
+    async def mounted(self, order: ChainOrder, mount_point: Path, note: NoteDevices) -> AsyncIterator[None]:
         """As Driver.mounted says."""
         options = MountOptions(order.image, allow_other=True, setuid=True, devices=True)
         async with AsyncExitStack() as stack:
-            trunks = await self._leased(order, image, stack)
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_mount, trunks, mount_point, options)
+            trunks = await self._leased(order, stack)
+            await note(trunks.devices)
             try:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(_mount, trunks, mount_point, options)
                 yield
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(_unmount, mount_point)
 
-    async def _leased(self, order: ChainOrder, image: LeaseImage, stack: AsyncExitStack) -> Trunks:
+    @asynccontextmanager
+    async def adopted(self, mount_point: Path) -> AsyncIterator[None]:
+        """As Driver.adopted says. The kernel has the files open, and so they are shown."""
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_unmount, mount_point)
+
+    async def _leased(self, order: ChainOrder, stack: AsyncExitStack) -> Trunks:
         """What the tree is mounted from, for as long as the stack stands."""
-        async with image() as opened:
+        async with self._images.lease(order) as opened:
             resolved = opened.lowest(order)
             indexed = await _indexes(opened, resolved)
             metadata_file = await compiled(resolved, indexed, self._cache)
             metadata = await stack.enter_async_context(self._layers.lease_metadata(metadata_file))
             devices = []
             for layer in resolved.layers:
-                lease = self._layers.lease(layer, indexed[layer.descriptor.digest], image)
+                lease = self._layers.lease(order, layer, indexed[layer.descriptor.digest])
                 devices.append((await stack.enter_async_context(lease)).inode)
-            return Trunks(self._forest_directory, metadata_file, metadata, devices)
+            return Trunks(self._forest_directory, metadata_file, metadata.inode, devices)
 
 
 async def _indexes(opened: OpenImage, resolved: ResolvedImage) -> dict[str, IndexedLayer]:

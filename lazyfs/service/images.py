@@ -7,7 +7,7 @@ publish its index.
 
 import math
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,10 +95,6 @@ class OpenImage:
         layers = self.resolved.layers
         check_layer(order, [layer.descriptor.digest for layer in layers])
         return replace(self.resolved, layers=layers[: order.layers])
-
-
-LeaseImage = Callable[[], AbstractAsyncContextManager[OpenImage]]
-"""Has an image open for as long as the block lasts; may raise IndexerError or LazyfsError on entry."""
 
 
 def check_layer(order: ChainOrder, digests: Sequence[str]) -> None:

@@ -2,32 +2,44 @@
 
 What makes two layers one is their digest and that of the table they are read by. Each is a file of the forest
 for as long as a chain needs it, or the kernel has it open: containers go on reading a tree that is unmounted.
+Files of a daemon before us are shown again under their numbers, for as long as the kernel has them open.
 """
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
 
+from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
+from lazyfs.errors import LazyfsError, NotFound
+from lazyfs.exit_codes import message_of
 from lazyfs.image.auditor import Auditor, Case
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.image import map_metadata, open_layer
-from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.layer import LayerStatistics, LazyLayer
+from lazyfs.image.indexing import IndexedLayer, load_index
+from lazyfs.image.layer import LazyLayer
 from lazyfs.image.tasks import open_tasks
+from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.erofs import LocalFile, opened_metadata
 from lazyfs.mount.forest import Forest, VirtualFile
+from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import ImageLayer
-from lazyfs.service.images import LeaseImage
+from lazyfs.service.images import Images
+from lazyfs.service.ledger import SavedFile
 from lazyfs.service.pool import Pool
+from lazyfs.service.returning import Returning
+
+_log = logging.getLogger(__name__)
 
 _IDLE_S: Final = 10.0
 _SYNC_EVERY_S: Final = 30.0
+_TRY_AGAIN_S: Final = 10.0
 
 
 class LayerKey(NamedTuple):
@@ -38,7 +50,7 @@ class LayerKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenLayer:
+class ShownLayer:
     """A layer in the forest.
 
     Attributes:
@@ -51,9 +63,18 @@ class OpenLayer:
     lazy: LazyLayer
     auditor: Auditor
 
-    def statistics(self) -> LayerStatistics:
-        """Counts so far."""
-        return self.lazy.statistics()
+
+@dataclass(frozen=True, slots=True)
+class ShownMetadata:
+    """A metadata image in the forest.
+
+    Attributes:
+        inode: its number there.
+        reader: its bytes.
+    """
+
+    inode: int
+    reader: LayerReader
 
 
 class Layers:
@@ -62,43 +83,61 @@ class Layers:
     Args:
         nursery: where they live.
         forest: shows them.
+        images: where they are from.
         cache: where they are kept.
         settings: how missing bytes are fetched.
+        changed: called whenever `saved` changes.
     """
 
-    def __init__(self, nursery: trio.Nursery, forest: Forest, cache: Cache, settings: FetchSettings) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        forest: Forest,
+        images: Images,
+        cache: Cache,
+        settings: FetchSettings,
+        changed: Callable[[], None],
+    ) -> None:
+        self._nursery = nursery
         self._forest = forest
+        self._images = images
         self._cache = cache
         self._settings = settings
-        self._layers: Pool[LayerKey, OpenLayer] = Pool(nursery, _IDLE_S)
-        self._metadata: Pool[Path, int] = Pool(nursery, _IDLE_S)
+        self._changed = changed
+        self._layers: Pool[LayerKey, ShownLayer] = Pool(nursery, _IDLE_S)
+        self._metadata: Pool[Path, ShownMetadata] = Pool(nursery, _IDLE_S)
+        self._files: dict[int, SavedFile] = {}
 
     def __repr__(self) -> str:
         return f"<Layers {self._layers!r} in {self._forest!r}>"
 
-    def open_layers(self) -> list[OpenLayer]:
+    def open_layers(self) -> list[LazyLayer]:
         """Those that are open now."""
-        return self._layers.open_values()
+        return [shown.lazy for shown in self._layers.open_values()]
+
+    def saved(self) -> tuple[SavedFile, ...]:
+        """The forest's files, for the next daemon."""
+        return tuple(self._files.values())
 
     def lease(
-        self, layer: ImageLayer, indexed: IndexedLayer, image: LeaseImage
-    ) -> AbstractAsyncContextManager[OpenLayer]:
+        self, order: ChainOrder, layer: ImageLayer, indexed: IndexedLayer
+    ) -> AbstractAsyncContextManager[ShownLayer]:
         """A layer, in the forest for as long as the block lasts, or the kernel has its file open.
 
         Args:
-            layer: what its image says of it.
+            order: an image that has the layer, where its bytes come from if it is not open yet.
+            layer: what the image says of it.
             indexed: its index.
-            image: where its bytes are, if it is not open yet.
 
         Raises:
             IndexerError: its table is damaged.
             LazyfsError: the cache, or the image, cannot be used.
         """
         key = LayerKey(layer.descriptor.digest, indexed.head.digest)
-        return self._layers.lease(key, partial(self._opened, key, layer, indexed, image))
+        return self._layers.lease(key, partial(self._opened, key, order, layer, indexed))
 
-    def lease_metadata(self, path: Path) -> AbstractAsyncContextManager[int]:
-        """The number of the forest's file that shows a metadata image, for as long as for `lease`.
+    def lease_metadata(self, path: Path) -> AbstractAsyncContextManager[ShownMetadata]:
+        """A metadata image, in the forest for as long as for `lease`.
 
         Raises:
             MountError: it cannot be opened.
@@ -106,34 +145,112 @@ class Layers:
         """
         return self._metadata.lease(path, partial(self._opened_metadata, path))
 
+    def put_back(self, saved: SavedFile) -> None:
+        """Show a file of a daemon before us, as soon as it can be opened again; its readers wait."""
+        returning = Returning(saved.opens)
+        self._forest.put_back(saved.inode, self._counted(saved, returning, returning.count))
+        self._files[saved.inode] = saved
+        self._nursery.start_soon(self._bring_back, saved, returning)
+
+    # Showing
+
     @asynccontextmanager
     async def _opened(
-        self, key: LayerKey, layer: ImageLayer, indexed: IndexedLayer, image: LeaseImage
-    ) -> AsyncIterator[OpenLayer]:
-        async with image() as opened:
-            blob = opened.workshop.source.blob(layer.descriptor)
+        self, key: LayerKey, order: ChainOrder, layer: ImageLayer, indexed: IndexedLayer
+    ) -> AsyncIterator[ShownLayer]:
+        async with self._images.lease(order) as image:
+            blob = image.workshop.source.blob(layer.descriptor)
             async with open_layer(indexed, blob, self._cache, self._settings) as lazy, open_tasks() as tasks:
-                size = indexed.head.header.device_size
                 auditor = Auditor([Case(layer, indexed, lazy)], self._cache)
-                inode = self._forest.add(VirtualFile(lazy, size, partial(self._layers.count, key)))
+                tasks.start_soon(auditor.run)
+                tasks.start_soon(_sync_now_and_then, lazy)
+                file = SavedFile(
+                    0, indexed.head.header.device_size, 0, key.layer_digest, key.toc_digest, order
+                )
+                inode = self._show(file, lazy, partial(self._layers.count, key))
                 try:
-                    tasks.start_soon(auditor.run)
-                    tasks.start_soon(_sync_now_and_then, lazy)
-                    yield OpenLayer(inode, lazy, auditor)
+                    yield ShownLayer(inode, lazy, auditor)
                 finally:
-                    self._forest.remove(inode)
+                    self._hide(inode)
                     tasks.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def _opened_metadata(self, path: Path) -> AsyncIterator[int]:
+    async def _opened_metadata(self, path: Path) -> AsyncIterator[ShownMetadata]:
         size = map_metadata(path).size
         with opened_metadata(path) as descriptor:
-            users = partial(self._metadata.count, path)
-            inode = self._forest.add(VirtualFile(LocalFile(descriptor), size, users))
+            reader = LocalFile(descriptor)
+            file = SavedFile(0, size, 0, path=str(path))
+            inode = self._show(file, reader, partial(self._metadata.count, path))
             try:
-                yield inode
+                yield ShownMetadata(inode, reader)
             finally:
-                self._forest.remove(inode)
+                self._hide(inode)
+
+    def _show(self, file: SavedFile, reader: LayerReader, users: Callable[[int], None]) -> int:
+        numbered = replace(file, inode=self._forest.last + 1)
+        inode = self._forest.add(self._counted(numbered, reader, users))
+        assert inode == numbered.inode
+        self._files[inode] = numbered
+        self._changed()
+        return inode
+
+    def _hide(self, inode: int) -> None:
+        self._forest.remove(inode)
+        del self._files[inode]
+        self._changed()
+
+    def _counted(self, file: SavedFile, reader: LayerReader, users: Callable[[int], None]) -> VirtualFile:
+        def count(change: int) -> None:
+            opens = self._files[file.inode].opens + change
+            self._files[file.inode] = replace(self._files[file.inode], opens=max(opens, 0))
+            self._changed()
+            if opens >= 0:  # else somebody closed what was opened before it was written down
+                users(change)
+
+        return VirtualFile(reader, file.size, count)
+
+    # Coming back
+
+    async def _bring_back(self, saved: SavedFile, returning: Returning) -> None:
+        """Have a file read again, until nobody has it open."""
+        while returning.opens > 0:
+            try:
+                async with self._reader_of(saved) as reader:
+                    returning.become(reader)
+                    await returning.wait_closed()
+            except (IndexerError, LazyfsError) as error:
+                returning.fail(error)
+                _log.warning(
+                    "layer %s cannot be read again yet: %s", saved.layer or saved.path, message_of(error)
+                )
+                with trio.move_on_after(_TRY_AGAIN_S):
+                    await returning.wait_closed()
+        self._hide(saved.inode)
+
+    @asynccontextmanager
+    async def _reader_of(self, saved: SavedFile) -> AsyncIterator[LayerReader]:
+        if saved.order is None:
+            async with self.lease_metadata(Path(saved.path)) as metadata:
+                yield metadata.reader
+            return
+        async with self._images.lease(saved.order) as image:
+            layers = {layer.descriptor.digest: layer for layer in image.resolved.layers}
+            if saved.layer not in layers:
+                raise NotFound(f"{saved.order.image} has no layer {saved.layer}")
+            layer = layers[saved.layer]
+            indexed = image.indexed.get(saved.layer)
+            if indexed is None or indexed.head.digest != saved.toc:
+                indexed = await trio.to_thread.run_sync(self._kept, layer, saved.toc)
+        async with self.lease(saved.order, layer, indexed) as shown:
+            yield shown.lazy
+
+    def _kept(self, layer: ImageLayer, toc_digest: str) -> IndexedLayer:
+        """The index of this digest, which is none that would be found now."""
+        for name in self._cache.tocs.names(layer.descriptor.digest):
+            found = load_index(self._cache, layer.descriptor, name)
+            if found is not None and found.head.digest == toc_digest:
+                return found
+        raise NotFound(f"the index {toc_digest} of layer {layer.descriptor.digest} is gone")
 
 
 async def _sync_now_and_then(lazy: LazyLayer) -> None:

@@ -1,19 +1,66 @@
-"""The mounts that are ordered, on disk: what the next daemon makes again."""
+"""What must outlive the daemon's process: the mounts that are ordered, and how the kernel knows their layers.
+
+One file, whole at any time. After a power cut only the orders count. After the death of the process alone, a
+successor that is handed the FUSE connection goes on with it: it shows the same files under the same numbers.
+"""
 
 import json
 import os
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from indexer.errors import IndexerError
 from lazyfs.errors import BadReference, CacheError
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.protocol import is_name, order_fields, parse_order
+from lazyfs.oci.json_fields import Fields, parse_object
+from lazyfs.service.protocol import is_name, parse_order
 
 _VERSION: Final = 1
 _FILE: Final = "mounts.json"
+_MOST: Final = 1_000_000
+_LARGEST: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSession:
+    """A FUSE connection, as its next server must know it.
+
+    Attributes:
+        token: which one; the descriptor is kept under it.
+        minor: the version of the protocol.
+        offered: what the kernel can do (`lazyfs.mount.answers.Negotiated`).
+        last: the highest number that a file was ever given.
+    """
+
+    token: str
+    minor: int
+    offered: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """A file of the forest.
+
+    Attributes:
+        inode: its number.
+        size: in bytes.
+        opens: how often the kernel has it open.
+        layer: digest of the layer that it shows; "" for a metadata image.
+        toc: digest of the table that the layer is read by.
+        order: an image that has the layer; None for a metadata image.
+        path: the metadata image; "" for a layer.
+    """
+
+    inode: int
+    size: int
+    opens: int
+    layer: str = ""
+    toc: str = ""
+    order: ChainOrder | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +70,33 @@ class Entry:
     Attributes:
         name: the mount's name.
         order: what it shows, with the manifest's digest.
+        mounted: whether it was mounted when this was written, or about to be.
+        devices: the files that show its layers.
     """
 
     name: str
     order: ChainOrder
+    mounted: bool = True
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All of it.
+
+    Attributes:
+        session: the connection; None where there is none to go on with.
+        files: its files.
+        entries: the mounts.
+    """
+
+    session: SavedSession | None = None
+    files: tuple[SavedFile, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
 
 class Ledger:
-    """The file of ordered mounts. Whole at any time, and on disk when `save` returns.
+    """The file.
 
     Args:
         directory: where it lies.
@@ -40,8 +106,8 @@ class Ledger:
         self._directory = directory
         self._path = directory / _FILE
 
-    def load(self) -> list[Entry]:
-        """The mounts of the last `save`; what cannot be understood is left out. Blocks for the disk.
+    def load(self) -> State:
+        """What was saved last; what cannot be understood is left out. Blocks for the disk.
 
         Raises:
             CacheError: the disk fails.
@@ -49,24 +115,28 @@ class Ledger:
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            return []
+            return State()
         except OSError as error:
             raise CacheError(f"cannot read {self._path}: {error.strerror}") from error
-        entries = []
-        with suppress(ValueError, RecursionError):
-            match json.loads(data):
-                case {"version": 1, "mounts": list(records)}:
-                    entries = [entry for record in records if (entry := _entry(record)) is not None]
-        return entries
+        try:
+            fields = parse_object(data, _FILE, _LARGEST)
+            if fields.number("version") != _VERSION:
+                return State()
+            entries = tuple(filter(None, map(_entry, fields.children("mounts", _MOST))))
+        except IndexerError:
+            return State()
+        with suppress(IndexerError, BadReference):
+            files = tuple(map(_file, fields.children("files", _MOST)))
+            return State(_session(fields.child("session")), files, entries)
+        return State(entries=entries)
 
-    def save(self, entries: Iterable[Entry]) -> None:
-        """Keep these mounts and no others. Blocks for the disk.
+    def save(self, state: State) -> None:
+        """Keep this and nothing else. Blocks for the disk; on disk when it returns.
 
         Raises:
             CacheError: the disk fails; the file is as it was.
         """
-        records = [{"name": entry.name, "order": order_fields(entry.order)} for entry in entries]
-        data = json.dumps({"version": _VERSION, "mounts": records}, indent=1).encode()
+        data = json.dumps(_plain(state)).encode()
         made = self._path.with_suffix(".new")
         try:
             with made.open("wb") as file:
@@ -84,9 +154,45 @@ class Ledger:
             raise CacheError(f"cannot keep {self._path}: {error.strerror}") from error
 
 
-def _entry(record: object) -> Entry | None:
-    match record:
-        case {"name": str(name), "order": fields} if is_name(name):
-            with suppress(BadReference):
-                return Entry(name, parse_order(fields))
-    return None
+def _plain(state: State) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "session": asdict(state.session) if state.session else None,
+        "files": [asdict(file) for file in state.files],
+        "mounts": [asdict(entry) | {"devices": " ".join(map(str, entry.devices))} for entry in state.entries],
+    }
+
+
+def _entry(fields: Fields) -> Entry | None:
+    """A mount; None if it cannot be understood."""
+    try:
+        name, devices = fields.text("name"), fields.text("devices").split()
+        if not is_name(name) or not all(number.isdecimal() for number in devices):
+            return None
+        order = _order(fields.child("order"))
+        return Entry(name, order, fields.flag("mounted"), tuple(map(int, devices)))
+    except (IndexerError, BadReference, ValueError):  # ValueError: of too many digits
+        return None
+
+
+def _order(fields: Fields) -> ChainOrder:
+    texts = {name: fields.text(name) for name in ("image", "manifest", "layer", "chain_id")}
+    return parse_order({**texts, "layers": fields.number("layers")})
+
+
+def _session(fields: Fields) -> SavedSession:
+    token, minor = fields.text("token"), fields.number("minor")
+    return SavedSession(token, minor, fields.number("offered"), fields.number("last"))
+
+
+def _file(fields: Fields) -> SavedFile:
+    layer = fields.text("layer")
+    return SavedFile(
+        inode=fields.number("inode"),
+        size=fields.number("size"),
+        opens=fields.number("opens"),
+        layer=layer,
+        toc=fields.text("toc"),
+        order=_order(fields.child("order")) if layer else None,
+        path=fields.text("path"),
+    )

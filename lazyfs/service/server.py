@@ -39,7 +39,7 @@ def listen(path: Path) -> socket.socket:
     Raises:
         MountError: it cannot be made.
     """
-    made = path.with_name(f"{path.name}.new")
+    made = _made(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,6 +52,15 @@ def listen(path: Path) -> socket.socket:
         listener.close()
         raise MountError(f"cannot listen at {path}: {error.strerror or error}") from error
     return listener
+
+
+def is_at(listener: socket.socket, path: Path) -> bool:
+    """Whether a socket that `listen` made is the one for `path`, and that is still there."""
+    return listener.getsockname() == os.fspath(_made(path)) and path.is_socket()
+
+
+def _made(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 async def answer_questions(listening: socket.socket, answer: Answer) -> None:

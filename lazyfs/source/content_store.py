@@ -6,7 +6,7 @@ pulls them checks what comes. They may go at any time: what is not there comes f
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -17,9 +17,6 @@ from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.source.base import PIECE_SIZE, Blob, Source, SourceStatistics
 
 T = TypeVar("T")
-
-CONTAINERD_STORE: Final = Path("/var/lib/containerd/io.containerd.content.v1.content")
-"""Where containerd keeps it, unless it is told otherwise."""
 
 
 class ContentStore:

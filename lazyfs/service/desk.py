@@ -1,0 +1,76 @@
+"""Answers the questions of `lazyfs.service.protocol`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lazyfs.errors import BadReference
+from lazyfs.service.chains import Chains
+from lazyfs.service.images import Images
+from lazyfs.service.indexing import IndexQueue
+from lazyfs.service.layers import Layers
+from lazyfs.service.protocol import is_name, parse_order
+
+
+class Desk:
+    """Answers questions.
+
+    Args:
+        images: what is known of images.
+        layers: those that are read.
+        chains: those that are mounted.
+        queue: what is to be indexed.
+    """
+
+    def __init__(self, images: Images, layers: Layers, chains: Chains, queue: IndexQueue) -> None:
+        self._images = images
+        self._layers = layers
+        self._chains = chains
+        self._queue = queue
+
+    async def answer(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to a question.
+
+        Raises:
+            BadReference: it is none.
+            IndexerError, LazyfsError: what was ordered cannot be done.
+        """
+        match question:
+            case {"do": "assess", "order": fields}:
+                why = await self._images.assess(parse_order(fields))
+                return {"lazy": False, "why": why} if why else {"lazy": True}
+            case {"do": "mount", "order": fields}:
+                mounted = await self._chains.mount(parse_order(fields))
+                return {"name": mounted.name, "path": str(mounted.path), "driver": mounted.driver}
+            case {"do": "release", "name": str(name)}:
+                await self._chains.release(name)
+                return {}
+            case {"do": "keep", "names": list(names)} if all(map(is_name, names)):
+                return {"released": await self._chains.keep(names)}
+            case {"do": "index", "order": fields}:
+                return {"queued": self._queue.add(parse_order(fields))}
+            case {"do": "list"}:
+                return {"mounts": self._chains.listed()}
+            case {"do": "stats"}:
+                return self._statistics()
+        raise BadReference(f"no such question: {str(question)[:200]}")
+
+    def _statistics(self) -> dict[str, Any]:
+        counts = [lazy.statistics() for lazy in self._layers.open_layers()]
+        files = self._layers.saved()
+        return {
+            "pid": os.getpid(),
+            "mounts": len(self._chains.listed()),
+            "images": len(self._images.open_images()),
+            "layers": len(counts),
+            "files": {"shown": len(files), "open": sum(file.opens > 0 for file in files)},
+            "indexing": self._queue.statistics()._asdict(),
+            "reads": {
+                "hits": sum(count.hits for count in counts),
+                "misses": sum(count.misses for count in counts),
+                "bytes": sum(count.bytes_served for count in counts),
+                "failures": sum(count.fetched.failures for count in counts),
+            },
+            "sources": [asdict(image.workshop.statistics()) for image in self._images.open_images()],
+        }

@@ -1,0 +1,205 @@
+"""The process that keeps what must not die with the daemon: its descriptors. It knows not what they are.
+
+    python -m lazyfs.service.keeper DESCRIPTOR     of a file with what the daemon is to do
+
+It starts the daemon as its child, holds what that has stored (`descriptors`), and when the child dies without
+having been told to, starts another that gets all of it. Small on purpose: nothing here can fail for a reason
+that has to do with images. Under a service manager that keeps descriptors, what is stored is passed on to it,
+and so outlives this process too.
+
+    SIGTERM, SIGINT   passed on as SIGTERM: the daemon unmounts everything and ends, and so do we. With
+                      "leave" as for SIGHUP
+    SIGHUP            passed on: the daemon ends and leaves everything mounted, for the next one
+"""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from lazyfs.service import descriptors
+from lazyfs.service.descriptors import Message
+
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 10.0
+_WELL_AFTER_S: Final = 30.0
+_HOPELESS: Final = 5
+"""Deaths in a row before a daemon was ready, after which what was kept is given up; as many more end us."""
+
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
+"""Blocked in a new daemon until it can handle them."""
+
+_KILLED: Final = 128  # as the shell counts
+_COMMAND: Final = ("-P", "-m", "lazyfs.service.worker")
+
+
+class Keeper:
+    """Keeps descriptors, and a daemon.
+
+    Args:
+        told: descriptor of the file that tells the daemon what to do.
+        kept: what an earlier keeper left with the service manager, by name.
+        manager: the service manager, if there is one.
+        leave: leave everything mounted in the end.
+    """
+
+    def __init__(
+        self, told: int, kept: dict[str, int], manager: socket.socket | None, *, leave: bool
+    ) -> None:
+        self._told = told
+        self._kept = kept
+        self._manager = manager
+        self._leave = leave
+        self._child = 0
+        self._ending = 0
+        self._is_ready = False
+
+    def run(self) -> int:
+        """Keep a daemon running until told to end; returns its exit code."""
+        pause, deaths = _FIRST_PAUSE_S, 0
+        while True:
+            begun = time.monotonic()
+            code = self._run_one()
+            if self._ending or code == 0 or not (self._is_ready or self._kept):
+                return code  # or it could not even begin: that is for people to see
+            deaths = 0 if self._is_ready else deaths + 1
+            if deaths == 2 * _HOPELESS:
+                return code
+            if deaths == _HOPELESS:
+                self._give_up()
+            pause = _FIRST_PAUSE_S if time.monotonic() - begun > _WELL_AFTER_S else pause
+            sys.stderr.write(f"lazyfs: the daemon's process ended with {code}, another one is started\n")
+            self._sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _sleep(self, pause_s: float) -> None:
+        until = time.monotonic() + pause_s
+        while not self._ending and time.monotonic() < until:
+            time.sleep(_FIRST_PAUSE_S)
+
+    def end(self, number: int, _frame: object = None) -> None:
+        """Tell the daemon to end, and end with it."""
+        leave = self._leave or number == signal.SIGHUP
+        self._ending = self._ending or (signal.SIGHUP if leave else signal.SIGTERM)
+        if self._child:
+            os.kill(self._child, self._ending)
+
+    def _run_one(self) -> int:
+        """Have one daemon run to its end; returns its exit code, or minus the signal that killed it."""
+        self._is_ready = False
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                self._child = self._start(theirs.fileno())
+            if self._ending:
+                os.kill(self._child, self._ending)
+            self._listen(ours, self._child)
+            ended, self._child = self._child, 0
+            return os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1])
+
+    def _start(self, theirs: int) -> int:
+        child = os.fork()
+        if child:
+            return child
+        try:
+            environment = dict(os.environ)
+            environment.pop("NOTIFY_SOCKET", None)
+            descriptors.pass_on(environment, list(self._kept), os.getpid())
+            numbers = _moved([*self._kept.values(), theirs, self._told])
+            command = [sys.executable, *_COMMAND, *map(str, numbers[-2:])]
+            # Until it knows what to do with them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            os.execve(sys.executable, command, environment)  # noqa: S606  # the environment says its own pid
+        finally:
+            os._exit(127)
+
+    def _listen(self, ours: socket.socket, child: int) -> None:
+        """Hear what the child has to say until it is dead."""
+        ours.setblocking(False)
+        death = os.pidfd_open(child)
+        try:
+            poll = select.poll()
+            poll.register(death, select.POLLIN)
+            poll.register(ours, select.POLLIN)
+            while True:
+                events = dict(poll.poll())
+                if ours.fileno() in events and not self._hear_all(ours):
+                    poll.unregister(ours)
+                if death in events:
+                    return
+        finally:
+            os.close(death)
+
+    def _hear_all(self, ours: socket.socket) -> bool:
+        """Hear what there is; False if there will be no more."""
+        while True:
+            try:
+                message = descriptors.receive(ours)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if message is None:
+                return False
+            self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        if self._manager is not None:
+            with suppress(OSError):
+                descriptors.send(self._manager, message.data, message.descriptors)
+        lines = message.lines
+        name = lines.get("FDNAME", "")
+        self._is_ready = self._is_ready or lines.get("READY") == "1"
+        keep = "FDSTORE" in lines and name and message.descriptors
+        if keep or "FDSTOREREMOVE" in lines:
+            self._drop(name)
+        if keep:
+            self._kept[name] = message.descriptors[0]
+        for descriptor in message.descriptors[1 if keep else 0 :]:
+            os.close(descriptor)
+
+    def _drop(self, name: str) -> None:
+        descriptor = self._kept.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _give_up(self) -> None:
+        """Let go of what no daemon could go on with."""
+        sys.stderr.write("lazyfs: no daemon could go on with what was mounted; it is mounted anew\n")
+        for name in list(self._kept):
+            self._drop(name)
+            if self._manager is not None:
+                with suppress(OSError):
+                    descriptors.send(self._manager, descriptors.remove(name))
+
+
+def _moved(wanted: Sequence[int]) -> list[int]:
+    """Puts these descriptors at FIRST and the numbers after it, to be inherited; the new numbers."""
+    numbers = [descriptors.FIRST + position for position in range(len(wanted))]
+    apart = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, numbers[-1] + 1) for number in wanted]
+    for old, new in zip(apart, numbers, strict=True):
+        os.dup2(old, new)
+    return numbers
+
+
+def main() -> int:
+    """Keep the daemon that the file behind the descriptor in argv tells of."""
+    told = int(sys.argv[1])
+    os.set_inheritable(told, False)
+    kept = descriptors.inherited(os.environ, os.getpid())
+    manager = descriptors.supervisor(os.environ)
+    keeper = Keeper(told, kept, manager, leave="--leave" in sys.argv[2:])
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, keeper.end)
+    code = keeper.run()
+    return code if code >= 0 else _KILLED - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""How the data daemon is started, and how that is told to its process."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lazyfs.config import Config, load_config
+
+CONTAINERD_STORE: Final = Path("/var/lib/containerd/io.containerd.content.v1.content")
+"""Where containerd keeps its content store, unless it is told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How the daemon is started.
+
+    Attributes:
+        root: where its mounts and orders are, without symlinks.
+        socket: where it listens.
+        content_store: containerd's content store, whose blobs need not be downloaded to be indexed; or None.
+    """
+
+    root: Path
+    socket: Path
+    content_store: Path | None = None
+
+    @property
+    def forest(self) -> Path:
+        """Where the layers' files are shown."""
+        return self.root / "layers"
+
+    @property
+    def mounts(self) -> Path:
+        """Where chains are mounted."""
+        return self.root / "mounts"
+
+
+def encode_options(options: ServiceOptions, config: Config) -> bytes:
+    """Both, for another process of ours."""
+    store = options.content_store
+    told: dict[str, Any] = {
+        "root": str(options.root),
+        "socket": str(options.socket),
+        "content_store": str(store) if store else None,
+        "config": config.as_flags(),
+    }
+    return json.dumps(told).encode()
+
+
+def decode_options(data: bytes) -> tuple[ServiceOptions, Config]:
+    """What `encode_options` was given."""
+    told = json.loads(data)
+    store = Path(told["content_store"]) if told["content_store"] else None
+    config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
+    return ServiceOptions(Path(told["root"]), Path(told["socket"]), store), config

@@ -1,0 +1,133 @@
+"""`lazyfs daemon` as a test runs it: the real processes, with directories of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import trio
+
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.client import ServiceClient
+from lazyfs.service.protocol import chain_name
+from tests.support.mounts import mounts_below, unmount_lazily
+
+PATIENCE_S = 60.0
+
+_MAIN = "from lazyfs.cli.main import main; main()"
+
+
+class Daemon:
+    """A data daemon, which may be killed and started again.
+
+    Args:
+        place: a directory for all it needs.
+        cache: its cache; one of its own by default.
+        flags: further options of the command.
+    """
+
+    def __init__(self, place: Path, cache: Path | None = None, flags: Sequence[str] = ()) -> None:
+        self.root = place / "root"
+        self.socket = place / "run" / "daemon.sock"
+        self.log = place / "daemon.log"
+        self.cache = cache or place / "cache"
+        self._flags = flags
+        self._keeper: subprocess.Popen | None = None
+        place.mkdir(exist_ok=True)
+
+    def start(self, environment: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> Self:
+        """Start it, and wait until it answers."""
+        self.launch(environment, pass_fds)
+        self.ask("mounts")
+        return self
+
+    def launch(self, environment: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
+        """Start it."""
+        command = [sys.executable, "-c", _MAIN, "daemon", "--root", str(self.root)]
+        command += ["--socket", str(self.socket), "--cache-dir", str(self.cache), *self._flags]
+        with self.log.open("ab") as log:
+            self._keeper = subprocess.Popen(
+                [*command, "--log-level", "info"],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=pass_fds,
+                env=os.environ | {"HOME": str(self.root.parent), "LAZYFS_RETRIES": "0"} | (environment or {}),
+            )
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of a client gives."""
+        return trio.run(partial(getattr(self.client(), method), *arguments))
+
+    def client(self) -> ServiceClient:
+        return ServiceClient(self.socket, PATIENCE_S)
+
+    @property
+    def worker(self) -> int:
+        """The process that does the work."""
+        return int(self.ask("statistics")["pid"])
+
+    @property
+    def keeper(self) -> subprocess.Popen:
+        """The process that keeps the descriptors."""
+        assert self._keeper is not None
+        return self._keeper
+
+    def kill_worker(self) -> None:
+        os.kill(self.worker, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill the keeper; returns when the worker has ended too."""
+        self.keeper.kill()
+        self.keeper.wait()
+        with (self.root / "lock").open("w") as lock:
+            flock(lock, LOCK_EX)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it in order."""
+        if self.keeper.poll() is None:
+            self.keeper.send_signal(number)
+        assert self.keeper.wait(PATIENCE_S) == 0, self.log.read_text()
+
+    def log_text(self) -> str:
+        """What it logged."""
+        return self.log.read_text()
+
+    def complaints(self) -> list[str]:
+        """Warnings and worse."""
+        return re.findall(r"^.*(?:WARNING|ERROR|CRITICAL|Traceback).*$", self.log.read_text(), re.MULTILINE)
+
+
+@contextmanager
+def running_daemon(place: Path, cache: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Daemon]:
+    """A daemon that is ended with the block, in order unless the test has killed it."""
+    daemon = Daemon(place, cache, flags).start()
+    try:
+        yield daemon
+        daemon.stop()
+    finally:
+        if daemon.keeper.poll() is None:
+            daemon.kill()
+            for point in mounts_below(place):
+                unmount_lazily(point)
+
+
+def orders_of(
+    reference: str, manifest: str, layers: Sequence[str], chain_ids: Sequence[str]
+) -> list[ChainOrder]:
+    """Orders for one layer, two, ... and all of an image."""
+    return [
+        ChainOrder(reference, manifest, depth, layers[depth - 1], chain_ids[depth - 1])
+        for depth in range(1, len(layers) + 1)
+    ]
+
+
+def name_of(orders: Sequence[ChainOrder]) -> str:
+    """The name of the mount for the last of the orders."""
+    return chain_name([order.layer for order in orders])

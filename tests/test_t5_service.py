@@ -1,0 +1,308 @@
+"""The data daemon on real images from a real registry: who asks, what dies, what containers notice."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+
+from lazyfs.errors import BadReference, NotFound
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.config import chain_ids
+from tests.support.lab import push_layout
+from tests.support.lab_registry import docker_registry
+from tests.support.oracle import compare_trees
+from tests.support.runner import LazyfsRunner
+from tests.support.service import Daemon, name_of, orders_of, running_daemon
+
+
+class Published(NamedTuple):
+    """An image in a registry with its index beside it."""
+
+    reference: str
+    orders: list[ChainOrder]
+
+    @property
+    def whole(self) -> ChainOrder:
+        return self.orders[-1]
+
+
+def published(lab, address: str, name: str, place: Path) -> Published:
+    reference = f"{address}/lab/{name}:latest"
+    push_layout(lab.image(name), reference)
+    lazyfs = LazyfsRunner(home=place / "home", cache_dir=place / "cache")
+    lazyfs("index", "--push", reference)
+    facts = json.loads(lazyfs("inspect", "--json", reference).stdout)
+    layers = [layer["digest"] for layer in facts["manifest"]["layers"]]
+    ids = chain_ids(facts["config"]["rootfs"]["diff_ids"])
+    return Published(reference, orders_of(reference, facts["digest"], layers, ids))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def python(lab, address, tmp_path_factory) -> Published:
+    """An image of several layers, whose lowest is that of `base`."""
+    return published(lab, address, "python", tmp_path_factory.mktemp("publisher"))
+
+
+@pytest.fixture(scope="module")
+def base(lab, address, tmp_path_factory) -> Published:
+    return published(lab, address, "base", tmp_path_factory.mktemp("publisher"))
+
+
+@pytest.fixture
+def daemon(tmp_path) -> Iterator[Daemon]:
+    with running_daemon(tmp_path / "daemon") as daemon:
+        yield daemon
+
+
+@contextmanager
+def container(chain: Path, command: str) -> Iterator[subprocess.Popen]:
+    """A process in an overlay over a chain, in a mount namespace of its own, as a runtime makes it."""
+    script = f"""
+        set -e
+        mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/merged
+        mount -t overlay -o lowerdir={chain},upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/merged
+        cd /mnt/merged && echo ready >&2
+        {command}
+    """
+    shell = ["unshare", "--mount", "sh", "-c", script]
+    process = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stderr.readline() == b"ready\n", process.stderr.read()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+
+
+ALL_CONTENT = "find usr etc -xdev -type f -print0 | sort -z | xargs -0 cat"
+
+
+def content_of(root: Path) -> bytes:
+    return subprocess.run(["sh", "-c", ALL_CONTENT], cwd=root, check=True, capture_output=True).stdout
+
+
+# Asking
+
+
+def test_an_image_with_a_published_index_is_lazy_and_one_look_serves_all_its_layers(daemon, python):
+    for order in python.orders:
+        assessment = daemon.ask("assess", order)
+        assert (assessment.lazy, assessment.why) == (True, "")
+    (source,) = daemon.ask("statistics")["sources"]
+    # Manifest, referrers (unknown to this registry), their fallback tag, the artifact; configuration, heads.
+    assert source["control_requests"] == 4
+    assert source["data_requests"] == 1 + len(python.orders)
+
+
+def test_an_image_without_an_index_is_not_lazy_until_it_was_indexed(daemon, registry):
+    reference = registry.reference("nginx")
+    manifest = subprocess.run(
+        ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}"],
+        check=True,
+        capture_output=True,
+    ).stdout
+    layers = [layer["digest"] for layer in json.loads(manifest)["layers"]]
+    order = ChainOrder(reference, "", len(layers), layers[-1], "")
+    assert not daemon.ask("assess", order).lazy
+    assert daemon.ask("index", order) is True
+    while daemon.ask("statistics")["indexing"]["waiting"]:
+        time.sleep(0.05)
+    assert daemon.ask("statistics")["indexing"] == {"waiting": 0, "done": 1, "failed": 0}
+    assert daemon.ask("assess", order).lazy
+
+
+def test_orders_that_contradict_their_image_are_not_lazy_and_not_mounted(daemon, python, base):
+    first, second = python.orders[:2]
+    wrong_layer = ChainOrder(first.image, first.manifest, 2, first.layer, "")
+    too_deep = ChainOrder(first.image, first.manifest, 99, first.layer, "")
+    wrong_chain = ChainOrder(first.image, first.manifest, 2, second.layer, first.chain_id)
+    for order in (wrong_layer, too_deep, wrong_chain):
+        assert not daemon.ask("assess", order).lazy
+    for order in (wrong_layer, too_deep):
+        with pytest.raises(NotFound):
+            daemon.ask("mount", order)
+    nowhere = ChainOrder("127.0.0.1:9/lab/python:latest", first.manifest, 1, first.layer, "")
+    assert not daemon.ask("assess", nowhere).lazy
+    for name in ("oci:/etc", "", "a b", "x" * 5000):
+        order = ChainOrder(name, first.manifest, 1, first.layer, "")
+        try:
+            assert not daemon.ask("assess", order).lazy
+        except BadReference:
+            continue
+
+
+# Mounting
+
+
+@pytest.mark.parametrize("name", ["base", "python"])
+def test_a_chain_shows_what_its_layers_unpack_to(daemon, python, base, unpacked, name):
+    order = python.orders[len(base.orders) - 1] if name == "base" else python.whole
+    mounted = daemon.ask("mount", order)
+    assert compare_trees(unpacked(name), mounted.path) == []
+    assert daemon.ask("mount", order) == mounted
+    daemon.ask("release", mounted.name)
+    daemon.ask("release", mounted.name)
+    daemon.ask("release", "nothing of the kind")
+    assert daemon.ask("mounts") == []
+    assert not mounted.path.exists()
+
+
+def test_chains_are_named_by_their_layers_and_share_them(daemon, python, base):
+    mounts = [daemon.ask("mount", order) for order in python.orders]
+    assert [mount.name for mount in mounts] == [
+        name_of(python.orders[:depth]) for depth in range(1, len(mounts) + 1)
+    ]
+    assert daemon.ask("mount", base.whole) == mounts[len(base.orders) - 1]
+    assert daemon.ask("statistics")["layers"] == len(python.orders)
+    kept = [mounts[0].name, mounts[-1].name]
+    assert sorted(daemon.ask("keep", kept)) == sorted(m.name for m in mounts if m.name not in kept)
+    assert sorted(mount["name"] for mount in daemon.ask("mounts")) == sorted(kept)
+
+
+def test_many_who_ask_at_once_get_one_mount_each(daemon, python):
+    async def ask_all() -> list:
+        found = []
+
+        async def ask(order: ChainOrder) -> None:
+            found.append(await daemon.client().mount(order))
+
+        async with trio.open_nursery() as nursery:
+            for order in python.orders * 4:
+                nursery.start_soon(ask, order)
+        return found
+
+    mounts = trio.run(ask_all)
+    assert len(mounts) == 4 * len(python.orders)
+    assert len({mount.name for mount in mounts}) == len(daemon.ask("mounts")) == len(python.orders)
+    assert daemon.ask("statistics")["layers"] == len(python.orders)
+
+
+# Dying
+
+
+def test_a_container_reads_on_while_the_worker_is_killed_again_and_again(daemon, python, unpacked):
+    expected = content_of(unpacked("python"))
+    mounted = daemon.ask("mount", python.whole)
+    with container(mounted.path, ALL_CONTENT) as reader:
+        got = [reader.stdout.read(1 << 20)]
+        for part in range(1, 5):
+            daemon.kill_worker()
+            got.append(reader.stdout.read(len(expected) // 5 * part - sum(map(len, got))))
+        got.append(reader.stdout.read())
+        assert reader.wait() == 0, reader.stderr.read()
+    assert b"".join(got) == expected
+    (there,) = daemon.ask("mounts")
+    assert (there["name"], there["state"]) == (mounted.name, "live")
+
+
+def test_a_released_chain_is_served_on_for_its_container_through_deaths(daemon, python, unpacked):
+    expected = content_of(unpacked("python"))
+    mounted = daemon.ask("mount", python.whole)
+    with container(mounted.path, f"read go; {ALL_CONTENT}") as reader:
+        daemon.ask("release", mounted.name)
+        assert daemon.ask("mounts") == []
+        daemon.kill_worker()
+        assert daemon.ask("statistics")["files"]["open"] == len(python.orders)
+        daemon.kill_worker()
+        assert reader.communicate(b"go\n")[0] == expected
+    while daemon.ask("statistics")["files"]["open"]:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", ["worker", "keeper"])
+@pytest.mark.parametrize("delay", [0, 0.01, 0.05, 0.1, 0.2])
+def test_a_death_in_the_middle_of_a_mount_is_not_noticed_by_who_orders(
+    daemon, python, base, unpacked, victim, delay
+):
+    orders = python.orders
+    first = daemon.ask("mount", base.whole)
+
+    async def order_and_kill() -> list:
+        found = []
+
+        async def ask(order: ChainOrder) -> None:
+            found.append(await daemon.client().mount(order))
+
+        worker = (await daemon.client().statistics())["pid"]
+        async with trio.open_nursery() as nursery:
+            for order in orders:
+                nursery.start_soon(ask, order)
+            await trio.sleep(delay)
+            if victim == "worker":
+                os.kill(worker, signal.SIGKILL)
+            else:
+                await trio.to_thread.run_sync(daemon.kill)
+                await trio.to_thread.run_sync(daemon.start)
+        return found
+
+    mounts = {mount.name: mount.path for mount in trio.run(order_and_kill)}
+    assert set(mounts) == {mount["name"] for mount in daemon.ask("mounts")}
+    assert first.name in mounts
+    assert compare_trees(unpacked("base"), first.path) == []
+    assert (mounts[name_of(orders)] / "usr/bin/python3").read_bytes()
+
+
+def test_all_is_mounted_again_after_a_restart_even_without_the_registry(tmp_path, lab):
+    with docker_registry(tmp_path / "registry") as address:
+        image = published(lab, address, "base", tmp_path / "publisher")
+        with running_daemon(tmp_path / "daemon") as daemon:
+            mounted = daemon.ask("mount", image.whole)
+            content = (mounted.path / "etc/passwd").read_bytes()
+    assert not mounted.path.exists()
+    with running_daemon(tmp_path / "daemon") as daemon:
+        while [mount["state"] for mount in daemon.ask("mounts")] != ["remade"]:
+            time.sleep(0.05)
+        assert (mounted.path / "etc/passwd").read_bytes() == content
+        daemon.kill()
+        daemon.start()
+        while [mount["state"] for mount in daemon.ask("mounts")] != ["remade"]:
+            time.sleep(0.05)
+        assert (mounted.path / "etc/passwd").read_bytes() == content
+
+
+def test_what_cannot_be_mounted_again_is_said_to_be_stale(tmp_path, lab):
+    with docker_registry(tmp_path / "registry") as address:
+        image = published(lab, address, "base", tmp_path / "publisher")
+        with running_daemon(tmp_path / "daemon") as daemon:
+            mounted = daemon.ask("mount", image.whole)
+    daemon.cache = tmp_path / "empty"
+    with running_daemon(tmp_path / "daemon", tmp_path / "empty") as daemon:
+        (there,) = daemon.ask("mounts")
+        assert (there["name"], there["state"]) == (mounted.name, "stale")
+        assert daemon.ask("keep", []) == [mounted.name]
+        assert daemon.ask("mounts") == []
+
+
+def test_left_alone_by_sighup_a_mount_is_gone_on_with(tmp_path, python):
+    with running_daemon(tmp_path / "daemon") as daemon:
+        mounted = daemon.ask("mount", python.whole)
+        daemon.stop(signal.SIGHUP)
+        assert mounted.path.is_mount()
+        daemon.start()
+        while [mount["state"] for mount in daemon.ask("mounts")] != ["remade"]:
+            time.sleep(0.05)
+        assert (mounted.path / "etc/passwd").read_bytes()
+
+
+def test_a_second_daemon_is_refused(daemon, tmp_path):
+    second = Daemon(tmp_path / "second")
+    second.root = daemon.root
+    second.launch()
+    assert second.keeper.wait() == 71
+    assert "another data daemon uses" in second.log_text()
