@@ -1,6 +1,6 @@
 """When the regions of an entry's device were last used: a file `used` beside its data, a number per region.
 
-Readers set a byte in memory (40 ns a read); whoever holds the entry writes them out now and then. Nothing
+Readers set a byte in memory (16 ns a read); whoever holds the entry writes them out now and then. Nothing
 here is exact, and nothing is wrong without it: eviction begins elsewhere then.
 """
 

@@ -114,7 +114,7 @@ class LayerEntry:
     def read_if_here(self, first_leaf: int, end_leaf: int, start: int, size: int) -> bytes | None:
         """Bytes [start, start + size) of the device; None if not all leaves [first_leaf, end_leaf) are here.
 
-        The leaves must be those of the bytes. Costs the pread(2), and 0.4 us for the rest; see `evicting`.
+        The leaves must be those of the bytes. Costs the pread(2), and half a microsecond for the rest; see `evicting`.
 
         Raises:
             CacheError: the range passes the end of the device, or the disk fails.
@@ -201,6 +201,11 @@ class LayerEntry:
         for region in range(start >> REGION_BITS, region_count(start + len(data))):
             self._touched[region] = 1
         return True
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the last word was that nothing can be put here."""
+        return self._space.low or not self._open().writable
 
     @asynccontextmanager
     async def span_lock(self, number: int) -> AsyncIterator[None]:

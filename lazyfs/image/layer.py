@@ -16,6 +16,7 @@ from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
+from lazyfs.image.spare import SpareSpans
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class LazyLayer:
         self._ahead = ReadAhead(read_ahead)
         self._complete = entry.complete
         self._condemned = ""
+        self._spare = SpareSpans()
         self._coming: list[Coming] = []
         self._hits = self._misses = self._bytes_served = 0
 
@@ -172,7 +174,7 @@ class LazyLayer:
 
     def _run_ahead(self, start: int, size: int) -> None:
         """Bring what a sequential reader wants next. Nobody waits for it."""
-        if self._complete:
+        if self._complete or self._entry.refuses:
             return
         ahead = self._ahead.note(start, start + size)
         if ahead is None:
@@ -240,7 +242,10 @@ class LazyLayer:
             await self._wait_for(coming, start, end)
         parts: dict[int, bytes | None] = {}
         for number in self._spans.covering(start, end):
-            parts[number] = self._local(*self._part(number, start, end))
+            first, size = self._part(number, start, end)
+            offset = first - self._spans[number].uncompressed_start
+            spare = self._spare.cut(number, offset, size) if self._spare else None
+            parts[number] = self._local(first, size) if spare is None else spare
         landings = self._fetcher.bring(number for number, part in parts.items() if part is None)
         for number, landing in landings.items():
             data = await landing.wait()
@@ -250,6 +255,8 @@ class LazyLayer:
             if part is None:
                 raise _Evicted
             parts[number] = part
+            if data is not None and self._entry.refuses:
+                self._spare.keep(number, data)
         return b"".join(part for part in parts.values() if part is not None)
 
     def _part(self, number: int, start: int, end: int) -> tuple[int, int]:
