@@ -2,13 +2,23 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import cast
+from contextlib import AbstractContextManager
+from typing import Final, cast
 
-from bench.cold.methods.base import Method
+from bench.cold.methods.base import Context, Method
 from bench.cold.methods.foreign import Soci, Stargz
 from bench.cold.methods.full import FullContainerd, Skopeo
-from bench.cold.methods.lazy import with_index, without_index
-from bench.cold.store import Store
+from bench.cold.methods.lazy import Lazy
+from bench.cold.run import context_of
+from bench.cold.store import INDEXED, PACKED, PLAIN, Store
+from bench.cold.workload import Workload
+
+
+_LAZYFS: Final = (
+    *(("run", way) for way in (PLAIN, INDEXED, PACKED)),
+    *(("mount", way) for way in (PLAIN, INDEXED, PACKED)),
+    *(("containerd", way) for way in (INDEXED, PACKED)),
+)
 
 
 class UnknownName(Exception):
@@ -17,14 +27,16 @@ class UnknownName(Exception):
 
 def methods(store: Store) -> Mapping[str, Method]:
     """The built-in methods, in the order of tables."""
+    def inside(workload: Workload, reference: str) -> AbstractContextManager[Context]:
+        return context_of(store, workload, reference, store.home, list)
+
     every: Sequence[Method] = (
         FullContainerd(),
         Skopeo(),
         Stargz(store),
         Stargz(store, optimized=True),
         Soci(store),
-        without_index(),
-        with_index(),
+        *(Lazy(face, way, inside) for face, way in _LAZYFS),
     )
     return {method.name: method for method in every}
 

@@ -82,7 +82,7 @@ def _cells(one: Series, baseline: float) -> str:
         number(Spread.of(completed).median) if completed else "–",
         f"{_middle(one, 'down') / 1e6:.1f}",
         f"{_middle(one, 'requests'):.0f}",
-        number(_middle(one, "daemon_cpu_s") + _middle(one, "tools_cpu_s")),
+        number(_middle(one, "cpu_s")),
         f"{_middle(one, 'daemon_peak_bytes') / 1e6:.0f}",
         str(len(one.starts)),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from typing import Final, NamedTuple
 
 from matplotlib.axes import Axes
@@ -14,10 +15,12 @@ _WIDTH: Final = 9.0
 _LINE: Final = 0.3
 _FRAME: Final = 0.95
 _DOTS_PER_INCH: Final = 140
-# Okabe and Ito's, told apart by people who see colours differently, and two greys.
-_COLOURS: Final = (
-    "#999999", "#555555", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#332288", "#F0E442",
-)  # fmt: skip
+# Of Okabe and Ito, told apart by people who see colours differently: what is pulled whole is grey, lazyfs blue and green.
+_COLOURS: Final = {
+    "full": ("#999999", "#555555", "#bbbbbb"),
+    "lazyfs": ("#56B4E9", "#0072B2", "#009E73", "#332288", "#44AA99", "#117733", "#88CCEE", "#004488"),
+    "": ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933"),
+}
 _INK: Final = "#222222"
 
 
@@ -39,7 +42,7 @@ def pictures(record: Record) -> list[Picture]:
     """All pictures of a run; those of which there is nothing to show are left out."""
     if not any(one.starts for one in record.series):
         return []
-    colours = dict(zip(record.methods, _COLOURS * (1 + len(record.methods) // len(_COLOURS)), strict=False))
+    colours = _colours(list(record.methods))
     return [
         Picture(
             "ready",
@@ -55,10 +58,16 @@ def pictures(record: Record) -> list[Picture]:
         Picture(
             "course",
             "What had arrived when, in the start whose time is the median: the dot is where the container was ready. "
-            "Flat stretches are time that the link was idle.",
+            "Flat stretches are time that the link was idle. Full pulls go on outside of the frame.",
             _drawn(record, colours, _course, "seconds", lines=9),
         ),
     ]
+
+
+def _colours(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, by its family."""
+    left = {family: cycle(colours) for family, colours in _COLOURS.items()}
+    return {method: next(left.get(method.partition("-")[0], left[""])) for method in methods}
 
 
 _Draw = Callable[[Axes, Facts, Sequence[Series], Mapping[str, str]], None]
@@ -78,6 +87,7 @@ def _drawn(
         axes.set_title(facts.name, loc="left", fontsize=11, fontweight="bold", color=_INK)
         axes.set_xlabel(unit, fontsize=9, color=_INK)
         axes.tick_params(labelsize=9, colors=_INK)
+        axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
     file = BytesIO()
@@ -132,9 +142,10 @@ def _course(axes: Axes, _facts: Facts, series: Sequence[Series], colours: Mappin
         times, moved = course(start)
         axes.plot(times, moved, color=colours[one.method], linewidth=1.8, label=one.method)
         axes.scatter([start.ready_s], [moved[-1]], s=26, color=colours[one.method], edgecolors=_INK, linewidths=0.8, zorder=3)
+    near = [one for one in series if not one.method.startswith("full")] or series
     axes.set_ylabel("MB", fontsize=9, color=_INK)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 1.08 * max(_typical(one.starts).ready_s for one in near))
+    axes.set_ylim(0, 1.1 * max(course(_typical(one.starts))[1][-1] for one in near) or 1)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from bench.cold.sandbox import Use
 from bench.cold.tap import Exchange
+from bench.cold.watching import Use
 from bench.report import commit, machine
 
 KIND: Final = "lazyfs cold starts"
@@ -29,8 +29,7 @@ class Start:
         completed_s: until it had ended; None for one that does not end.
         down: bytes that the registry sent until then, with the heads of its answers.
         requests: that the registry got until then.
-        tools_cpu_s: CPU seconds of the commands that pulled.
-        daemons: what the daemons used: name to CPU seconds and peak memory in bytes.
+        processes: what daemons and commands used, by the name of the program; the container does not count.
         others_share: what processes that have nothing to do with it used of the machine, 0 to 1.
         exchanges: the requests, with times since the beginning.
     """
@@ -40,20 +39,19 @@ class Start:
     completed_s: float | None
     down: int
     requests: int
-    tools_cpu_s: float
-    daemons: Sequence[Use]
+    processes: Sequence[Use]
     others_share: float
     exchanges: Sequence[Exchange] = field(repr=False)
 
     @property
-    def daemon_cpu_s(self) -> float:
-        """CPU seconds of all daemons."""
-        return sum(use.cpu_s for use in self.daemons)
+    def cpu_s(self) -> float:
+        """CPU seconds of all of them."""
+        return sum(use.cpu_s for use in self.processes)
 
     @property
-    def daemon_peak_bytes(self) -> int:
-        """The peaks of all daemons, added."""
-        return sum(use.peak_bytes for use in self.daemons)
+    def peak_bytes(self) -> int:
+        """The peaks of their memory, added."""
+        return sum(use.peak_bytes for use in self.processes)
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Self:
@@ -61,7 +59,7 @@ class Start:
         return cls(
             **{
                 **told,
-                "daemons": [Use(*use) for use in told["daemons"]],
+                "processes": [Use(*use) for use in told["processes"]],
                 "exchanges": [Exchange(*exchange) for exchange in told["exchanges"]],
             }
         )

@@ -1,12 +1,11 @@
 """One start, measured: a fresh sandbox, cold caches, the clock, and what was used meanwhile."""
 
 import os
-import resource
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +15,11 @@ from bench.cold.methods.base import Context, Method, Session
 from bench.cold.methods.tools import PATH
 from bench.cold.probe import Watch
 from bench.cold.record import Start
-from bench.cold.sandbox import Use, sandbox
+from bench.cold.sandbox import sandbox
 from bench.cold.site import Site
 from bench.cold.store import Store
+from bench.cold.tap import Exchange
+from bench.cold.watching import watching
 from bench.cold.workload import Workload
 from bench.measure import CORES, MethodFailed, busy_s, wait_until_quiet
 from bench.world import drop_caches
@@ -63,63 +64,63 @@ class Runner:
             finally:
                 session.remove()
 
-    def _go(self, session: Session, context: Context) -> tuple[float, float, float | None, float]:
-        """When it was pulled, ready and at its end, and the CPU seconds of the commands that pulled."""
-        before = _children_s()
+    def _go(self, session: Session, context: Context) -> tuple[float, float, float | None]:
+        """When it was pulled, ready, and at its end."""
         session.pull()
-        pulled_at, tools_cpu_s = time.monotonic(), _children_s() - before
+        pulled_at = time.monotonic()
         process = session.run()
         try:
-            ready_at, completed_at = Watch(process, context.workload, context.mark, self.site.network).wait()
+            return pulled_at, *Watch(process, context.workload, context.mark, self.site.network).wait()
         finally:
             if process.poll() is None:
                 session.remove()
                 _end(process)
-        return pulled_at, ready_at, completed_at, tools_cpu_s
 
     def _measured(self, session: Session, context: Context) -> Start:
-        context.box.forget_peaks()
-        self.site.tap.take()
-        used_before = _by_name(context.box.uses())
-        busy_before, children_before = busy_s(), _children_s()
-        start = time.monotonic()
-        pulled_at, ready_at, completed_at, tools_cpu_s = self._go(session, context)
-        wall_s = time.monotonic() - start
+        with watching(context.box.first) as watcher:
+            self.site.tap.take()
+            busy_before = busy_s()
+            start = time.monotonic()
+            pulled_at, ready_at, completed_at = self._go(session, context)
+            exchanges = self.site.tap.take()
+            wall_s = time.monotonic() - start
+            others_s = busy_s() - busy_before
+        others_s -= watcher.own_s
         end = completed_at or ready_at
-        exchanges = [
-            exchange._replace(
-                start_s=round(exchange.start_s - start, 4),
-                end_s=None if exchange.end_s is None else round(exchange.end_s - start, 4),
-            )
-            for exchange in self.site.tap.take()
-            if exchange.start_s <= end
-        ]
-        daemons = [use for use in _since(used_before, context.box.uses()) if use.peak_bytes]
-        own_s = _children_s() - children_before + sum(use.cpu_s for use in daemons)
-        others = busy_s() - busy_before - own_s
+        exchanges = [_since(start, exchange) for exchange in exchanges if exchange.start_s <= end]
         return Start(
             pulled_s=pulled_at - start,
             ready_s=ready_at - start,
             completed_s=None if completed_at is None else completed_at - start,
             down=sum(exchange.down for exchange in exchanges),
             requests=sum(exchange.start_s >= 0 for exchange in exchanges),
-            tools_cpu_s=tools_cpu_s,
-            daemons=daemons,
-            others_share=min(max(others / (wall_s * CORES), 0.0), 1.0),
+            processes=watcher.uses,
+            others_share=min(max(others_s / (wall_s * CORES), 0.0), 1.0),
             exchanges=exchanges,
         )
 
-    @contextmanager
-    def _context(self, workload: Workload, name: str) -> Iterator[Context]:
-        mark = f"bench-{uuid.uuid4().hex[:12]}"
-        with TemporaryDirectory(dir=self.home, prefix="run-") as folder:
-            scratch = Path(folder)
-            try:
-                with sandbox(self.site.enter, environment_of(scratch)) as box:
-                    reference = f"{self.site.address}/{name}"
-                    yield Context(box, scratch, reference, workload, self.store.configuration(workload), mark)
-            finally:
-                _remove_cgroups(mark)
+    def _context(self, workload: Workload, name: str) -> "AbstractContextManager[Context]":
+        reference = f"{self.site.address}/{name}"
+        return context_of(self.store, workload, reference, self.home, self.site.enter)
+
+
+@contextmanager
+def context_of(
+    store: Store, workload: Workload, reference: str, home: Path, enter: Callable[[Sequence[str]], list[str]]
+) -> Iterator[Context]:
+    """A sandbox, a scratch folder and a mark for one start.
+
+    Raises:
+        MethodFailed: not root.
+    """
+    mark = f"bench-{uuid.uuid4().hex[:12]}"
+    with TemporaryDirectory(dir=home, prefix="run-") as folder:
+        scratch = Path(folder)
+        try:
+            with sandbox(enter, environment_of(scratch)) as box:
+                yield Context(box, scratch, reference, workload, store.configuration(workload), mark)
+        finally:
+            _remove_cgroups(mark)
 
 
 def environment_of(scratch: Path) -> Mapping[str, str]:
@@ -130,28 +131,12 @@ def environment_of(scratch: Path) -> Mapping[str, str]:
     return {"PATH": PATH, "LC_ALL": "C.UTF-8", **{key: str(scratch / name) for key, name in folders.items()}}
 
 
-def _by_name(uses: list[Use]) -> dict[str, Use]:
-    """The uses of equally named processes, added."""
-    added: dict[str, Use] = {}
-    for use in uses:
-        so_far = added.get(use.name, Use(use.name, 0.0, 0))
-        added[use.name] = Use(use.name, so_far.cpu_s + use.cpu_s, so_far.peak_bytes + use.peak_bytes)
-    return added
-
-
-def _since(before: Mapping[str, Use], uses: list[Use]) -> list[Use]:
-    """What was used since then."""
-    now = _by_name(uses)
-    return [
-        use._replace(cpu_s=round(max(use.cpu_s - (before[name].cpu_s if name in before else 0.0), 0.0), 2))
-        for name, use in sorted(now.items())
-    ]
-
-
-def _children_s() -> float:
-    """CPU seconds of the commands that ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _since(start: float, exchange: Exchange) -> Exchange:
+    """With times that count from the start."""
+    end_s = exchange.end_s
+    return exchange._replace(
+        start_s=round(exchange.start_s - start, 4), end_s=None if end_s is None else round(end_s - start, 4)
+    )
 
 
 def _write_back(folder: Path) -> None:

@@ -5,33 +5,20 @@ pipe), the kernel kills the rest, and with the last process the mounts go.
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from bench.measure import TICKS, MethodFailed
+from bench.measure import MethodFailed
 
 # CHLD ignored: what is orphaned is reaped by the kernel. /run: containerd's shims have their sockets there.
 _INIT: Final = 'trap "" CHLD; mount -t proc proc /proc && mount -t tmpfs tmpfs /run && echo up && exec cat'
 _END_S: Final = 30.0
-
-
-class Use(NamedTuple):
-    """What a process has used.
-
-    Attributes:
-        name: of its program.
-        cpu_s: CPU seconds, with those of its children that ended.
-        peak_bytes: the most memory that was resident since `Sandbox.forget_peaks`.
-    """
-
-    name: str
-    cpu_s: float
-    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +73,17 @@ class Sandbox:
                 stdout=file, stderr=file,
             )  # fmt: skip
 
+    def terminate(self, process: "subprocess.Popen[bytes]") -> None:
+        """Send SIGTERM to a command that was started here, and wait for its end."""
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
     def serve(self, *command: str | Path, log: Path, ready: Callable[[], bool], most_s: float = 60) -> None:
         """A daemon inside, waited for until it is ready.
 
@@ -99,25 +97,6 @@ class Sandbox:
                 said = log.read_text(errors="replace")[-500:].strip()
                 raise MethodFailed(f"{Path(command[0]).name} does not start: {said}")
             time.sleep(0.01)
-
-    def uses(self) -> list[Use]:
-        """What its processes have used; those of containers, in PID namespaces of their own, do not count."""
-        return [use for pid in self._pids() if (use := _use(pid))]
-
-    def forget_peaks(self) -> None:
-        """Let the peaks of memory begin anew."""
-        for pid in self._pids():
-            with suppress(OSError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-    def _pids(self) -> Iterator[int]:
-        own = os.readlink(f"/proc/{self.first}/ns/pid")
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal() or int(entry.name) == self.first:
-                continue
-            with suppress(OSError):
-                if os.readlink(entry / "ns" / "pid") == own:
-                    yield int(entry.name)
 
 
 @contextmanager
@@ -144,15 +123,3 @@ def sandbox(enter: Callable[[Sequence[str]], list[str]], environment: Mapping[st
         except subprocess.TimeoutExpired:
             keeper.kill()
             keeper.communicate()
-
-
-def _use(pid: int) -> Use | None:
-    """None for a process that is gone."""
-    try:
-        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    fields = rest.split()
-    peak = [int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:")]
-    return Use(name, sum(map(int, fields[11:15])) / TICKS, peak[0] if peak else 0)

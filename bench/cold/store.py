@@ -20,8 +20,9 @@ from tests.support.lab_registry import docker_registry
 
 PLAIN: Final = "plain"
 INDEXED: Final = "indexed"
+PACKED: Final = "packed"
 SOCI: Final = "soci"
-_BESIDE: Final = (PLAIN, INDEXED, SOCI)
+_BESIDE: Final = (PLAIN, INDEXED, PACKED, SOCI)
 """What leaves the image as it is, and puts more beside it at most."""
 
 

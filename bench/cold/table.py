@@ -48,8 +48,8 @@ def _row(starts: Sequence[Start], baseline: float) -> str:
         number(middle(completed)) if completed else "-",
         f"{middle([start.down for start in starts]) / 1e6:.1f}",
         f"{middle([start.requests for start in starts]):.0f}",
-        number(middle([start.daemon_cpu_s + start.tools_cpu_s for start in starts])),
-        f"{middle([start.daemon_peak_bytes for start in starts]) / 1e6:.0f}",
+        number(middle([start.cpu_s for start in starts])),
+        f"{middle([start.peak_bytes for start in starts]) / 1e6:.0f}",
     )
     between = f"{number(ready.low)} - {number(ready.high)}"
     return f"{number(ready.median):>8}{mark} {between:>17}" + "".join(f"{cell:>10}" for cell in cells)
@@ -67,6 +67,6 @@ def footnote(record: Record) -> str:
     return (
         "Medians. ready: from asking for the image to a ready container; times: of the first method's; pulled: until the\n"
         "container could be started; done: until it had ended; MB, requests: sent and answered by the registry until\n"
-        "then; CPU: of daemons and of commands that pull, without the container; peak: of the daemons' memory.\n"
+        "then; CPU and peak memory: of daemons and commands, without the container.\n"
         f"* others used more than {QUIET_SHARE:.0%} of the machine, and in the worst sample {worst:.0%}.{note}"
     )

@@ -1,87 +1,136 @@
-"""lazyfs without an engine: its mount below a writable overlay, and runc."""
+"""lazyfs: `lazyfs run`; its mount below an overlay, and runc; its snapshotter below containerd."""
 
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from typing import Final
 
 from bench.cold.methods.base import Context, Session
+from bench.cold.methods.containerd import Containerd
 from bench.cold.methods.runc import Runc
-from bench.cold.methods.tools import PATH, need
-from bench.cold.store import INDEXED, PLAIN, Store
+from bench.cold.methods.tools import need
+from bench.cold.probe import Watch
+from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
 from bench.measure import MethodFailed
 
-LAZYFS = Path(sys.executable).with_name("lazyfs")
-
-
-def publish_index(store: Store, workload: Workload) -> str:
-    """See that the image is there with the index that this lazyfs makes; its name there."""
-    name = store.publish_plain(workload, INDEXED)
-    if store.registry:
-        return name
-    with store.writable() as address, tempfile.TemporaryDirectory(dir=store.home) as folder:
-        push = ("index", "--push", "--cache-dir", folder, f"{address}/{name}")
-        environment = {"PATH": PATH, "HOME": folder, "XDG_RUNTIME_DIR": folder}
-        done = subprocess.run([LAZYFS, *push], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MethodFailed(f"lazyfs index --push: {done.stderr.strip()[-300:]}")
-    return name
+LAZYFS: Final = Path(sys.executable).with_name("lazyfs")
+"""The command of the environment that measures."""
+_WAYS: Final = {
+    PLAIN: ("-noindex", "without a published index"),
+    INDEXED: ("", "with a published index"),
+    PACKED: ("-pack", "with a published index and boot pack"),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class LazyMount:
-    """`lazyfs mount`, an overlay, `runc run`.
+class Lazy:
+    """One face of lazyfs, on an image with or without something beside it.
 
     Attributes:
-        name: of the method.
-        title: of the method.
-        way: which variant of the image: PLAIN or INDEXED.
+        face: "run", "mount" or "containerd".
+        way: PLAIN, INDEXED or PACKED.
+        inside: gives contexts for what has to run to be published.
     """
 
-    name: str
-    title: str
+    face: str
     way: str
+    inside: "Callable[[Workload, str], AbstractContextManager[Context]]"
+
+    @property
+    def name(self) -> str:
+        return f"lazyfs-{self.face}{_WAYS[self.way][0]}"
+
+    @property
+    def title(self) -> str:
+        return f"{_FACES[self.face].title} {_WAYS[self.way][1]}"
 
     def check(self) -> None:
-        need("runc", "mount")
+        need(*_FACES[self.face].tools)
+        if not LAZYFS.exists():
+            raise MethodFailed("lazyfs is not installed beside this Python: scripts/setup bench")
 
     def publish(self, store: Store, workload: Workload) -> str:
-        return publish_index(store, workload) if self.way == INDEXED else store.publish_plain(workload)
+        name = store.publish_plain(workload, self.way)
+        if store.registry or self.way == PLAIN:
+            return name
+        with store.writable() as address, self.inside(workload, f"{address}/{name}") as context:
+            lazyfs(context, "index", "--push", context.reference)
+            if self.way == PACKED:
+                _record(context)
+                lazyfs(context, "optimize", "--push", "--replace", context.reference)
+        return name
 
-    @contextmanager
-    def session(self, context: Context) -> Iterator[Session]:
-        session = _Mounted(context)
-        try:
-            yield session
-        finally:
-            session.unmount()
+    def session(self, context: Context) -> AbstractContextManager[Session]:
+        return _FACES[self.face].session(context)
 
     def warm_up(self, context: Context) -> None:
-        context.box.run("runc", "--version")
-        # All that its daemon imports.
-        context.box.run(sys.executable, "-c", "import lazyfs.daemon, lazyfs.cli.main, lazyfs.assembly")
+        # All that its processes import.
+        lazyfs(context, "run", "--help")
+        modules = "lazyfs.daemon, lazyfs.assembly, lazyfs.cli.main, lazyfs.image.image, lazyfs.mount.drivers"
+        context.box.run(sys.executable, "-c", f"import {modules}")
+        for tool in _FACES[self.face].tools:
+            context.box.run(tool, "--version" if tool != "containerd-shim-runc-v2" else "-v")
 
 
-def without_index() -> LazyMount:
-    """Indexed while it is pulled."""
-    return LazyMount("lazyfs-mount-noindex", "lazyfs mount without a published index, runc run", PLAIN)
+def lazyfs(context: Context, command: str, *arguments: str | Path) -> str:
+    """What a lazyfs command with a cache of its own says.
+
+    Raises:
+        MethodFailed: it failed.
+    """
+    return context.box.run(*_command(context, command), *arguments)
 
 
-def with_index() -> LazyMount:
-    """The published index is fetched as it is needed."""
-    return LazyMount("lazyfs-mount", "lazyfs mount with a published index, runc run", INDEXED)
+def _command(context: Context, command: str) -> tuple[str | Path, ...]:
+    return (LAZYFS, command, "--cache-dir", context.scratch / "cache")
+
+
+def _record(context: Context) -> None:
+    """Start the container once, for its trace."""
+    session = _Run(context, "--record")
+    process = session.run()
+    try:
+        Watch(process, context.workload, context.mark, Path("/proc/self/ns/net")).wait()
+    finally:
+        session.remove()
+        process.wait()
+
+
+class _Run:
+    """`lazyfs run`: there is nothing to be done before."""
+
+    def __init__(self, context: Context, *options: str) -> None:
+        self._context = context
+        self._options = options
+        self._process: Popen[bytes] | None = None
+
+    def pull(self) -> None:
+        """Is part of the run."""
+
+    def run(self) -> "Popen[bytes]":
+        context = self._context
+        environment = [word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")]
+        options = (*self._options, "--name", context.mark, *environment)
+        self._process = context.box.start(
+            *_command(context, "run"), *options, context.reference, *context.workload.command
+        )
+        return self._process
+
+    def remove(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._context.box.terminate(self._process)
 
 
 class _Mounted:
+    """`lazyfs mount`, a writable overlay, `runc run`."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._runc = Runc(context)
-        self._cache = context.scratch / "cache"
         self._lower, self._rootfs, self._upper, self._work = (
             context.scratch / name for name in ("lower", "rootfs", "upper", "work")
         )
@@ -92,10 +141,10 @@ class _Mounted:
     def pull(self) -> None:
         if self._is_mounted:
             return
-        self._lazyfs("mount", self._context.reference, self._lower)
+        lazyfs(self._context, "mount", self._context.reference, self._lower)
+        self._is_mounted = True
         options = f"lowerdir={self._lower},upperdir={self._upper},workdir={self._work}"
         self._context.box.run("mount", "-t", "overlay", "-o", options, "overlay", self._rootfs)
-        self._is_mounted = True
 
     def run(self) -> "Popen[bytes]":
         return self._runc.run(self._rootfs)
@@ -104,9 +153,55 @@ class _Mounted:
         self._runc.remove()
 
     def unmount(self) -> None:
+        """Undo `pull`."""
         if self._is_mounted:
             self._context.box.run("umount", self._rootfs)
-            self._lazyfs("umount", self._lower)
+            lazyfs(self._context, "umount", self._lower)
 
-    def _lazyfs(self, command: str, *arguments: str | Path) -> str:
-        return self._context.box.run(LAZYFS, "--cache-dir", self._cache, command, *arguments)
+
+@contextmanager
+def _run_session(context: Context) -> Iterator[Session]:
+    yield _Run(context)
+
+
+@contextmanager
+def _mount_session(context: Context) -> Iterator[Session]:
+    session = _Mounted(context)
+    try:
+        yield session
+    finally:
+        session.unmount()
+
+
+@contextmanager
+def _containerd_session(context: Context) -> Iterator[Session]:
+    """`ctr-remote image rpull` and `ctr run`, as the stargz snapshotter has it."""
+    scratch, socket, daemon = context.scratch, context.scratch / "snapshotter.sock", context.scratch / "daemon.sock"
+    context.box.serve(
+        *_command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", daemon,
+        log=scratch / "daemon.log", ready=daemon.exists,
+    )  # fmt: skip
+    context.box.serve(
+        *_command(context, "snapshotter"), "--root", scratch / "snapshots", "--socket", socket, "--daemon", daemon,
+        log=scratch / "snapshotter.log", ready=socket.exists,
+    )  # fmt: skip
+    node = Containerd.start(context, proxies={"lazyfs": socket})
+    yield node.session("lazyfs", ["ctr-remote"], ["image", "rpull", "--plain-http"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Face:
+    title: str
+    tools: tuple[str, ...]
+    session: Callable[[Context], AbstractContextManager[Session]]
+
+
+_FACES: Final = {
+    "run": _Face("lazyfs run", ("runc",), _run_session),
+    "mount": _Face("lazyfs mount, overlay, runc run,", ("runc", "mount"), _mount_session),
+    "containerd": _Face(
+        "lazyfs daemon and snapshotter, containerd, ctr-remote image rpull, ctr run,",
+        ("runc", "containerd-shim-runc-v2", "ctr-remote", "ctr"),
+        _containerd_session,
+    ),
+}
