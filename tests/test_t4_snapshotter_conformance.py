@@ -143,8 +143,12 @@ def base_snapshots(client: SnapshotClient) -> dict[str, tuple[int, str]]:
     client.view("v1", "c2", GC_ROOT)
     client.view("v2", "", GC_ROOT)
     return {
-        **{"c1": (COMMITTED, ""), "c2": (COMMITTED, "c1"), "a1": (ACTIVE, "c2")},
-        **{"a2": (ACTIVE, ""), "v1": (VIEW, "c2"), "v2": (VIEW, "")},
+        "c1": (COMMITTED, ""),
+        "c2": (COMMITTED, "c1"),
+        "a1": (ACTIVE, "c2"),
+        "a2": (ACTIVE, ""),
+        "v1": (VIEW, "c2"),
+        "v2": (VIEW, ""),
     }
 
 
@@ -294,9 +298,11 @@ def test_files_move_between_directories(stack):
 def test_a_view_cannot_be_written_to(layers, stack, tmp_path):
     for _ in range(layers):
         stack.add()
-    with mounted(stack.client.view("readonly", stack.top), tmp_path / "m") as point:
-        with pytest.raises(OSError, match="Read-only file system"):
-            (point / "testfile").write_text("testcontent")
+    with (
+        mounted(stack.client.view("readonly", stack.top), tmp_path / "m") as point,
+        pytest.raises(OSError, match="Read-only file system"),
+    ):
+        (point / "testfile").write_text("testcontent")
     stack.client.remove("readonly")
 
 

@@ -1,0 +1,192 @@
+"""The container runtime interface as clients see it: the few calls of `runtime.v1` that start containers."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from lazyfs.snapshotter.messages import message_classes
+
+TIMEOUT_S = 120
+_EXITED = 2  # ContainerState
+_NODE = 2  # NamespaceMode: the host's own
+
+_MESSAGES = message_classes(
+    "runtime.v1",
+    {
+        "ImageSpec": {"image": (1, "string")},
+        "Image": {"id": (1, "string"), "repo_tags": (2, "repeated string")},
+        "PullImageRequest": {"image": (1, "ImageSpec")},
+        "PullImageResponse": {"image_ref": (1, "string")},
+        "RemoveImageRequest": {"image": (1, "ImageSpec")},
+        "RemoveImageResponse": {},
+        "ListImagesRequest": {},
+        "ListImagesResponse": {"images": (1, "repeated Image")},
+        "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
+        "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
+        "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
+        "LinuxPodSandboxConfig": {
+            "cgroup_parent": (1, "string"),
+            "security_context": (2, "LinuxSandboxSecurityContext"),
+        },
+        "PodSandboxConfig": {
+            "metadata": (1, "PodSandboxMetadata"),
+            "log_directory": (3, "string"),
+            "linux": (8, "LinuxPodSandboxConfig"),
+        },
+        "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig")},
+        "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
+        "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+        "StopPodSandboxResponse": {},
+        "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+        "RemovePodSandboxResponse": {},
+        "ContainerMetadata": {"name": (1, "string"), "attempt": (2, "uint32")},
+        "LinuxContainerSecurityContext": {"namespace_options": (3, "NamespaceOption")},
+        "LinuxContainerConfig": {"security_context": (2, "LinuxContainerSecurityContext")},
+        "ContainerConfig": {
+            "metadata": (1, "ContainerMetadata"),
+            "image": (2, "ImageSpec"),
+            "command": (3, "repeated string"),
+            "log_path": (11, "string"),
+            "linux": (15, "LinuxContainerConfig"),
+        },
+        "CreateContainerRequest": {
+            "pod_sandbox_id": (1, "string"),
+            "config": (2, "ContainerConfig"),
+            "sandbox_config": (3, "PodSandboxConfig"),
+        },
+        "CreateContainerResponse": {"container_id": (1, "string")},
+        "StartContainerRequest": {"container_id": (1, "string")},
+        "StartContainerResponse": {},
+        "StopContainerRequest": {"container_id": (1, "string"), "timeout": (2, "int64")},
+        "StopContainerResponse": {},
+        "RemoveContainerRequest": {"container_id": (1, "string")},
+        "RemoveContainerResponse": {},
+        "ContainerStatusRequest": {"container_id": (1, "string")},
+        "ContainerStatusResponse": {"status": (1, "ContainerStatus")},
+        "ContainerStatus": {"id": (1, "string"), "state": (3, "int32"), "exit_code": (7, "int32")},
+        "ExecSyncRequest": {
+            "container_id": (1, "string"),
+            "cmd": (2, "repeated string"),
+            "timeout": (3, "int64"),
+        },
+        "ExecSyncResponse": {"stdout": (1, "bytes"), "stderr": (2, "bytes"), "exit_code": (3, "int32")},
+    },
+)
+_SERVICES = {
+    "ImageService": ("PullImage", "RemoveImage", "ListImages"),
+    "RuntimeService": (
+        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer"),
+        *("StopContainer", "RemoveContainer", "ContainerStatus", "ExecSync"),
+    ),
+}
+
+
+class Cri:
+    """A client of containerd's CRI.
+
+    Args:
+        channel: to its socket.
+        name: tells this client's pods and cgroups from others'.
+    """
+
+    def __init__(self, channel: grpc.Channel, name: str) -> None:
+        self._channel = channel
+        self._name = name
+        self._pods: dict[str, Any] = {}
+
+    def call(self, method: str, **fields: Any) -> Any:
+        (service,) = (name for name, methods in _SERVICES.items() if method in methods)
+        ask = self._channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            request_serializer=_MESSAGES[f"{method}Request"].SerializeToString,
+            response_deserializer=_MESSAGES[f"{method}Response"].FromString,
+        )
+        return ask(_MESSAGES[f"{method}Request"](**fields), timeout=TIMEOUT_S, wait_for_ready=True)
+
+    def pull(self, image: str) -> str:
+        return str(self.call("PullImage", image={"image": image}).image_ref)
+
+    def remove_image(self, image: str) -> None:
+        self.call("RemoveImage", image={"image": image})
+
+    def images(self) -> list[str]:
+        return sorted(tag for image in self.call("ListImages").images for tag in image.repo_tags)
+
+    def run_pod(self, name: str = "pod") -> str:
+        """Start a sandbox in the host's network; its id."""
+        config = _MESSAGES["PodSandboxConfig"](
+            metadata={"name": f"{self._name}-{name}", "uid": name, "namespace": "tests"},
+            linux={
+                "cgroup_parent": f"/{self._name}",
+                "security_context": {"namespace_options": {"network": _NODE}},
+            },
+        )
+        pod = str(self.call("RunPodSandbox", config=config).pod_sandbox_id)
+        self._pods[pod] = config
+        return pod
+
+    def create(self, pod: str, image: str, command: Sequence[str], name: str = "container") -> str:
+        """Create a container in a sandbox; its id."""
+        config = {
+            "metadata": {"name": name},
+            "image": {"image": image},
+            "command": command,
+            "linux": {"security_context": {"namespace_options": {"network": _NODE}}},
+        }
+        created = self.call(
+            "CreateContainer", pod_sandbox_id=pod, config=config, sandbox_config=self._pods[pod]
+        )
+        return str(created.container_id)
+
+    def start(self, container: str) -> None:
+        self.call("StartContainer", container_id=container)
+
+    def run(self, pod: str, image: str, command: Sequence[str], name: str = "container") -> str:
+        """Create and start a container; its id."""
+        container = self.create(pod, image, command, name)
+        self.start(container)
+        return container
+
+    def wait(self, container: str) -> int:
+        """The exit code of a container, once it has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            status = self.call("ContainerStatus", container_id=container).status
+            if status.state == _EXITED:
+                return int(status.exit_code)
+            time.sleep(0.02)
+        raise AssertionError(f"{container} goes on and on")
+
+    def execute(self, container: str, *command: str) -> str:
+        """The standard output of a command in a container."""
+        done = self.call("ExecSync", container_id=container, cmd=command, timeout=TIMEOUT_S)
+        assert done.exit_code == 0, done.stderr.decode() + done.stdout.decode()
+        return str(done.stdout.decode())
+
+    def remove(self, container: str) -> None:
+        """Stop and remove a container."""
+        self.call("StopContainer", container_id=container, timeout=0)
+        self.call("RemoveContainer", container_id=container)
+
+    def remove_pod(self, pod: str) -> None:
+        """Stop and remove a sandbox and what is in it."""
+        self.call("StopPodSandbox", pod_sandbox_id=pod)
+        self.call("RemovePodSandbox", pod_sandbox_id=pod)
+        del self._pods[pod]
+
+    def remove_pods(self) -> None:
+        """Stop and remove all sandboxes of this client."""
+        for pod in list(self._pods):
+            self.remove_pod(pod)
+
+
+@contextmanager
+def connected_cri(socket: Path, name: str) -> Iterator[Cri]:
+    """A client of the containerd at a socket, which may come later."""
+    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+    with grpc.insecure_channel(f"unix:{socket}", options=options) as channel:
+        yield Cri(channel, name)
