@@ -38,6 +38,10 @@ class Sandbox:
         inside = ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", "--"]
         return [*inside, *map(str, command)]
 
+    def beside(self, command: Sequence[str | Path]) -> list[str]:
+        """The command, to run in the same network, but as a part of the measurement."""
+        return ["nsenter", f"--target={self.first}", "--net", "--", *map(str, command)]
+
     def path(self, path: Path) -> Path:
         """A path inside, for this process."""
         return Path(f"/proc/{self.first}/root{path}")

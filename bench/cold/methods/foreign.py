@@ -1,10 +1,12 @@
 """Lazy pulling by others: the stargz snapshotter with converted images, the SOCI snapshotter with its index."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -18,7 +20,9 @@ from bench.measure import MethodFailed
 from tests.support.lab import push_layout
 from tests.support.lab_build import PRIVATE_MOUNTS, LabError, run
 from tests.support.lab_foreign import containerd, tools
+from tests.support.registry_tls import TestAuthority, make_authority
 
+_REPOSITORY: Final = Path(__file__).parents[3]
 _ORIGINAL: Final = "docker.io/bench/original:latest"
 _RECORDED_S: Final = 10
 """How long `ctr-remote image optimize` watches a start; its default."""
@@ -96,19 +100,34 @@ class Soci:
         programs = tools(self.store.images.lab)
         socket, root = context.scratch / "soci.sock", context.scratch / "soci"
         root.mkdir(mode=0o700)
-        host = json.dumps(context.reference.partition("/")[0])
-        config = context.scratch / "soci.toml"
-        config.write_text(f"[[resolver.host.{host}.mirrors]]\nhost = {host}\ninsecure = true\n")
-        context.box.serve(
-            *programs.command("soci-snapshotter-grpc"),
-            *("--address", socket, "--root", root, "--config", config),
-            log=context.scratch / "soci.log", ready=socket.exists,
-        )  # fmt: skip
-        daemon = Containerd.start(context, proxies={"soci": socket})
-        yield daemon.session("soci", programs.command("soci"), ["image", "rpull", "--plain-http"])
+        authority = make_authority(context.scratch)
+        trusting = ("env", f"SSL_CERT_FILE={authority.ca_file}")
+        with _tls_door(context, authority) as address:
+            context.box.serve(
+                *trusting, *programs.command("soci-snapshotter-grpc"), "--address", socket, "--root", root,
+                log=context.scratch / "soci.log", ready=socket.exists,
+            )  # fmt: skip
+            through = replace(context, reference=f"{address}/{context.reference.partition('/')[2]}")
+            daemon = Containerd.start(through, proxies={"soci": socket})
+            yield daemon.session("soci", programs.command("soci"), ["image", "rpull", "--plain-http"])
 
     def warm_up(self, context: Context) -> None:
         _warm_up(context, tools(self.store.images.lab).command("soci"))
+
+
+@contextmanager
+def _tls_door(context: Context, authority: TestAuthority) -> Iterator[str]:
+    """Another address of the registry, where TLS is spoken as well."""
+    server = context.reference.partition("/")[0]
+    command = (sys.executable, "-m", "bench.cold.tls_door", server, authority.server_cert, authority.server_key)
+    process = Popen(
+        context.box.beside(command), cwd=_REPOSITORY, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.communicate()
 
 
 def _warm_up(context: Context, client: Sequence[str]) -> None:
