@@ -280,7 +280,7 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
     ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
     fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s, read_ahead=ahead)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
-    packs = workshop.boot_packs if mounted and not record else None
+    packs = workshop.boot_packs if mounted and not record and workshop.config.boot_pack else None
     async with background_tasks() as nursery:
 
         def seen(link: Descriptor, manifest: Manifest) -> None:

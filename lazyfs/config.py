@@ -25,6 +25,7 @@ _BOUNDS: Final = {
     "max_layer_gib": (1, 1 << 20),
     "max_ratio": (1, 1 << 20),
     "free_floor_mib": (0, 1 << 30),
+    "background_rate_kib": (0, 1 << 30),
     "cache_quota_mib": (0, 1 << 30),
 }
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
@@ -64,6 +65,10 @@ class Config:
         require_signature: refuse images, and indexes, that none of the trusted keys signed.
         trusted_keys: files with public keys in PEM, as cosign writes them.
         policy_file: what is demanded of the images below which prefix, in TOML or JSON (docs/trust.md).
+        boot_pack: stream what starts of an image read, where that was recorded and published.
+        background: what is fetched although nobody reads it: nothing (off), the rest of each layer while
+            nobody waits for anything (idle), or at any time (full).
+        background_rate_kib: KiB a second that the background may fetch; 0 is any number.
         log_level: debug, info, warning or error.
     """
 
@@ -94,6 +99,9 @@ class Config:
     require_signature: bool = False
     trusted_keys: tuple[Path, ...] = ()
     policy_file: Path | None = None
+    boot_pack: bool = True
+    background: str = "off"
+    background_rate_kib: int = 8192
     log_level: str = "warning"
 
     def __post_init__(self) -> None:
@@ -102,6 +110,8 @@ class Config:
                 raise ConfigError(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
         if self.index not in {"auto", "local", "registry", "none"}:
             raise ConfigError(f"index must be auto, local, registry or none, not {self.index!r}")
+        if self.background not in {"off", "idle", "full"}:
+            raise ConfigError(f"background must be off, idle or full, not {self.background!r}")
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
 

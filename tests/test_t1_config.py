@@ -43,6 +43,9 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "require_signature": (True, "off"),
     "trusted_keys": (["/a"], "/b:/c"),
     "policy_file": ("/a", "/b"),
+    "boot_pack": (False, "yes"),
+    "background": ("idle", "full"),
+    "background_rate_kib": (0, "4096"),
     "log_level": ("error", "info"),
 }
 

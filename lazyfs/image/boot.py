@@ -85,6 +85,10 @@ class Boot:
             await self._stream.wait_told()
             self._told.set()
 
+    async def wait_over(self) -> None:
+        """Wait until nothing comes any more."""
+        await self._over.wait()
+
     async def end(self) -> None:
         """Stop what is under way, before the layers are closed. `run` was called."""
         self._scope.cancel()

@@ -1,0 +1,344 @@
+"""Boot packs of mounts: found, streamed, waited for; wrong ones cost time only. Counted exactly."""
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from indexer.boot_pack import Run, decode_pack_head
+from indexer.errors import FormatError, Unsupported
+from lazyfs.assembly import opened
+from lazyfs.image.image import Image
+from lazyfs.image.optimize import MadePack, make_pack, publish_pack
+from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact, newest_first
+from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
+from lazyfs.image.recording import kept_traces, recorded
+from lazyfs.image.trace import Trace
+from lazyfs.oci.descriptor import Descriptor
+from tests.support.images import build_image
+from tests.support.published import index_of, new_key, public_pem, put, sign
+from tests.support.registry import Registry
+from tests.support.registry_faults import Corrupt, Reset, Stall, Status
+from tests.support.tars import file, tar
+from tests.support.workshops import Opened, workshop_of
+
+_RANDOM = random.Random(21)
+FILES = {b"f%02d" % n: _RANDOM.randbytes(30_000) + b"text %d" % n * 3000 for n in range(40)}
+LOWER = tar(*(file(name, content) for name, content in FILES.items()))
+UPPER = tar(file(b"motd", b"hello\n"))
+IMAGE = build_image([LOWER, UPPER])
+SUBJECT = Descriptor(IMAGE.media_type, IMAGE.digest, len(IMAGE.data))
+START = [b"f30", b"f02", b"motd", b"f17"]
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as running:
+        running.push("app", IMAGE, tag="1")
+        put(running, "app", index_of(IMAGE))
+        yield running
+
+
+@asynccontextmanager
+async def mounted(
+    registry: Registry, cache: Path, *, record: bool = False, tag: str = ":1", **settings: Any
+) -> AsyncIterator[Opened]:
+    """The image as a mount opens it."""
+    async with (
+        workshop_of(f"{registry.host}/app{tag}", cache, **settings) as workshop,
+        opened(workshop, mounted=True, record=record) as image,
+    ):
+        yield Opened(workshop, image)
+
+
+async def start(image: Image, names: list[bytes]) -> None:
+    """Read files page by page, as a process does whose pages are faulted in."""
+    for name in names:
+        nid = image.metadata.resolve(name)
+        for offset in range(0, image.metadata.inode(nid).size, 4096):
+            data = await image.read(nid, offset, 4096)
+            content = FILES.get(name, b"hello\n")
+            assert data == content[offset : offset + 4096]
+
+
+async def recorded_start(registry: Registry, cache: Path, names: list[bytes]) -> Trace:
+    async with mounted(registry, cache, record=True) as found:
+        async with recorded(found.image, found.workshop.cache, precise=True, command="start") as recording:
+            layers = [*recording.readers]
+            image = found.image
+            for name in names:
+                nid = image.metadata.resolve(name)
+                extent = image.metadata.extent(nid)
+                assert extent is not None
+                size = image.metadata.inode(nid).size
+                for offset in range(0, size, 4096):
+                    wanted = (extent[1] + offset, min(4096, size - offset))
+                    if layers[extent[0]].read_nowait(*wanted) is None:
+                        await layers[extent[0]].read(*wanted)
+        (trace,) = [t for t in kept_traces(found.workshop.cache, IMAGE.digest) if t.command == "start"][:1]
+        return trace
+
+
+async def made_pack(registry: Registry, cache: Path, names: list[bytes] = START, **how: bool) -> MadePack:
+    trace = await recorded_start(registry, cache, names)
+    async with mounted(registry, cache, record=True) as found:
+        how = {"publish": False, "replace": False, **how}
+        return await make_pack(found.image, found.workshop.boot_packs, [trace], **how)
+
+
+def put_pack(registry: Registry, pack: bytes, generation: int = 1) -> str:
+    return put(registry, "app", build_pack_artifact(SUBJECT, pack, generation))
+
+
+async def settled(found: Opened) -> None:
+    """Wait until the pack's stream has ended."""
+    boot = found.image.boot
+    assert boot is not None
+    with trio.fail_after(20):
+        await boot.wait_over()
+
+
+def blobs(registry: Registry, digest: str) -> int:
+    """Requests for this blob."""
+    return sum(seen.kind == "blob" and digest in seen.target for seen in registry.seen)
+
+
+# What a start costs
+
+
+async def test_a_start_reads_what_the_pack_brings_and_nothing_else(
+    registry: Registry, tmp_path: Path
+) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.journal.clear()
+    async with mounted(registry, tmp_path / "cache") as found:
+        await settled(found)
+        await start(found.image, START)
+        statistics = found.image.boot.statistics()
+        assert (statistics.state, statistics.written, statistics.rejected) == ("done", pack.leaves, 0)
+        layers = [layer.digest for layer in found.image.resolved.manifest.layers]
+        assert [blobs(registry, digest) for digest in layers] == [0, 0]
+        assert blobs(registry, pack.digest) == 1
+        # Image, index and pack; configuration, two heads and the pack; one list of all that is attached.
+        assert registry.requests == {("GET", "manifest"): 3, ("GET", "blob"): 4, ("GET", "referrers"): 1}
+        assert registry.journal.bytes_sent["blob"] < pack.size + 8000
+    registry.journal.clear()
+    async with mounted(registry, tmp_path / "cache") as found:
+        await start(found.image, START)
+        await settled(found)
+        assert registry.requests == {("GET", "manifest"): 1}
+        assert found.image.boot.statistics().state == "done"
+
+
+async def test_what_the_pack_lacks_is_fetched_by_span(registry: Registry, tmp_path: Path) -> None:
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    registry.journal.clear()
+    async with mounted(registry, tmp_path / "cache") as found:
+        await start(found.image, [b"f30", b"f31", b"f17"])
+        lower = found.image.resolved.manifest.layers[0].digest
+        assert 1 <= blobs(registry, lower) <= 2
+
+
+async def test_who_wants_no_pack_gets_none(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.journal.clear()
+    async with mounted(registry, tmp_path / "cache", boot_pack=False) as found:
+        await start(found.image, START)
+        assert found.image.boot is None
+    assert blobs(registry, pack.digest) == 0
+
+
+async def test_that_there_is_none_is_remembered(registry: Registry, tmp_path: Path) -> None:
+    for expected in (
+        {("GET", "manifest"): 2, ("GET", "blob"): 3, ("GET", "referrers"): 1},
+        {("GET", "manifest"): 1},
+    ):
+        registry.journal.clear()
+        async with mounted(registry, tmp_path / "cache") as found:
+            await settled(found)
+            assert found.image.boot.statistics().state == "none"
+        assert registry.requests == expected
+
+
+async def test_a_pack_that_was_made_here_is_taken_offline(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "cache")
+    async with mounted(registry, tmp_path / "cache", offline=True) as found:
+        assert (await found.image.boot.find()).digest == pack.digest
+        await start(found.image, START)
+
+
+# Wrong packs
+
+
+def lying(pack: bytes, where: str) -> bytes:
+    head = decode_pack_head(pack)
+    at = {"head": 70, "first": head.chunks[0].start + 40, "last": len(pack) - 9}[where]
+    return pack[:at] + bytes([pack[at] ^ 255]) + pack[at + 1 :]
+
+
+@pytest.mark.expect_log("boot pack")
+@pytest.mark.parametrize("where", ["head", "first", "last"])
+async def test_a_damaged_pack_costs_time_only(registry: Registry, tmp_path: Path, where: str) -> None:
+    pack = await made_pack(registry, tmp_path / "maker", list(FILES))
+    put_pack(registry, lying(pack.data, where))
+    async with mounted(registry, tmp_path / "cache") as found:
+        await settled(found)
+        await start(found.image, list(FILES))
+        written = found.image.boot.statistics().written
+        assert (written == 0) == (where == "head")
+        assert written < pack.leaves
+
+
+@pytest.mark.expect_log("made for another index")
+async def test_a_pack_for_another_index_is_not_used(registry: Registry, tmp_path: Path) -> None:
+    with Registry() as other:
+        other.push("app", IMAGE, tag="1")
+        put(other, "app", index_of(IMAGE, span_size=128 << 10))
+        pack = await made_pack(other, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    async with mounted(registry, tmp_path / "cache") as found:
+        await start(found.image, START)
+        await settled(found)
+        assert found.image.boot.statistics().written == 0
+
+
+@pytest.mark.expect_log("boot pack")
+@pytest.mark.parametrize("fault", [Status(404), Reset(10_000), Corrupt(5)])
+async def test_a_pack_that_does_not_come_costs_time_only(
+    registry: Registry, tmp_path: Path, fault: Any
+) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.faults.add("blob", fault, times=9, path=pack.digest)
+    async with mounted(registry, tmp_path / "cache") as found:
+        await start(found.image, START)
+
+
+async def test_readers_do_not_wait_for_a_pack_that_stalls(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.faults.add("blob", Stall(1000), times=9, path=pack.digest)
+    async with mounted(registry, tmp_path / "cache") as found:
+        with trio.fail_after(10):
+            await start(found.image, START)
+        assert found.image.boot.statistics().state == "coming"
+        registry.release()
+
+
+@pytest.mark.expect_log("cannot be used")
+async def test_an_artifact_of_another_image_is_passed_by(tmp_path: Path) -> None:
+    with Registry(referrers=False) as registry:
+        registry.push("app", IMAGE, tag="1")
+        put(registry, "app", index_of(IMAGE))
+        pack = await made_pack(registry, tmp_path / "maker")
+        artifact = build_pack_artifact(Descriptor(IMAGE.media_type, "sha256:" + "7" * 64, 3), pack.data, 1)
+        put(registry, "app", _listed_for(artifact))
+        async with mounted(registry, tmp_path / "cache") as found:
+            await settled(found)
+            assert found.image.boot.statistics().state == "none"
+
+
+def _listed_for(artifact: Any) -> Any:
+    """An artifact under the list of an image that it does not speak of."""
+    return type(artifact)(artifact.data, artifact.descriptor, IMAGE.digest, artifact.blobs)
+
+
+# Trust
+
+
+async def test_a_pinned_image_takes_packs_like_indexes(registry: Registry, tmp_path: Path) -> None:
+    key = new_key()
+    (tmp_path / "key.pub").write_bytes(public_pem(key))
+    digest = put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    pinned = f"@{IMAGE.digest}"
+    async with mounted(registry, tmp_path / "one", tag=pinned) as found:
+        await settled(found)
+        assert found.image.boot.statistics().state == "none"
+    async with mounted(registry, tmp_path / "two", tag=pinned, trust_index=True) as found:
+        await settled(found)
+        assert found.image.boot.statistics().state == "done"
+    sign(registry, "app", digest, key)
+    (index,) = [
+        seen.digest for seen in await found.workshop.places[0].attachments.referrers(IMAGE.digest, BOOT_TYPE)
+    ]
+    assert index == digest
+
+
+# Making
+
+
+async def test_packs_of_several_starts_join_and_the_same_again_changes_nothing(
+    registry: Registry, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    one = await made_pack(registry, cache, START)
+    both = await made_pack(registry, cache, [b"f05", b"f02"])
+    again = await made_pack(registry, cache, START)
+    assert both.added > 0
+    assert both.leaves == one.leaves + both.added
+    assert (again.digest, again.added) == (both.digest, 0)
+    anew = await made_pack(registry, cache, START, replace=True)
+    assert anew.digest == one.digest
+
+
+async def test_pushing_twice_changes_nothing_and_others_find_it(registry: Registry, tmp_path: Path) -> None:
+    async def push(cache: Path, names: list[bytes]) -> tuple[str, bool]:
+        trace = await recorded_start(registry, cache, names)
+        async with mounted(registry, cache, record=True) as found:
+            packs = found.workshop.boot_packs
+            pack = await make_pack(found.image, packs, [trace], publish=True, replace=False)
+            async with found.workshop.open_publisher() as publisher:
+                return await publish_pack(found.image, pack, publisher)
+
+    first, new = await push(tmp_path / "one", START)
+    assert new
+    assert await push(tmp_path / "one", START) == (first, False)
+    assert await push(tmp_path / "two", START) == (first, False)
+    second, new = await push(tmp_path / "three", [b"f05"])
+    assert new
+    async with mounted(registry, tmp_path / "four") as found:
+        assert (await found.image.boot.find()).generation == 2
+        await settled(found)
+        registry.journal.clear()
+        await start(found.image, [*START, b"f05"])
+        assert not registry.requests
+    assert second != first
+
+
+def test_of_several_packs_the_highest_generation_counts() -> None:
+    def link(generation: str, digest: int) -> Descriptor:
+        return Descriptor(
+            "", f"sha256:{digest:064x}", 1, annotations={"vnd.lazyfs.boot-pack.generation": generation}
+        )
+
+    links = [link("2", 1), link("10", 2), link("10", 3), link("x", 4), link("9" * 30, 5)]
+    assert [int(found.digest[7:], 16) for found in newest_first(links)] == [3, 2, 1, 5, 4]
+
+
+def test_merged_starts_wait_for_no_more_than_the_others_want_as_early() -> None:
+    one, two = [Run(0, 0, 10)], [Run(1, 0, 3), Run(0, 8, 10), Run(1, 7, 8)]
+    merged = merge([one, two])
+    order = [(run.layer, leaf) for run in merged for leaf in range(run.first_leaf, run.end_leaf)]
+    assert sorted(order) == sorted([*((0, n) for n in range(10)), (1, 0), (1, 1), (1, 2), (1, 7)])
+    assert order[:6] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    assert merge([merged, one]) == merged
+    assert merge([merged, two]) == merged
+
+
+async def test_traces_of_other_images_and_indexes_make_no_pack(registry: Registry, tmp_path: Path) -> None:
+    trace = await recorded_start(registry, tmp_path / "cache", START)
+    async with mounted(registry, tmp_path / "cache", record=True) as found:
+        maker = PackMaker(found.image)
+        assert sum(len(range(*run[1:])) for run in runs_of_trace(trace, maker.layers, maker.tables)) > 30
+        with pytest.raises(FormatError, match="another index"):
+            runs_of_trace(trace, maker.layers[1:], maker.tables[1:])
+        with pytest.raises(FormatError, match="leaf"):
+            await maker.make([Run(1, 0, 99)])
+        with pytest.raises((FormatError, Unsupported)):
+            await make_pack(found.image, found.workshop.boot_packs, [], publish=False, replace=False)
