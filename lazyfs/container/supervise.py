@@ -15,9 +15,14 @@ _PASSED_ON: Final = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT, signal.SIGWINCH),
 )
 
+_PATIENCE: Final = 3
+
 
 class Supervisor:
     """Gathers our signals from its making on, also those that come before there is a container.
+
+    The first process of a container ignores what it has no handler for (pid_namespaces(7)); so the third order
+    to end, SIGINT or SIGTERM, kills it.
 
     A context manager; nothing of it is undone before the end, so that cleaning up is not disturbed.
 
@@ -28,6 +33,7 @@ class Supervisor:
     def __init__(self, stop_signal: int) -> None:
         self._stop_signal = stop_signal
         self._before: dict[int, object] = {}
+        self._orders_to_end = 0
 
     def __enter__(self) -> Self:
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -82,8 +88,10 @@ class Supervisor:
             if number == signal.SIGWINCH and terminal is not None:
                 terminal.resize()
                 continue
+            self._orders_to_end += number in (signal.SIGINT, signal.SIGTERM)
+            passed = self._stop_signal if number == signal.SIGTERM else number
             with suppress(ProcessLookupError):
-                os.kill(pid, self._stop_signal if number == signal.SIGTERM else number)
+                os.kill(pid, signal.SIGKILL if self._orders_to_end >= _PATIENCE else passed)
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:

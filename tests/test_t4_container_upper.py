@@ -1,0 +1,235 @@
+"""An upper directory, as the kernel's overlayfs leaves it, becomes a layer."""
+
+import gzip
+import io
+import os
+import shutil
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from indexer.build import LayerBuilder
+from indexer.toc import Kind
+from lazyfs.container.layer_file import write_layer
+from lazyfs.container.overlay import Overlay, mount_overlay, prepare
+from lazyfs.container.upper import UpperMember, upper_members
+from lazyfs.errors import ContainerError
+from lazyfs.mount.mounts import unmount
+
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service+ep
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A place with a lower tree."""
+    lower = tmp_path / "lower"
+    for directory in ("gone/below", "replaced", "kept/deep", "was-directory"):
+        (lower / directory).mkdir(parents=True)
+    for file in ("gone/below/a", "replaced/old", "kept/deep/a", "kept/b", "was-file", "was-directory/x"):
+        (lower / file).write_text(file)
+    lower.chmod(0o751)
+    os.utime(lower, (5, 5))
+    return tmp_path
+
+
+@pytest.fixture
+def root(place: Path) -> Iterator[Path]:
+    """The lower tree, writable."""
+    overlay = Overlay(
+        place / "lower", place / "up/upper", place / "up/work", lasting=False, in_user_namespace=False
+    )
+    prepare(overlay)
+    target = place / "root"
+    target.mkdir()
+    mount_overlay(overlay, target)
+    yield target
+    unmount(target)
+
+
+@pytest.fixture
+def upper(place: Path) -> Path:
+    return place / "up/upper"
+
+
+def by_path(upper: Path, *mount_points: str) -> dict[bytes, UpperMember]:
+    return {one.member.path: one for one in upper_members(upper, mount_points)}
+
+
+def layer(upper: Path, tmp_path: Path, compression: str = "gzip") -> tuple[bytes, object]:
+    with (tmp_path / "layer").open("w+b") as file:
+        written = write_layer(upper_members(upper), file.fileno(), compression)
+        file.seek(0)
+        return file.read(), written
+
+
+def test_an_untouched_root_has_the_attributes_of_the_image(root, upper):
+    (only,) = by_path(upper).values()
+    assert (only.member.kind, only.member.mode, only.member.mtime_ns) == (Kind.DIRECTORY, 0o751, 5 * 10**9)
+    assert (root.stat().st_mode, root.stat().st_mtime) == (0o40751, 5)
+
+
+def test_what_was_removed_becomes_whiteouts_before_its_siblings(root, upper):
+    shutil.rmtree(root / "gone")
+    (root / "kept/b").unlink()
+    (root / "kept/a-new").write_text("")
+    names = list(by_path(upper))
+    assert names == [b"", b".wh.gone", b"kept", b"kept/.wh.b", b"kept/a-new"]
+    assert all(by_path(upper)[name].member.kind is Kind.REGULAR for name in names if b".wh." in name)
+
+
+def test_a_directory_made_anew_hides_the_one_below(root, upper):
+    shutil.rmtree(root / "replaced")
+    (root / "replaced").mkdir()
+    (root / "replaced/new").write_text("")
+    assert list(by_path(upper)) == [b"", b"replaced", b"replaced/.wh..wh..opq", b"replaced/new"]
+
+
+def test_what_changed_its_kind_needs_no_whiteout(root, upper):
+    shutil.rmtree(root / "was-directory")
+    (root / "was-directory").write_text("file")
+    (root / "was-file").unlink()
+    (root / "was-file").mkdir()
+    found = by_path(upper)
+    assert found[b"was-directory"].member.kind is Kind.REGULAR
+    assert found[b"was-file"].member.kind is Kind.DIRECTORY
+    assert set(found) <= {b"", b"was-directory", b"was-file", b"was-file/.wh..wh..opq"}
+
+
+def test_kinds_owners_times_attributes_and_links_are_kept(root, upper):
+    (root / "a").write_text("content")
+    os.link(root / "a", root / "kept/z")
+    os.setxattr(root / "a", "user.mine", b"\0value")
+    os.chown(root / "a", 7, 8)
+    os.chmod(root / "a", 0o4755)
+    os.setxattr(root / "a", "security.capability", CAPABILITY)
+    os.utime(root / "a", ns=(0, 1_234_567_890_123_456_789))
+    os.symlink("../x", root / "link")
+    os.mkfifo(root / "fifo")
+    os.mknod(root / "device", 0o20600, os.makedev(1, 3))
+    found = {path: one.member for path, one in by_path(upper).items()}
+    a = found[b"a"]
+    assert (a.mode, a.uid, a.gid, a.size, a.mtime_ns) == (0o4755, 7, 8, 7, 1_234_567_890_123_456_789)
+    assert dict(a.xattrs).keys() == {b"user.mine", b"security.capability"}
+    assert (found[b"kept/z"].kind, found[b"kept/z"].link) == (Kind.HARDLINK, b"a")
+    assert (found[b"link"].kind, found[b"link"].link) == (Kind.SYMLINK, b"../x")
+    assert found[b"fifo"].kind is Kind.FIFO
+    assert (found[b"device"].kind, found[b"device"].device) == (Kind.CHARACTER, (1, 3))
+
+
+@pytest.mark.expect_log("socket")
+def test_sockets_are_left_out(root, upper):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "s"))
+    assert list(by_path(upper)) == [b""]
+
+
+def test_mount_points_that_stayed_empty_are_not_the_containers_work(root, upper):
+    (root / "mnt/data/deep").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc/hosts").write_text("")
+    (root / "etc/hostname").write_text("changed")
+    points = ["/mnt", "/mnt/data", "/mnt/data/deep", "/etc/hosts", "/etc/hostname"]
+    assert list(by_path(upper, *points)) == [b"", b"etc", b"etc/hostname"]
+    (root / "mnt/data/own").write_text("")
+    assert b"mnt/data/own" in by_path(upper, *points)
+
+
+@pytest.mark.parametrize("name", ["metacopy", "redirect"])
+def test_what_refers_below_is_refused(root, upper, name):
+    (root / "a").write_text("")
+    os.setxattr(upper / "a", f"trusted.overlay.{name}", b"/elsewhere")
+    with pytest.raises(ContainerError, match=name):
+        by_path(upper)
+
+
+def test_names_of_whiteouts_are_refused(root, upper):
+    (root / ".wh.mine").write_text("")
+    with pytest.raises(ContainerError, match="begins with .wh."):
+        by_path(upper)
+
+
+def test_whiteouts_of_user_namespaces_count_too(tmp_path):
+    upper = tmp_path / "upper"
+    (upper / "d").mkdir(parents=True)
+    (upper / "x").write_text("")
+    os.setxattr(upper / "x", "user.overlay.whiteout", b"")
+    os.setxattr(upper / "d", "user.overlay.opaque", b"y")
+    os.setxattr(upper / "d", "user.other", b"1")
+    found = by_path(upper)
+    assert list(found) == [b"", b".wh.x", b"d", b"d/.wh..wh..opq"]
+    assert found[b"d"].member.xattrs == ((b"user.other", b"1"),)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_layer_is_a_tar_that_others_read_and_its_digests_are_true(root, upper, tmp_path, compression):
+    (root / "big").write_bytes(os.urandom(3 << 20))
+    with (root / "sparse").open("wb") as file:
+        file.truncate(2 << 20)
+    (root / ("long" * 40)).write_text("x")
+    data, written = layer(upper, tmp_path, compression)
+    assert (written.digest, written.size) == (f"sha256:{sha256(data).hexdigest()}", len(data))
+    if compression == "gzip":
+        tar = gzip.decompress(data)
+    else:
+        tar = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
+    assert written.diff_id == f"sha256:{sha256(tar).hexdigest()}"
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        names = [name for name in archive.getnames() if name != "."]
+        assert names == ["big", "long" * 40, "sparse"]
+        assert archive.extractfile("big").read() == (root / "big").read_bytes()
+    again, _ = layer(upper, tmp_path, compression)
+    assert again == data
+    with LayerBuilder(len(data), written.digest) as builder:
+        builder.feed(data)
+        toc = builder.finish().toc
+    assert toc.header.diff_id == written.diff_id
+    assert len(toc.spans) > 5  # it can be entered
+
+
+def test_a_file_that_becomes_shorter_meanwhile_is_an_error(tmp_path):
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "a").write_bytes(bytes(5 << 20))
+
+    def members() -> Iterator[UpperMember]:
+        for one in upper_members(upper):
+            if one.member.path == b"a":
+                (upper / "a").write_bytes(b"short")
+            yield one
+
+    with (tmp_path / "layer").open("wb") as file, pytest.raises(ContainerError, match="shorter"):
+        write_layer(members(), file.fileno(), "gzip")
+
+
+def test_a_container_cannot_lead_the_walk_out_of_its_directory(tmp_path):
+    """A directory that is exchanged for a symbolic link while it is walked is not followed."""
+    upper, secret = tmp_path / "upper", tmp_path / "secret"
+    (upper / "a").mkdir(parents=True)
+    secret.mkdir()
+    (secret / "key").write_text("secret")
+    stop = threading.Event()
+
+    def exchange() -> None:
+        os.symlink(secret, upper / "b")
+        while not stop.is_set():
+            (upper / "a").rename(upper / "c")
+            (upper / "b").rename(upper / "a")
+            (upper / "c").rename(upper / "b")
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        for _ in range(200):
+            try:
+                assert not any(b"key" in one.member.path for one in upper_members(upper))
+            except OSError:
+                continue
+    finally:
+        stop.set()
+        thread.join()
