@@ -25,6 +25,7 @@ from lazyfs.errors import (
 
 USAGE: Final = 64
 BAD_DATA: Final = 65
+UNFIT: Final = 69
 BUG: Final = 70
 INTERRUPTED: Final = 130
 

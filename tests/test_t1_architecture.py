@@ -20,7 +20,7 @@ RULES = Rules(
         (
             *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
             *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.policy"),
-            *("lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
+            *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
         ),
     ),
     homes={

@@ -114,7 +114,7 @@ class LayerEntry:
     def read_if_here(self, first_leaf: int, end_leaf: int, start: int, size: int) -> bytes | None:
         """Bytes [start, start + size) of the device; None if not all leaves [first_leaf, end_leaf) are here.
 
-        The leaves must be those of the bytes. Costs the pread(2), and half a microsecond for the rest; see `evicting`.
+        The leaves must be those of the bytes. Costs half a microsecond more than the pread(2).
 
         Raises:
             CacheError: the range passes the end of the device, or the disk fails.

@@ -40,7 +40,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Registries and this machine": {
         "login": "keep a user and password for private images",
         "logout": "forget them",
-        "cache": "see and check what is kept on disk",
+        "cache": "see and check what is kept on disk, and say what stays",
+        "doctor": "what on this machine to change",
     },
 }
 
@@ -61,6 +62,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "layers": ("layers -H registry.example/app:1",),
     "packages": ("packages debian:12",),
     "cache": ("cache usage", "cache pin debian:12", "cache gc --dry-run", "cache verify --repair"),
+    "doctor": ("doctor", "doctor --json"),
     "logout": ("logout ghcr.io",),
 }
 

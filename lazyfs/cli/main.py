@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "login": "login",
     "logout": "login",
     "cache": "cache",
+    "doctor": "doctor",
     "daemon": "service",
     "snapshotter": "snapshotter",
 }
