@@ -204,7 +204,7 @@ class Metastore:
             kept = kept_labels(labels)
             self._db.execute(
                 "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, ref = ?, created_ns = ?,"
-                " updated_ns = ?, size = ?, inodes = ? WHERE id = ?",
+                " updated_ns = ?, size = ?, inodes = ?, depth = depth + 1 WHERE id = ?",
                 (name, json.dumps(kept), kept.get(REF, ""), now, now, usage.size, usage.inodes, record.id),
             )
 

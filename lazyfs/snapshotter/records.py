@@ -63,7 +63,7 @@ class Record:
         info: what clients are told.
         base: the daemon's name of the mount below it, or of its own if it is lazy; "" for none.
         layer: its layer's compressed digest if it is lazy, else "".
-        depth: how many lazy layers its chain begins with.
+        depth: how many committed snapshots its chain has, itself included.
     """
 
     id: int

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from lazyfs.errors import ConfigError
+from lazyfs.image.tasks import open_tasks
 from lazyfs.snapshotter.chains import BoundedChains, Chains
 from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.metastore import Metastore
@@ -43,7 +44,7 @@ async def run_snapshotter(
         try:
             directories = Directories(root / "snapshots")
             chains = BoundedChains(soon, patient)
-            async with trio.open_nursery() as nursery:
+            async with open_tasks() as nursery:
                 snapshotter = Snapshotter(store, directories, chains, overlay_options(), nursery, step=step)
                 await snapshotter.start()
                 async with serving(snapshotter, socket):
