@@ -4,10 +4,10 @@ import errno
 
 import pytest
 import trio
-from pyfuse3 import FUSEError
 
 from lazyfs.errors import Unreachable
 from lazyfs.mount.contents import Contents
+from lazyfs.mount.errors import Refused
 from lazyfs.mount.failed_reads import AGAIN_S, FailedReads
 
 
@@ -32,7 +32,7 @@ class CountingLayer:
 async def outcome(contents: Contents, start: int, size: int = 10) -> str:
     try:
         await contents.read(0, start, size)
-    except FUSEError as error:
+    except Refused as error:
         return errno.errorcode[error.errno]
     except (Unreachable, trio.TooSlowError, RuntimeError) as error:
         return type(error).__name__
@@ -62,18 +62,14 @@ async def test_a_stalled_read_costs_one_deadline(autojump_clock):
     assert trio.current_time() - began == 10
 
 
-async def test_a_failed_read_is_tried_again_after_a_while_or_when_asked(autojump_clock):
+async def test_a_failed_read_is_tried_again_after_a_while(autojump_clock):
     layer = CountingLayer()
     contents = Contents([layer], 10)
     for _ in range(3):
         assert await outcome(contents, 0) == "Unreachable"
+        assert await outcome(contents, 0) == "EIO"
         await trio.sleep(AGAIN_S)
-    for _ in range(3):
-        assert await outcome(contents, 0) == "Unreachable"
-        contents.try_again(0, 9, 20)
-    contents.try_again(0, 10, 20)
-    contents.try_again(1, 0, 20)
-    assert layer.asked == 6
+    assert layer.asked == 3
 
 
 async def test_failures_are_few(autojump_clock):
@@ -113,3 +109,19 @@ async def test_a_layer_that_gives_another_length_is_a_bug(delivered):
             return delivered
 
     assert await outcome(Contents([WrongLayer()], 10), 0) == "RuntimeError"
+
+
+@pytest.mark.parametrize("outlast_tasks", [False, True])
+async def test_a_read_outlasts_its_task_where_that_is_wanted_until_let_go(
+    autojump_clock, nursery, outlast_tasks
+):
+    contents = Contents([CountingLayer(stalls=True)], 1000, outlast_tasks=outlast_tasks)
+    nursery.start_soon(contents.read, 0, 0, 1)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await trio.sleep(900)
+        assert f"{int(outlast_tasks)} reads under way" in repr(contents)
+        contents.let_go()
+        await trio.testing.wait_all_tasks_blocked()
+        assert "0 reads under way" in repr(contents)

@@ -268,6 +268,25 @@ def test_acls_are_enforced(tmp_path):
         assert (server.mount_point / "closed").read_bytes() == b"2"
 
 
+def test_a_warm_tree_asks_its_server_nothing(two_layers, tmp_path):
+    """Opening, listing, reading and looking again, with the server stopped: it could not answer."""
+
+    def use(tree: Path) -> None:
+        for path in sorted(tree.rglob("*")):
+            opened = os.open(path, os.O_RDONLY)  # Python's own open asks whether it is a terminal
+            assert len(os.read(opened, 1_000_000)) == path.stat().st_size
+            os.close(opened)
+        assert not (tree / "missing").exists()
+
+    with mounted(two_layers, tmp_path / "mnt") as server:
+        use(server.mount_point)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            use(server.mount_point)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+
 def test_the_kernels_knobs_are_set(tmp_path):
     image = write_image(tmp_path / "image", [[file(b"a")]])
     with mounted(image, tmp_path / "mnt", read_ahead_kb=16) as server:
@@ -326,13 +345,59 @@ def test_after_the_deadline_a_reader_gets_an_error_once_and_a_line_of_log(two_la
         assert server.logged.count("no answer within 0.1 s") == 1
 
 
-def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path):
+READ_ONCE = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("signalled", flush=True))
+opened = os.open(sys.argv[1], os.O_RDONLY)
+print("reading", flush=True)
+os.read(opened, 10)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path, number):
+    """The page is there, and not readable: its next reader is one whom the kernel asks us to wake."""
     with mounted(two_layers, tmp_path / "mnt", "local", "worsening", read_timeout_s=1000) as server:
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
-        reader = subprocess.Popen(["cat", server.mount_point / "away"])
-        wait_until(lambda: _is_waiting(reader.pid))
-        reader.kill()
-        assert reader.wait(10) == -signal.SIGKILL
+        reader = _reader_that_waits(server.mount_point / "away")
+        reader.send_signal(number)
+        assert reader.wait(10) == -number
+        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
+
+
+def _reader_that_waits(path: Path) -> subprocess.Popen:
+    """What has just failed is not tried again for a second."""
+    readers = []
+
+    def waits() -> bool:
+        if not readers or readers[-1].poll() is not None:
+            readers.append(subprocess.Popen(["cat", path], stderr=subprocess.DEVNULL))
+        return _asks_for_a_page(readers[-1].pid)
+
+    wait_until(waits)
+    return readers[-1]
+
+
+def _asks_for_a_page(pid: int) -> bool:
+    return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
+
+
+def test_a_signal_that_is_handled_does_not_end_a_read(two_layers, tmp_path):
+    with mounted(two_layers, tmp_path / "mnt", "local", "worsening", read_timeout_s=1000) as server:
+        assert error_of((server.mount_point / "away").read_bytes) == "EIO"
+        first = _reader_that_waits(server.mount_point / "away")
+        first.kill()
+        first.wait(10)
+        command = [sys.executable, "-c", READ_ONCE, server.mount_point / "away"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdout.readline() == "reading\n"
+            wait_until(lambda: _asks_for_a_page(reader.pid))
+            reader.send_signal(signal.SIGUSR1)
+            assert not (server.mount_point / "asked after the signal").exists()
+            assert reader.poll() is None
+            reader.kill()
+            assert reader.stdout.read() == ""
+        assert reader.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class Answers(ABC):
             Opcode.GETATTR: self._getattr,
             Opcode.READ: self._read,
             Opcode.INIT: self._init,
-            **dict.fromkeys((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT), _say_nothing),
+            **dict.fromkeys((Opcode.FORGET, Opcode.BATCH_FORGET), _say_nothing),
             **dict.fromkeys((Opcode.RELEASE, Opcode.RELEASEDIR, Opcode.DESTROY), _agree),
             **dict.fromkeys(_CHANGES, _refuse_change),
             **self.handlers(),

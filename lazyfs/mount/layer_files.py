@@ -6,7 +6,7 @@ import stat
 from typing import Final
 
 import pyfuse3
-from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT
+from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, ModeT
 
 from indexer.toc import BLOCK_SIZE
 from lazyfs.mount.contents import Contents
@@ -48,27 +48,6 @@ class LayerFileOperations(ReadOnlyOperations):
         """What stat(2) gives: the size is all that counts."""
         del ctx
         return self._attributes(inode)
-
-    @answering
-    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Opens for reading, and counts that.
-
-        Raises:
-            FUSEError: EROFS, if it is to be written; ESTALE, the file was taken away.
-        """
-        file = self._forest.files.get(inode)
-        if file is None:
-            raise FUSEError(errno.ESTALE)
-        info = await super().open(inode, flags, ctx)
-        file.users(1)
-        return info
-
-    @answering
-    async def release(self, fh: FileHandleT) -> None:
-        """Counts that an open file was closed."""
-        file = self._forest.files.get(fh)
-        if file is not None:
-            file.users(-1)
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer will do

@@ -53,9 +53,10 @@ def parse_mount_table(table: bytes) -> list[Mount]:
 
 
 def _parse_line(line: bytes) -> Mount:
-    before, _, after = line.partition(b" - ")
-    mount_id, parent_id, device, root, mount_point, options, *_optional = before.split(b" ")
-    fstype, source, *_super_options = after.split(b" ")
+    fields = line.split(b" ")
+    mount_id, parent_id, device, root, mount_point, options = fields[:6]
+    optional_end = fields.index(b"-", 6)
+    fstype, source = fields[optional_end + 1 : optional_end + 3]
     major, _, minor = device.partition(b":")
     return Mount(
         mount_id=int(mount_id),

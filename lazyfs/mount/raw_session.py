@@ -107,20 +107,24 @@ class RawSession:
     async def answer(self) -> None:
         """Answers until the connection dies or `end` is called, whoever cancels."""
         os.set_blocking(self._device_fd, False)
+        if self._resend:
+            self.initialised.set()
+            self._ask_again()
         try:
             with self._scope:
-                if self._resend:
-                    self.initialised.set()
-                    self._ask_again()
                 async with trio.open_nursery() as nursery:
-                    while self._answer_burst(nursery):
-                        await trio.lowlevel.wait_readable(self._device_fd)
+                    await self._answer_all(nursery)
                     nursery.cancel_scope.cancel()
-        except OSError as error:
-            _log.exception("the FUSE session failed")
-            self.failure = MountError(f"the FUSE session failed: {error}")
         finally:
             self.gone.set()
+
+    async def _answer_all(self, nursery: trio.Nursery) -> None:
+        try:
+            while self._answer_burst(nursery):
+                await trio.lowlevel.wait_readable(self._device_fd)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the mount must end in order
+            _log.exception("the FUSE session failed")
+            self.failure = MountError(f"the FUSE session failed: {error}")
 
     def _ask_again(self) -> None:
         """Has the kernel hand out again what was read by a predecessor and not answered."""
@@ -159,20 +163,21 @@ class RawSession:
             return
         body = message[wire.IN_HEADER.size :]
         try:
+            if header.opcode == Opcode.INTERRUPT:
+                self._note_signal(body, nursery)
+                return
             answer = self._answers.answer(header, body)
         except Exception as error:  # noqa: BLE001  # whatever goes wrong is an answer
             self._reply_error(header.unique, wire.describe(header, body), error)
-        else:
-            if isinstance(answer, (bytes, memoryview)):
-                self._reply(header.unique, answer)
-            elif answer is not None:
-                waiting = _Waiting(header, wire.describe(header, body), trio.CancelScope())
-                self._waiting[header.unique] = waiting
-                nursery.start_soon(self._answer_later, waiting, answer)
-        if header.opcode == Opcode.INTERRUPT:
-            self._note_signal(body, nursery)
-        elif header.opcode == Opcode.INIT and self.negotiated is not None:
-            self.initialised.set()
+            return
+        if isinstance(answer, (bytes, memoryview)):
+            self._reply(header.unique, answer)
+            if header.opcode == Opcode.INIT and self.negotiated is not None:
+                self.initialised.set()
+        elif answer is not None:
+            waiting = _Waiting(header, wire.describe(header, body), trio.CancelScope())
+            self._waiting[header.unique] = waiting
+            nursery.start_soon(self._answer_later, waiting, answer)
 
     async def _answer_later(self, waiting: _Waiting, answer: Later) -> None:
         unique = waiting.header.unique

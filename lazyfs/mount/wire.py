@@ -122,7 +122,6 @@ _ENTRY_OUT: Final = Struct(f"={_ENTRY}{_ATTR}")
 _ATTR_OUT: Final = Struct(f"=QII{_ATTR}")
 _DIRENT_OUT: Final = Struct(f"={_DIRENT}")
 _DIRENTPLUS_OUT: Final = Struct(f"={_ENTRY}{_ATTR}{_DIRENT}")
-_OPEN_IN: Final = Struct("=II")
 _OPEN_OUT: Final = Struct("=QII")
 _GETXATTR_IN: Final = Struct("=II")
 _GETXATTR_OUT: Final = Struct("=II")
@@ -311,16 +310,6 @@ def decode_getxattr(body: memoryview) -> GetxattrIn:
     size, _ = _unpack(_GETXATTR_IN, body)
     rest = body[_GETXATTR_IN.size :]
     return GetxattrIn(size, decode_name(rest) if rest else b"")
-
-
-def decode_open(body: memoryview) -> int:
-    """The body of OPEN: the flags of open(2).
-
-    Raises:
-        WireError: it is cut off.
-    """
-    flags, _ = _unpack(_OPEN_IN, body)
-    return flags
 
 
 def decode_interrupt(body: memoryview) -> int:

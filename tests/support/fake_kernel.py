@@ -1,16 +1,16 @@
-"""The kernel's side of /dev/fuse, by hand, over a socket (include/uapi/linux/fuse.h)."""
+"""The kernel's side of /dev/fuse, by hand, over a socket."""
 
+import ctypes
 import os
 import socket
-import struct
 from typing import NamedTuple
 
 import trio
 
-HEADER = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-REPLY = struct.Struct("<IiQ")  # len, error, unique
-LOOKUP, READ, INIT = 1, 15, 26
-DO_READDIRPLUS = 1 << 13
+from lazyfs.mount.wire import Opcode
+from tests.support import fuse_protocol as c
+
+DO_READDIRPLUS = 1 << 13  # pyfuse3 wants it
 LIMIT = 1 << 21
 
 
@@ -40,13 +40,15 @@ class FakeKernel(trio.abc.Instrument):
             self._socket.close()
             os.close(self._spy)
 
-    def send(self, opcode: int, node: int, body: bytes, *, withdraw: bool = False) -> int:
+    def send(self, opcode: int, node: int, body: bytes = b"", *, withdraw: bool = False, pid: int = 1) -> int:
         """Its unique number."""
-        self._unique += 1
-        header = HEADER.pack(HEADER.size + len(body), opcode, self._unique, node, 0, 0, 1, 0, 0)
+        self._unique += 2
         self._withdraw = withdraw
-        self._socket.send(header + body)
+        self.send_bytes(c.message(opcode, self._unique, node, body, pid=pid))
         return self._unique
+
+    def send_bytes(self, message: bytes) -> None:
+        self._socket.send(message)
 
     def after_io_wait(self, timeout: float) -> None:
         if self._withdraw:
@@ -56,15 +58,23 @@ class FakeKernel(trio.abc.Instrument):
     async def reply(self) -> Reply:
         await trio.lowlevel.wait_readable(self._socket)
         message = self._socket.recv(LIMIT)
-        size, error, unique = REPLY.unpack_from(message)
-        assert size == len(message)
-        return Reply(unique, -error, message[REPLY.size :])
+        head = c.OutHeader.from_buffer_copy(message)
+        assert head.len == len(message)
+        return Reply(head.unique, -head.error, message[ctypes.sizeof(c.OutHeader) :])
+
+    def is_silent(self) -> bool:
+        """Whether nothing has been answered that was not received yet."""
+        try:
+            self._socket.recv(LIMIT, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        return False
 
     def init(self) -> int:
-        return self.send(INIT, 0, struct.pack("<IIII", 7, 31, 1 << 17, DO_READDIRPLUS))
+        return self.send(Opcode.INIT, 0, c.init_body(minor=31, flags=DO_READDIRPLUS))
 
     def look_up(self, name: bytes, *, withdraw: bool = False) -> int:
-        return self.send(LOOKUP, 1, name + b"\0", withdraw=withdraw)
+        return self.send(Opcode.LOOKUP, 1, name + b"\0", withdraw=withdraw)
 
-    def read(self, node: int, size: int) -> int:
-        return self.send(READ, node, struct.pack("<QQIIQII", node, 0, size, 0, 0, 0, 0))
+    def read(self, node: int, size: int, *, pid: int = 1) -> int:
+        return self.send(Opcode.READ, node, bytes(c.ReadIn(node, 0, size)), pid=pid)

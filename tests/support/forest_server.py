@@ -48,11 +48,15 @@ def forest_server(
         process.stdout.close()
 
 
+def _virtual_file(path: str, behaviour: Behaviour) -> VirtualFile:
+    content = Path(path).read_bytes()
+    return VirtualFile(FakeLayer(content, behaviour), len(content))
+
+
 async def _main(arguments: dict) -> None:
     forest = Forest()
     for path, behaviour in arguments["files"]:
-        content = Path(path).read_bytes()
-        forest.add(VirtualFile(FakeLayer(content, behaviour), len(content)))
+        forest.add(_virtual_file(path, behaviour))
     told = arguments["settled"]
     predecessor = told and Negotiated(told["minor"], InitFlag(told["offered"]))
     session = RawSession(arguments["fd"], ForestAnswers(forest, PATIENCE_S), predecessor)
