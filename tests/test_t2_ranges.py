@@ -378,6 +378,6 @@ async def test_whatever_breaks_each_byte_comes_once(faults: list[Action], one: i
             for fault in faults if start < end else ():
                 server.faults.add("blob", fault)
             assert await source.blob(LINK).fetch(start, end, bytes) == DATA[start:end]
-            for fault in faults:
+            for fault in faults[server.faults.pending :]:  # some may not have come to pass
                 server.faults.add("blob", fault)
             assert await pulled(source) == DATA

@@ -17,6 +17,7 @@ from lazyfs.image.readahead import ReadAheadSettings
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
 from tests.support.tars import file, gnu_sparse, tar
 
+PIECE = 100_000
 QUIET = ReadAheadSettings(most_reach=0)
 _RANDOM = random.Random(5)
 TAR = tar(*(file(b"f%d" % n, _RANDOM.randbytes(30_000) + bytes(20_000) + b"text " * 4000) for n in range(30)))
@@ -35,6 +36,16 @@ class MemoryBlob:
         self.ranges.append((start, end))
         await self.before()
         return await trio.to_thread.run_sync(consume, memoryview(self.data)[start:end])
+
+    async def stream(self, start: int, end: int, consume: Callable) -> None:
+        self.ranges.append((start, end))
+        await self.before()
+
+        def work() -> None:
+            for at in range(start, end, PIECE):
+                consume(memoryview(self.data)[at : min(at + PIECE, end)])
+
+        await trio.to_thread.run_sync(work)
 
     async def pull(self, consume: Callable) -> None:
         raise AssertionError("a layer with an index is not pulled")

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,14 +22,26 @@ def test_a_run_shows_itself_before_anything_is_brought():
     assert ahead.note(MIB - 128 * KIB, MIB) == (MIB, 2 * MIB)
 
 
-def test_the_reach_grows_with_what_the_run_has_read_and_no_further():
-    brought = _run(ReadAhead(SETTINGS), 0, 200 * MIB)
+def test_a_short_run_is_run_ahead_of_by_no_more_than_it_has_read():
+    brought = _run(ReadAhead(SETTINGS), 0, SETTINGS.far_bytes - 128 * KIB)
+    assert brought
+    assert all(end <= 2 * start for start, end in brought)
+
+
+def test_a_long_run_is_run_ahead_of_as_far_as_allowed_and_in_large_steps():
+    brought = _run(ReadAhead(SETTINGS), 0, 400 * MIB)
     assert all(a[1] == b[0] for a, b in pairwise(brought))
     sizes = [end - start for start, end in brought]
-    assert max(sizes) <= SETTINGS.most_reach
-    assert brought[-1][1] >= 200 * MIB
-    assert sizes[4] > sizes[0]
-    assert all(end <= 2 * start for start, end in brought)
+    assert brought[-1][1] >= 400 * MIB
+    assert sizes[-1] == pytest.approx(SETTINGS.most_step, rel=0.05)
+
+
+@pytest.mark.parametrize("worth", [0, 100 * KIB, 3 * MIB])
+def test_no_run_is_run_ahead_of_further_than_is_worth_it(worth):
+    ahead = ReadAhead(SETTINGS)
+    for at in range(0, 100 * MIB, 128 * KIB):
+        found = ahead.note(at, at + 128 * KIB, worth)
+        assert found is None or found[1] <= at + 128 * KIB + worth
 
 
 def test_reads_that_leave_half_of_what_they_pass_are_no_run():

@@ -20,17 +20,21 @@ from indexer.spans import read_spans
 from indexer.toc import Entry, Span, SpanTable
 from indexer.toc_codec import decompress_window
 from lazyfs.cache.layer_entry import LayerEntry
-from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.errors import LazyfsError, RangeRefused, Unreachable
 from lazyfs.image.frame_stream import FrameStream
 from lazyfs.image.landing import Failure, Landing, Landings
 from lazyfs.image.plan import Fetch, plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
+from lazyfs.image.span_pour import SpanPour
+from lazyfs.image.throughput import Throughput
+from lazyfs.image.whole_stream import WholeStream
 from lazyfs.image.windows import ReadWindow, WindowFetcher
 from lazyfs.source.base import Blob
 
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 16 << 20
+_STREAMED_FROM: Final = 512 << 10  # compressed bytes; fewer come at once
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 
 
@@ -40,13 +44,15 @@ class FetchSettings:
 
     Attributes:
         timeout_s: seconds after which a fetch is given up.
-        max_bytes: compressed bytes of one request.
+        max_bytes: compressed bytes of one request, unless it is unpacked as it comes.
+        max_streamed: compressed bytes of one that is.
         max_gap: compressed bytes between two wanted spans that are fetched rather than skipped.
         read_ahead: how far to run ahead of sequential readers.
     """
 
     timeout_s: float = 60.0
     max_bytes: int = 2 << 20
+    max_streamed: int = 8 << 20
     max_gap: int = 32 << 10
     read_ahead: ReadAheadSettings = field(default_factory=ReadAheadSettings)
 
@@ -99,7 +105,11 @@ class SpanFetcher:
         self._nursery = nursery
         self._settings = settings
         self._windows = windows
+        compressed_size = max((span.compressed_end for span in spans[-1:]), default=0)
+        self._growth = spans.uncompressed_size / max(compressed_size, 1)
         self._landings = Landings()
+        self._throughput = Throughput()
+        self._whole: WholeStream | None = None  # once the server was seen to know no ranges
         self._landed = trio.Event()  # replaced each time something has landed
         self._fetches = self._bytes = self._fetched = self._failures = 0
 
@@ -110,8 +120,19 @@ class SpanFetcher:
         """Counts so far."""
         return FetchStatistics(self._fetches, self._bytes, self._fetched, self._failures)
 
-    def bring(self, numbers: Iterable[int]) -> dict[int, Landing]:
-        """The landings of spans that are not local: those under way, and now all others too."""
+    @property
+    def worth_ahead(self) -> int | None:
+        """Uncompressed bytes that are worth being brought ahead of readers; None while that is not known."""
+        compressed = self._throughput.worth_ahead(self._settings.timeout_s)
+        return None if compressed is None else int(compressed * self._growth)
+
+    def bring(self, numbers: Iterable[int], *, ahead: bool = False) -> dict[int, Landing]:
+        """The landings of spans that are not local: those under way, and now all others too.
+
+        Args:
+            numbers: of the spans.
+            ahead: nobody waits for them yet, so that requests may be few and large.
+        """
         numbers = list(numbers)
         wanted: set[int] = set()
         for number in numbers:
@@ -125,7 +146,11 @@ class SpanFetcher:
         self._landings.claim(wanted)
         spans = [self._spans[number] for number in sorted(wanted)]
         settings = self._settings
-        for fetch in plan_fetches(spans, max_bytes=settings.max_bytes, max_gap=settings.max_gap):
+        if self._whole is not None and spans:
+            self._stream_whole(spans)
+            return {number: self._landings[number] for number in numbers}
+        max_bytes = settings.max_streamed if ahead and self._windows is None else settings.max_bytes
+        for fetch in plan_fetches(spans, max_bytes=max_bytes, max_gap=settings.max_gap):
             self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch))
         return {number: self._landings[number] for number in numbers}
 
@@ -139,10 +164,23 @@ class SpanFetcher:
     def _start_frame(self, sharing: range) -> None:
         spans = [self._spans[number] for number in sharing]
         self._landings.claim(number for number in sharing if number not in self._landings)
+        if self._whole is not None:
+            self._stream_whole(spans)
+            return
         stream = FrameStream(spans, self._entry, self._blob, self._landings, self._count)
         settings = self._settings
         work = partial(stream.run, settings.max_bytes, settings.timeout_s)
         self._nursery.start_soon(self._guarded, spans, work)
+
+    def _stream_whole(self, spans: Sequence[Span]) -> None:
+        """Land these claimed spans by streaming the layer from its beginning."""
+        if self._whole is None:
+            _log.warning("the server of %r knows no ranges: its layer is streamed whole", self)
+            self._whole = WholeStream(self._spans, self._entry, self._blob, self._landings, self._count)
+        self._whole.wanted.extend(spans)
+        if not self._whole.runs:
+            self._whole.runs = True
+            self._nursery.start_soon(self._guarded, self._whole.wanted, self._whole.run)
 
     async def _guarded(self, spans: Sequence[Span], work: Callable[[], Awaitable[None]]) -> None:
         """Do the work that lands these spans; whatever happens, who waits for them is told."""
@@ -150,6 +188,12 @@ class SpanFetcher:
         try:
             await work()
             error = None
+        except RangeRefused as refused:
+            if refused.status == 200:
+                self._stream_whole(spans)
+                spans = ()
+            else:
+                error = self._failed(spans, refused)
         except trio.TooSlowError:
             error = self._failed(spans, Unreachable(f"no answer within {self._settings.timeout_s:g} s"))
         except (IndexerError, LazyfsError) as raised:
@@ -169,7 +213,8 @@ class SpanFetcher:
 
     def _failed(self, spans: Sequence[Span], error: Failure) -> Failure:
         self._failures += 1
-        _log.error("fetching from byte %d of the blob: %s", spans[0].compressed_start, error)
+        start = spans[0].compressed_start if spans else 0
+        _log.error("fetching from byte %d of the blob: %s", start, error)
         return error
 
     async def _fetch(self, fetch: Fetch) -> None:
@@ -182,29 +227,75 @@ class SpanFetcher:
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
                 self._count(end - start, len(missing))
-                landed = await self._fetch_range(missing, start, end)
-        for number, data in landed:
-            self._landings.land(number, data)
+                self._throughput.begun(trio.current_time())
+                try:
+                    landed = await self._fetch_range(missing, start, end)
+                finally:
+                    self._throughput.ended(trio.current_time())
+        for span, data in landed:
+            self._landings.land(span.number, data)
 
-    async def _fetch_range(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[int, bytes]]:
-        if self._windows is None:
-            unpack = partial(self._unpack, spans, start, self._read_window)
-            return await self._blob.fetch(start, end, unpack)
-        return await self._windows.beside(self._blob, spans, start, end, partial(self._unpack, spans, start))
+    async def _fetch_range(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[Span, bytes]]:
+        """What has not landed yet, when all of it has come."""
+        if self._windows is not None:
+            unpack = partial(self._unpack, spans, start)
+            landed = await self._windows.beside(self._blob, spans, start, end, unpack)
+        elif len(spans) > 1 and end - start > _STREAMED_FROM:
+            return await self._stream(spans, start, end)
+        else:
+            unpack_here = partial(self._unpack, spans, start, self._read_window)
+            landed = await self._blob.fetch(start, end, unpack_here)
+        self._throughput.arrived(end - start, trio.current_time())
+        return landed
+
+    async def _stream(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[Span, bytes]]:
+        """Land spans as they pass. If what comes is damaged, the rest is asked for once more, elsewhere."""
+        token = trio.lowlevel.current_trio_token()
+
+        def unpack(group: Sequence[Span], compressed: memoryview) -> list[tuple[Span, bytes]]:
+            return self._made(group, self._read_window, compressed)
+
+        pour = SpanPour(spans, start, unpack)
+
+        def consume(piece: memoryview) -> None:
+            token.run_sync_soon(self._arrived, len(piece))
+            for span, data in pour.feed(piece):
+                self._entry.put(span.uncompressed_start, span.first_leaf, data)
+                token.run_sync_soon(self._landings.land, span.number, data)
+
+        try:
+            await self._blob.stream(start, end, consume)
+        except IndexerError:
+            left = [span for span in spans if span.number in self._landings]
+            if not left:
+                raise
+            first, last = left[0].compressed_start, max(span.compressed_end for span in left)
+            return await self._blob.fetch(first, last, partial(self._unpack, left, first, self._read_window))
+        return []
+
+    def _arrived(self, size: int) -> None:
+        self._throughput.arrived(size, trio.current_time())
 
     def _unpack(
         self, spans: Sequence[Span], start: int, read_window: ReadWindow, data: memoryview
-    ) -> list[tuple[int, bytes]]:
+    ) -> list[tuple[Span, bytes]]:
         """On the thread that received `data`: decompress, verify, write, mark."""
-        unpacked = []
+        unpacked: list[tuple[Span, bytes]] = []
         for at, sharing in groupby(spans, key=_COMPRESSED_START):
             group = list(sharing)
-            window = decompress_window(read_window(group[0]))
-            compressed = data[at - start : max(span.compressed_end for span in group) - start]
-            for span, output in zip(group, read_spans(group, compressed, window), strict=True):
+            end = max(span.compressed_end for span in group)
+            for span, output in self._made(group, read_window, data[at - start : end - start]):
                 self._entry.put(span.uncompressed_start, span.first_leaf, output)
-                unpacked.append((span.number, output))
+                unpacked.append((span, output))
         return unpacked
+
+    @staticmethod
+    def _made(
+        group: Sequence[Span], read_window: ReadWindow, compressed: memoryview
+    ) -> list[tuple[Span, bytes]]:
+        """Spans that share an entry, verified."""
+        window = decompress_window(read_window(group[0]))
+        return list(zip(group, read_spans(group, compressed, window), strict=True))
 
     def _count(self, size: int, spans: int) -> None:
         self._fetches += 1

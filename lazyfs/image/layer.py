@@ -176,7 +176,7 @@ class LazyLayer:
         """Bring what a sequential reader wants next. Nobody waits for it."""
         if self._complete or self._entry.refuses:
             return
-        ahead = self._ahead.note(start, start + size)
+        ahead = self._ahead.note(start, start + size, self._fetcher.worth_ahead)
         if ahead is None:
             return
         first, end = ahead[0], min(ahead[1], self._end)
@@ -184,7 +184,7 @@ class LazyLayer:
             n for n in self._spans.covering(first, end) if not self._has_span(n) and not self._comes(n)
         ]
         if numbers:
-            self._fetcher.bring(numbers)
+            self._fetcher.bring(numbers, ahead=True)
         else:
             self._complete = self._entry.complete
 

@@ -41,7 +41,7 @@ class SourceStatistics:
 class Blob(Protocol):
     """One blob of a source. Any number of tasks may use it at once.
 
-    Both methods run `consume` in a worker thread, the one that received the bytes, and never after they have
+    All methods run `consume` in a worker thread, the one that received the bytes, and never after they have
     returned or raised, cancelled or not. What `consume` raises passes through. The memory it is given is good
     until it returns.
     """
@@ -59,6 +59,15 @@ class Blob(Protocol):
             Unauthorized: it wants other credentials.
             Unreachable: it did not answer, after retries.
             FormatError: the blob there is not of this size.
+        """
+
+    async def stream(self, start: int, end: int, consume: Callable[[memoryview], None]) -> None:
+        """Give bytes [start, end) to `consume`, in order, each once, in pieces of at most PIECE_SIZE.
+
+        Unlike with `fetch`, bytes that `consume` refuses are not asked for anywhere else.
+
+        Raises:
+            RangeRefused, NotFound, Unauthorized, Unreachable, FormatError: as for `fetch`.
         """
 
     async def pull(self, consume: Callable[[memoryview], None]) -> None:

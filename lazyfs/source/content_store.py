@@ -82,6 +82,9 @@ class _StoredBlob:
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         return await self._blob.fetch(start, end, consume)
 
+    async def stream(self, start: int, end: int, consume: Callable[[memoryview], None]) -> None:
+        await self._blob.stream(start, end, consume)
+
     async def pull(self, consume: Callable[[memoryview], None]) -> None:
         path = self._store.find(self._descriptor)
         if path is None or not await trio.to_thread.run_sync(self._read, path, consume):

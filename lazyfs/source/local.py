@@ -68,20 +68,28 @@ class LocalBlob:
 
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         """As Blob.fetch says."""
-        if not 0 <= start <= end <= self._size:
-            raise RangeRefused(f"blob {self._digest}: bytes {start}-{end} are outside its {self._size}")
+        self._check(start, end)
         return await trio.to_thread.run_sync(lambda: consume(self._read(self._find(), start, end)))
 
-    async def pull(self, consume: Callable[[memoryview], None]) -> None:
-        """As Blob.pull says."""
+    async def stream(self, start: int, end: int, consume: Callable[[memoryview], None]) -> None:
+        """As Blob.stream says."""
+        self._check(start, end)
 
         def work() -> None:
             found = self._find()
-            for start in range(0, self._size, PIECE_SIZE):
+            for at in range(start, end, PIECE_SIZE):
                 trio.from_thread.check_cancelled()
-                consume(self._read(found, start, min(start + PIECE_SIZE, self._size)))
+                consume(self._read(found, at, min(at + PIECE_SIZE, end)))
 
         await trio.to_thread.run_sync(work)
+
+    async def pull(self, consume: Callable[[memoryview], None]) -> None:
+        """As Blob.pull says."""
+        await self.stream(0, self._size, consume)
+
+    def _check(self, start: int, end: int) -> None:
+        if not 0 <= start <= end <= self._size:
+            raise RangeRefused(f"blob {self._digest}: bytes {start}-{end} are outside its {self._size}")
 
     def _find(self) -> FileRange | bytes:
         found = self._content.find(self._digest)

@@ -48,8 +48,7 @@ class RegistryBlob:
 
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         """As Blob.fetch says."""
-        if not 0 <= start <= end <= self._size:
-            raise RangeRefused(f"{self._what}: bytes {start}-{end} are outside its {self._size}")
+        self._check(start, end)
         if start == end:
             return consume(memoryview(b""))
         sink = RangeSink(end - start)
@@ -65,9 +64,23 @@ class RegistryBlob:
         await self._transfer(_Wish(start, end, sink, finish, patient=False))
         return result[0]
 
+    async def stream(self, start: int, end: int, consume: Callable[[memoryview], None]) -> None:
+        """As Blob.stream says."""
+        self._check(start, end)
+        await self._pour(start, end, consume, patient=False)
+
     async def pull(self, consume: Callable[[memoryview], None]) -> None:
         """As Blob.pull says."""
-        if not self._size:
+        await self._pour(0, self._size, consume, patient=True)
+
+    def _check(self, start: int, end: int) -> None:
+        if not 0 <= start <= end <= self._size:
+            raise RangeRefused(f"{self._what}: bytes {start}-{end} are outside its {self._size}")
+
+    async def _pour(
+        self, start: int, end: int, consume: Callable[[memoryview], None], *, patient: bool
+    ) -> None:
+        if start == end:
             return
 
         def take(piece: memoryview) -> None:
@@ -76,9 +89,9 @@ class RegistryBlob:
             except IndexerError as error:
                 raise _Refused(error) from error
 
-        sink = PieceSink(self._size, take)
+        sink = PieceSink(end - start, take)
         try:
-            await self._transfer(_Wish(0, self._size, sink, lambda: None, patient=True))
+            await self._transfer(_Wish(start, end, sink, lambda: None, patient=patient))
         except _Refused as refused:
             raise refused.error from refused.error.__cause__
 

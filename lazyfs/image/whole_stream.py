@@ -1,0 +1,91 @@
+"""Streams a layer whole, front to back: what is left where a server knows no ranges.
+
+Spans land as they pass. A span that is asked for when it has passed by already, and is not in the cache, is
+brought by another pass. Each span's window is the output of the one before: none is fetched.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from indexer.spans import read_spans
+from indexer.toc import Entry, Span, SpanTable
+from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.image.landing import Landings
+from lazyfs.image.span_pour import SpanPour
+from lazyfs.source.base import Blob
+
+_WINDOW_SIZE: Final = 32 << 10
+
+
+class WholeStream:
+    """A layer's way into the cache, all of it.
+
+    Attributes:
+        wanted: claimed spans for whose landing the stream goes on; more may be added while it does.
+        runs: whether it goes on.
+
+    Args:
+        spans: all spans of the layer.
+        entry: where they go.
+        blob: where they come from.
+        landings: who waits for them.
+        count: told of each pass: compressed bytes, and spans.
+    """
+
+    def __init__(
+        self,
+        spans: SpanTable,
+        entry: LayerEntry,
+        blob: Blob,
+        landings: Landings,
+        count: Callable[[int, int], None],
+    ) -> None:
+        self._spans = spans
+        self._entry = entry
+        self._blob = blob
+        self._landings = landings
+        self._count = count
+        self.wanted: list[Span] = []
+        self.runs = False
+
+    async def run(self) -> None:
+        """Stream until no span is wanted any more.
+
+        Raises:
+            IndexerError: what came is damaged.
+            LazyfsError: it did not come.
+        """
+        self.runs = True
+        try:
+            while self.wanted:
+                before = len(self.wanted)
+                await self._pass()
+                for span in self.wanted[:before]:  # all of them have passed
+                    self._landings.land(span.number, None)
+                del self.wanted[:before]
+        finally:
+            self.runs = False
+
+    async def _pass(self) -> None:
+        token = trio.lowlevel.current_trio_token()
+        output = b""
+
+        def unpack(group: Sequence[Span], compressed: memoryview) -> list[tuple[Span, bytes]]:
+            nonlocal output
+            window = output if group[0].entry is Entry.DEFLATE else b""
+            made = list(zip(group, read_spans(group, compressed, window), strict=True))
+            for span, data in made:
+                output = (output + data[: span.content_size][-_WINDOW_SIZE:])[-_WINDOW_SIZE:]
+            return made
+
+        pour = SpanPour(self._spans, 0, unpack)
+
+        def consume(piece: memoryview) -> None:
+            for span, data in pour.feed(piece):
+                self._entry.put(span.uncompressed_start, span.first_leaf, data)
+                token.run_sync_soon(self._landings.land, span.number, data)
+
+        self._count(self._blob.size, len(self._spans))
+        await self._blob.pull(consume)
