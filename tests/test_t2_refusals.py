@@ -4,20 +4,21 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from lazyfs.errors import ConfigError, Unreachable
+from lazyfs.errors import ConfigError, NotFound, Unreachable
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.open import open_registry
 from lazyfs.source.proxy import Proxy
 from lazyfs.source.refusals import final_refusal, reason_of
+from lazyfs.source.retry import RetryPolicy
 from lazyfs.source.urls import Origin
-from tests.support.registry_client import SETTINGS, layer_link
+from tests.support.registry_client import QUICK, SETTINGS, layer_link
 from tests.support.registry_tls import make_authority
 
 HTTPS = Origin("https", "registry.example", 443)
@@ -130,3 +131,31 @@ async def test_a_password_for_a_key_is_never_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is encrypted"):
         async with open_registry(parse_reference("ghcr.io/a/b"), settings):
             pytest.fail("it was used")
+
+
+BRIEF = replace(SETTINGS, retry=replace(QUICK, retries_unanswered=1))
+
+
+async def test_where_nobody_listens_one_is_told_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    async with open_registry(parse_reference(f"{address}/app:latest"), BRIEF) as source:
+        with pytest.raises(Unreachable, match="Connection refused; gave up after 2 attempts"):
+            await source.resolve()
+
+
+async def test_a_registry_that_has_answered_is_waited_for() -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    with ExitStack() as up:
+        address = up.enter_context(answering(head))
+        async with open_registry(parse_reference(f"{address}/app:latest"), BRIEF) as source:
+            with pytest.raises(NotFound):
+                await source.resolve()
+            up.close()
+            with pytest.raises(Unreachable, match="Connection refused; gave up after 4 attempts"):
+                await source.resolve()
+
+
+def test_the_usual_patience_with_nobody_is_less_than_a_second() -> None:
+    policy = RetryPolicy()
+    assert sum(policy.first_delay_s * 2**n for n in range(policy.retries_unanswered)) < 1

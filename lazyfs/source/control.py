@@ -17,7 +17,7 @@ from indexer.errors import LimitExceeded
 from lazyfs.errors import SourceError
 from lazyfs.source.answers import EXCERPT_BYTES
 from lazyfs.source.counters import Counters
-from lazyfs.source.refusals import final_refusal, reason_of
+from lazyfs.source.refusals import final_refusal, reason_of, was_refused
 from lazyfs.source.retry import Transient
 from lazyfs.source.settings import SourceSettings, user_agent
 from lazyfs.source.urls import is_link_local, origin_of, shown
@@ -112,7 +112,7 @@ class ControlClient:
         except httpx.TransportError as error:
             origin = origin_of(url)
             final = final_refusal(origin, error, self._proxy.proxy_for(origin))
-            raise final or Transient(_reason(error, url)) from error
+            raise final or Transient(_reason(error, url), refused=was_refused(error)) from error
 
     async def _bounded(self, response: httpx.Response, url: str, max_bytes: int) -> bytes:
         encoding = response.headers.get("content-encoding", "identity").lower()

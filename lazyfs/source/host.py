@@ -54,6 +54,7 @@ class Host:
         self._ranges = ranges
         self._headers = dict(endpoint.headers)
         self._counters = counters
+        self._answered = False
         self.policy = policy
         self.rest = Rest(str(self._origin))
 
@@ -105,9 +106,14 @@ class Host:
         retries = Retries(self.policy, self._counters, what, shown(url))
         while True:
             try:
-                return await self._once(method, url, what, headers or {}, content, actions, max_bytes)
+                reply = await self._once(method, url, what, headers or {}, content, actions, max_bytes)
             except Transient as error:
+                if error.refused and not self._answered:
+                    retries.hurry()
                 await retries.wait_after(error)
+            else:
+                self._answered = True
+                return reply
 
     async def _once(
         self,

@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from errno import ECONNREFUSED
 from typing import Final
 
 from lazyfs.errors import Unreachable
@@ -45,6 +46,11 @@ def final_refusal(origin: Origin, error: BaseException, proxy: Proxy | None) -> 
 def speaks_tls(origin: Origin) -> Unreachable:
     """The error for a server that was asked over HTTP and wants TLS."""
     return Unreachable(f"{origin} wants TLS, not plain HTTP: {_SPEAK_TLS}", url=str(origin))
+
+
+def was_refused(error: BaseException) -> bool:
+    """Whether nobody listens where a connection was to be made, in contrast to nobody answering."""
+    return any(isinstance(cause, OSError) and cause.errno == ECONNREFUSED for cause in _causes(error))
 
 
 def reason_of(error: BaseException) -> str:

@@ -21,12 +21,21 @@ class Transient(Exception):
         reason: what happened, fit for a message.
         status: HTTP status, or None.
         retry_after_s: how long the server asks to be left alone, or None.
+        refused: whether nobody listens there.
     """
 
-    def __init__(self, reason: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        refused: bool = False,
+    ) -> None:
         self.reason = reason
         self.status = status
         self.retry_after_s = retry_after_s
+        self.refused = refused
         super().__init__(reason)
 
 
@@ -40,12 +49,14 @@ class RetryPolicy:
             random.
         most_delay_s: where doubling ends.
         most_retry_after_s: the longest wait a server can ask for.
+        retries_unanswered: of those, how many where a host has never answered, and nobody listens there.
     """
 
     retries: int = 5
     first_delay_s: float = 0.25
     most_delay_s: float = 8.0
     most_retry_after_s: float = 60.0
+    retries_unanswered: int = 2
 
 
 class Retries:
@@ -64,6 +75,11 @@ class Retries:
         self._what = what
         self._url = url
         self._failed = 0
+        self._most = policy.retries
+
+    def hurry(self) -> None:
+        """There is little hope: the address is wrong, or the server is not up. Whoever gave it waits."""
+        self._most = min(self._policy.retries, self._policy.retries_unanswered)
 
     def progressed(self) -> None:
         """Something was brought: count failures from nought again."""
@@ -75,7 +91,7 @@ class Retries:
         Raises:
             Unreachable: there were enough, or the caller's deadline would pass while waiting.
         """
-        if self._failed >= self._policy.retries:
+        if self._failed >= self._most:
             raise self._given_up(failure, f"gave up after {_attempts(self._failed + 1)}") from failure
         delay_s = self._delay_s(failure)
         if trio.current_time() + delay_s >= trio.current_effective_deadline():
