@@ -6,7 +6,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,13 @@ from indexer.toc import Kind
 from lazyfs.errors import MountError
 from lazyfs.mount.fuse_mount import check_mount_point
 from tests.support.mount_server import (
+    TWO_LAYERS,
     Server,
     directory,
     error_of,
     file,
     hardlink,
+    is_waiting,
     mounted,
     open_image,
     special,
@@ -294,131 +295,9 @@ def test_the_kernels_knobs_are_set(tmp_path):
         assert Path(f"/sys/class/bdi/{major}:{minor}/read_ahead_kb").read_text() == "16\n"
 
 
-TWO_LAYERS = [
-    [file(b"here", b"h" * 5000)],
-    [file(b"away", b"a" * 500_000), file(b"away too", b"b" * 500_000)],
-]
-
-
 @pytest.fixture
 def two_layers(tmp_path):
     return write_image(tmp_path / "image", TWO_LAYERS)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_layers, tmp_path, number):
-    with mounted(two_layers, tmp_path / "mnt", "local", "stalled", read_timeout_s=1000) as server:
-        readers = [subprocess.Popen(["cat", server.mount_point / "away"]) for _ in range(20)]
-        mapper = subprocess.Popen(["cmp", server.mount_point / "away", server.mount_point / "away too"])
-        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
-        for reader in (*readers, mapper):
-            assert reader.poll() is None
-            reader.send_signal(number)
-            assert reader.wait(10) == -number
-        assert (server.mount_point / "here").stat().st_size == 5000
-        assert subprocess.run(["umount", server.mount_point], check=False).returncode == 0
-        assert server.process.wait(10) == 0  # though reads that nobody waits for are still under way
-
-
-def test_a_stalled_layer_with_many_readers_leaves_room_for_others(tmp_path):
-    files = [file(b"away%d" % number, b"a" * 500_000) for number in range(40)]
-    image = write_image(tmp_path / "image", [[file(b"here", b"h" * 500_000)], files])
-    with mounted(image, tmp_path / "mnt", "local", "stalled", read_timeout_s=1000) as server:
-        readers = [subprocess.Popen(["cat", server.mount_point / f"away{number}"]) for number in range(40)]
-        wait_until(lambda: all(_is_waiting(reader.pid) for reader in readers))
-        assert (server.mount_point / "here").read_bytes() == b"h" * 500_000
-        for reader in readers:
-            reader.kill()
-            reader.wait()
-
-
-def _is_waiting(pid: int) -> bool:
-    """Whether it sleeps for a disk, in the words of proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
-
-
-def test_after_the_deadline_a_reader_gets_an_error_once_and_a_line_of_log(two_layers, tmp_path):
-    with mounted(two_layers, tmp_path / "mnt", "local", "stalled", read_timeout_s=0.1) as server:
-        for name in ("away", "away too", "away"):
-            assert error_of((server.mount_point / name).read_bytes) == "ETIMEDOUT"
-        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
-        assert server.logged.count("no answer within 0.1 s") == 1
-
-
-READ_ONCE = """
-import os, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: print("signalled", flush=True))
-opened = os.open(sys.argv[1], os.O_RDONLY)
-print("reading", flush=True)
-os.read(opened, 10)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path, number):
-    """The page is there, and not readable: its next reader is one whom the kernel asks us to wake."""
-    with mounted(two_layers, tmp_path / "mnt", "local", "worsening", read_timeout_s=1000) as server:
-        assert error_of((server.mount_point / "away").read_bytes) == "EIO"
-        reader = _reader_that_waits(server.mount_point / "away")
-        reader.send_signal(number)
-        assert reader.wait(10) == -number
-        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
-
-
-def _reader_that_waits(path: Path) -> subprocess.Popen:
-    """What has just failed is not tried again for a second."""
-    readers = []
-
-    def waits() -> bool:
-        if not readers or readers[-1].poll() is not None:
-            readers.append(subprocess.Popen(["cat", path], stderr=subprocess.DEVNULL))
-        return _asks_for_a_page(readers[-1].pid)
-
-    wait_until(waits)
-    return readers[-1]
-
-
-def _asks_for_a_page(pid: int) -> bool:
-    return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
-
-
-def test_a_signal_that_is_handled_does_not_end_a_read(two_layers, tmp_path):
-    with mounted(two_layers, tmp_path / "mnt", "local", "worsening", read_timeout_s=1000) as server:
-        assert error_of((server.mount_point / "away").read_bytes) == "EIO"
-        first = _reader_that_waits(server.mount_point / "away")
-        first.kill()
-        first.wait(10)
-        command = [sys.executable, "-c", READ_ONCE, server.mount_point / "away"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
-            assert reader.stdout.readline() == "reading\n"
-            wait_until(lambda: _asks_for_a_page(reader.pid))
-            reader.send_signal(signal.SIGUSR1)
-            assert not (server.mount_point / "asked after the signal").exists()
-            assert reader.poll() is None
-            reader.kill()
-            assert reader.stdout.read() == ""
-        assert reader.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "expected", "logged"),
-    [
-        ("unreachable", "EIO", "no route to the registry"),
-        ("refused", "EACCES", "other credentials"),
-        ("corrupt", "EIO", "expected sha256:00"),
-        ("buggy", "EIO", "ZeroDivisionError: a bug on purpose"),
-        ("short", "EIO", "RuntimeError"),
-    ],
-)
-def test_a_failing_layer_fails_its_readers_alone(two_layers, tmp_path, behaviour, expected, logged):
-    with mounted(two_layers, tmp_path / "mnt", "local", behaviour) as server:
-        for _ in range(2):
-            assert error_of((server.mount_point / "away").read_bytes) == expected
-        touch = "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=1)[9]"
-        died = subprocess.run([sys.executable, "-c", touch, server.mount_point / "away too"], check=False)
-        assert died.returncode == -signal.SIGBUS
-        assert (server.mount_point / "here").read_bytes() == b"h" * 5000
-        assert logged in server.logged
 
 
 def test_the_daemon_ends_when_anybody_unmounts(two_layers, tmp_path):
@@ -442,7 +321,7 @@ def test_a_mount_in_use_is_taken_from_its_users_when_the_daemon_is_told_to_end(t
         (server.mount_point / "here").open("rb", buffering=0) as held,
     ):
         reader = subprocess.Popen(["cat", server.mount_point / "away"], stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: _is_waiting(reader.pid))
+        wait_until(lambda: is_waiting(reader.pid))
         assert server.terminate() == 0
         assert server.mount is None
         _, said = reader.communicate(timeout=10)

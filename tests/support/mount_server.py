@@ -141,6 +141,12 @@ def open_layers(image: Path, behaviours: Sequence[Behaviour]) -> list[FakeLayer]
     return [FakeLayer((image / f"layer{n}").read_bytes(), how) for n, how in enumerate(padded)]
 
 
+TWO_LAYERS = [
+    [file(b"here", b"h" * 5000)],
+    [file(b"away", b"a" * 500_000), file(b"away too", b"b" * 500_000)],
+]
+
+
 @dataclass
 class Server:
     """The process that serves a mount.
@@ -242,6 +248,11 @@ def wait_until(holds) -> None:
     while not holds():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.005)
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether it sleeps for a disk, in the words of proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
 
 
 def error_of(call, *arguments) -> str | None:
