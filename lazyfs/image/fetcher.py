@@ -5,6 +5,7 @@ entry's span locks do the same.
 """
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from lazyfs.source.base import Blob
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 16 << 20
+_TRANSFERS: Final = 8
+_LEAST_TRANSFER_S: Final = 0.001
 _STREAMED_FROM: Final = 512 << 10  # compressed bytes; fewer come at once
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 
@@ -109,6 +112,7 @@ class SpanFetcher:
         self._growth = spans.uncompressed_size / max(compressed_size, 1)
         self._landings = Landings()
         self._throughput = Throughput()
+        self._transfers: deque[tuple[int, float]] = deque(maxlen=_TRANSFERS)  # bytes and seconds
         self._whole: WholeStream | None = None  # once the server was seen to know no ranges
         self._landed = trio.Event()  # replaced each time something has landed
         self._fetches = self._bytes = self._fetched = self._failures = 0
@@ -125,6 +129,25 @@ class SpanFetcher:
         """Uncompressed bytes that are worth being brought ahead of readers; None while that is not known."""
         compressed = self._throughput.worth_ahead(self._settings.timeout_s)
         return None if compressed is None else int(compressed * self._growth)
+
+    def is_under_way(self, number: int) -> bool:
+        """Whether a span is being brought."""
+        return number in self._landings
+
+    def carried_meanwhile(self, round_trip_s: float) -> int:
+        """Bytes that the line carries while a round trip lasts, by the requests of late; 0 before any."""
+        size = sum(size for size, _ in self._transfers)
+        seconds = sum(max(seconds - round_trip_s, _LEAST_TRANSFER_S) for _, seconds in self._transfers)
+        return int(size / seconds * round_trip_s) if size else 0
+
+    @property
+    def bytes_under_way(self) -> int:
+        """Compressed bytes of all spans that are being brought."""
+        return sum(map(self._compressed_size, self._landings))
+
+    def _compressed_size(self, number: int) -> int:
+        span = self._spans[number]
+        return span.compressed_end - span.compressed_start
 
     def bring(self, numbers: Iterable[int], *, ahead: bool = False) -> dict[int, Landing]:
         """The landings of spans that are not local: those under way, and now all others too.
@@ -227,9 +250,11 @@ class SpanFetcher:
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
                 self._count(end - start, len(missing))
-                self._throughput.begun(trio.current_time())
+                began = trio.current_time()
+                self._throughput.begun(began)
                 try:
                     landed = await self._fetch_range(missing, start, end)
+                    self._transfers.append((end - start, trio.current_time() - began))
                 finally:
                     self._throughput.ended(trio.current_time())
         for span, data in landed:

@@ -259,7 +259,8 @@ async def open_layer(
                 settings=settings,
                 windows=WindowFetcher(indexed.remote_windows, nursery) if indexed.remote_windows else None,
             )
-            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead)
+            line = blob.line if settings.read_ahead.most_reach else None
+            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, line)
             yield lazy
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):

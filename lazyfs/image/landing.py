@@ -1,6 +1,6 @@
 """Spans under way: who needs one that somebody fetches already waits for its landing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import trio
 
@@ -45,6 +45,9 @@ class Landings:
 
     def __len__(self) -> int:
         return len(self._under_way)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._under_way)
 
     def __contains__(self, number: int) -> bool:
         return number in self._under_way

@@ -14,13 +14,16 @@ from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
-from lazyfs.image.plan import Piece, tail_pieces
+from lazyfs.image.plan import Piece, beside, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.image.spare import SpareSpans
+from lazyfs.source.line import Line
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 10
+_MOST_BESIDE: Final = 1 << 20
+_LEAST_ROUND_TRIP_S: Final = 0.01  # of shorter ones, readers wait less than for the bytes themselves
 
 
 class _Evicted(Exception):
@@ -73,6 +76,7 @@ class LazyLayer:
         entry: its place in the cache.
         fetcher: brings what is not there.
         read_ahead: how far to run ahead of sequential readers.
+        line: what it comes over, so that its idle time is used; None if nothing is to be brought in vain.
     """
 
     def __init__(
@@ -82,7 +86,9 @@ class LazyLayer:
         entry: LayerEntry,
         fetcher: SpanFetcher,
         read_ahead: ReadAheadSettings,
+        line: Line | None = None,
     ) -> None:
+        self._line = line
         self._spans = spans
         self._extents = extents
         self._entry = entry
@@ -246,7 +252,10 @@ class LazyLayer:
             offset = first - self._spans[number].uncompressed_start
             spare = self._spare.cut(number, offset, size) if self._spare else None
             parts[number] = self._local(first, size) if spare is None else spare
-        landings = self._fetcher.bring(number for number, part in parts.items() if part is None)
+        missing = [number for number, part in parts.items() if part is None]
+        landings = self._fetcher.bring(missing)
+        if missing and self._line is not None:
+            self._bring_beside(missing, self._line)
         for number, landing in landings.items():
             data = await landing.wait()
             first, size = self._part(number, start, end)
@@ -258,6 +267,22 @@ class LazyLayer:
             if data is not None and self._entry.refuses:
                 self._spare.keep(number, data)
         return b"".join(part for part in parts.values() if part is not None)
+
+    def _bring_beside(self, missing: Sequence[int], line: Line) -> None:
+        """Bring what may be wanted next while the line would be idle."""
+        if line.round_trip_s < _LEAST_ROUND_TRIP_S or self._entry.refuses:
+            return
+        room = min(self._fetcher.carried_meanwhile(line.round_trip_s), _MOST_BESIDE)
+        room -= self._fetcher.bytes_under_way - sum(map(self._compressed_size, missing))
+        if room <= 0:
+            return
+        numbers = beside(
+            self._spans,
+            missing,
+            room,
+            lambda n: self._has_span(n) or self._comes(n) or self._fetcher.is_under_way(n),
+        )
+        self._fetcher.bring(numbers, ahead=True)
 
     def _part(self, number: int, start: int, end: int) -> tuple[int, int]:
         """(start, size) of what of [start, end) lies in a span."""

@@ -1,10 +1,11 @@
 """Which bytes a read needs, decided without touching a network or a disk."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
-from indexer.toc import Extent, Span
+from indexer.toc import Extent, Span, SpanTable
 
 
 class Fetch(NamedTuple):
@@ -44,6 +45,34 @@ def plan_fetches(spans: Sequence[Span], *, max_bytes: int, max_gap: int) -> list
         else:
             fetches.append(Fetch((span,), span.compressed_start, span.compressed_end))
     return fetches
+
+
+def beside(spans: SpanTable, wanted: Sequence[int], room: int, passed_by: Callable[[int], bool]) -> list[int]:
+    """Spans that are worth bringing with those that a reader waits for: two that follow for one before.
+
+    What is read next lies near more often than not, and while a request is on its way the line is idle.
+
+    Args:
+        spans: the layer's.
+        wanted: the spans that are waited for, ascending, not none.
+        room: compressed bytes that cost next to nothing.
+        passed_by: says of a span that it is here, or on its way.
+    """
+    found = []
+    after, before = wanted[-1] + 1, wanted[0] - 1
+    for turn in count():
+        number = before if turn % 3 == 2 else after
+        after, before = after + (number == after), before - (number == before)
+        if before < -1 and after > len(spans):
+            break
+        if not 0 <= number < len(spans) or passed_by(number):
+            continue
+        span = spans[number]
+        room -= span.compressed_end - span.compressed_start
+        if room < 0 or len(spans.sharing_entry(number)) > 1:
+            break
+        found.append(number)
+    return sorted(found)
 
 
 class Piece(NamedTuple):

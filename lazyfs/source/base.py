@@ -6,6 +6,7 @@ from typing import Final, Protocol, TypeVar
 
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
+from lazyfs.source.line import Line
 
 T = TypeVar("T")
 
@@ -49,6 +50,10 @@ class Blob(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the blob, as its descriptor says and the source has to keep."""
+
+    @property
+    def line(self) -> Line | None:
+        """What it comes over; None where it is on this machine."""
 
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         """What `consume` makes of bytes [start, end), which it gets at once, checked for nothing.

@@ -15,6 +15,7 @@ from indexer.errors import FormatError, IndexerError
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.source.base import PIECE_SIZE, Blob, Source, SourceStatistics
+from lazyfs.source.line import Line
 
 T = TypeVar("T")
 
@@ -78,6 +79,10 @@ class _StoredBlob:
     @property
     def size(self) -> int:
         return self._blob.size
+
+    @property
+    def line(self) -> Line | None:
+        return self._blob.line
 
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         return await self._blob.fetch(start, end, consume)

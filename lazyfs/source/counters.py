@@ -3,12 +3,18 @@
 import threading
 
 from lazyfs.source.base import SourceStatistics
+from lazyfs.source.line import Line
 
 
 class Counters:
-    """The running counts of one source."""
+    """The running counts of one source.
+
+    Attributes:
+        line: how fast it answers.
+    """
 
     def __init__(self) -> None:
+        self.line = Line()
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
 

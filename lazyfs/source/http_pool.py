@@ -246,7 +246,9 @@ class _Exchange:
             if kept is not None:
                 # The server may have closed it while our request was on its way: nobody's failure.
                 with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+                    began = time.monotonic()
                     self._send_on(kept, headers)
+                    self._counters.line.answered(time.monotonic() - began)
                     return
             timeout_s = max(0.001, give_up_at - time.monotonic())
             self._send_on(self._connections.open(self._origin, timeout_s), headers)

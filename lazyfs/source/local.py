@@ -66,6 +66,10 @@ class LocalBlob:
         """Bytes of the blob, by its descriptor."""
         return self._size
 
+    @property
+    def line(self) -> None:
+        """There is none."""
+
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         """As Blob.fetch says."""
         self._check(start, end)

@@ -8,6 +8,7 @@ from indexer.errors import IndexerError
 from lazyfs.errors import RangeRefused
 from lazyfs.source.counters import Counters
 from lazyfs.source.http_pool import Body
+from lazyfs.source.line import Line
 from lazyfs.source.locator import Locator
 from lazyfs.source.places import ask_in_turn
 from lazyfs.source.retry import Retries, Transient
@@ -45,6 +46,11 @@ class RegistryBlob:
     def size(self) -> int:
         """Bytes of the blob, by its descriptor."""
         return self._size
+
+    @property
+    def line(self) -> Line:
+        """As Blob.line says."""
+        return self._counters.line
 
     async def fetch(self, start: int, end: int, consume: Callable[[memoryview], T]) -> T:
         """As Blob.fetch says."""
