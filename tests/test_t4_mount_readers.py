@@ -94,13 +94,17 @@ def stuck(two_layers, tmp_path) -> Iterator[tuple[Server, subprocess.Popen]]:
 
 
 def _stays_waiting(server: Server, reader: subprocess.Popen) -> bool:
-    """Whether it still waits for its page when the server has answered more than it does in one go."""
-    wchan = Path(f"/proc/{reader.pid}/wchan")
+    """Whether it does nothing but wait for its page while the server answers more than it does in one go."""
+    before = _switches(reader.pid)
     for _ in range(100):
-        if wchan.read_text() != "request_wait_answer":
-            return False
         assert not (server.mount_point / f"missing at {time.monotonic_ns()}").exists()
-    return True
+    waits = Path(f"/proc/{reader.pid}/wchan").read_text() == "request_wait_answer"
+    return waits and _switches(reader.pid) == before
+
+
+def _switches(pid: int) -> list[str]:
+    """How often it began to run (proc_pid_status(5))."""
+    return [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "ctxt_switches" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
