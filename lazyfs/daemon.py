@@ -92,10 +92,10 @@ async def run_mount(
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
         options = await mount_options(order, image)
         precise = not options.read_ahead_kb
-        recording = await stack.enter_async_context(
-            recorded(image, workshop.cache, precise=precise, command=order.command)
+        tracer = await stack.enter_async_context(
+            recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=order.command)
         )
-        tree = Tree(image.metadata, image.metadata_file, recording.readers)
+        tree = Tree(image.metadata, image.metadata_file, image.layers)
         serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
         state = states.path(Path(order.mount_point))
         # One at a time at one place, so that a second sees what the first has mounted.
@@ -111,9 +111,7 @@ async def run_mount(
             )
             listener = stack.enter_context(states.registered(facts))
         auditor = Auditor(cases_of(image), workshop.cache)
-        told = partial(
-            answers, facts=facts, workshop=workshop, image=image, auditor=auditor, tracer=recording.tracer
-        )
+        told = partial(answers, facts=facts, workshop=workshop, image=image, auditor=auditor, tracer=tracer)
         nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)
         nursery.start_soon(auditor.run)

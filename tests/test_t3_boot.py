@@ -67,9 +67,9 @@ async def start(image: Image, names: list[bytes]) -> None:
 
 async def recorded_start(registry: Registry, cache: Path, names: list[bytes]) -> Trace:
     async with mounted(registry, cache, record=True) as found:
-        async with recorded(found.image, found.workshop.cache, precise=True, command="start") as recording:
-            layers = [*recording.readers]
-            image = found.image
+        image, kept = found.image, found.workshop.cache
+        async with recorded(image.resolved, image.by_names, kept, precise=True, command="start"):
+            layers = image.layers
             for name in names:
                 nid = image.metadata.resolve(name)
                 extent = image.metadata.extent(nid)

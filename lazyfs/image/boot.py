@@ -1,7 +1,9 @@
 """The start of a mount: its boot pack is looked for, streamed, and waited for by who wants its leaves."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -11,7 +13,7 @@ from lazyfs.image.boot_packs import BootPacks, FoundPack
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.pack_stream import OpenLayer, PackStatistics, PackStream
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.tasks import open_tasks
+from lazyfs.image.tasks import background_tasks, open_tasks
 
 _LONGEST_LOOK_S: Final = 0.3
 """For how long a reader waits until it is known what a pack holds: about what a request of its own takes."""
@@ -95,19 +97,14 @@ class Boot:
         with trio.CancelScope(shield=True):
             await self._over.wait()
 
-    def attach(self, layers: Mapping[str, LazyLayer], names: Mapping[str, PackLayer]) -> None:
-        """The image's layers are open: what comes goes into them, and their readers wait for it.
-
-        Args:
-            layers: by digest.
-            names: their digests and those of their tables of contents.
-        """
-        opened = {names[digest]: OpenLayer(layer.spans, layer.entry) for digest, layer in layers.items()}
+    def attach(self, layers: Mapping[PackLayer, LazyLayer]) -> None:
+        """The image's layers are open: what comes goes into them, and their readers wait for it."""
+        opened = {names: OpenLayer(layer.spans, layer.entry) for names, layer in layers.items()}
         self._layers = opened
         if self._stream is not None:
             self._stream.attach(opened)
-        for digest, layer in layers.items():
-            layer.follow(LayerBoot(self, names[digest]))
+        for names, layer in layers.items():
+            layer.follow(LayerBoot(self, names))
 
     async def settle(self) -> None:
         """Wait until it is known what comes, but not for long."""
@@ -119,6 +116,28 @@ class Boot:
     def stream(self) -> PackStream | None:
         """The pack on its way, if there is one."""
         return self._stream
+
+
+@asynccontextmanager
+async def booting(
+    packs: BootPacks, resolved: ResolvedImage, layers: Mapping[PackLayer, LazyLayer], *, ask: bool
+) -> AsyncIterator[Boot]:
+    """The start of a mount of layers that are open.
+
+    Args:
+        packs: finds the pack.
+        resolved: the image.
+        layers: its layers, each once.
+        ask: whether to ask others for a pack.
+    """
+    boot = Boot(packs, resolved)
+    boot.attach(layers)
+    async with background_tasks() as nursery:
+        nursery.start_soon(partial(boot.run, ask=ask))
+        try:
+            yield boot
+        finally:
+            await boot.end()
 
 
 class LayerBoot:

@@ -49,6 +49,12 @@ class Image:
     indexed: Sequence[IndexedLayer]
     boot: Boot | None = None
 
+    @property
+    def by_names(self) -> dict[PackLayer, LazyLayer]:
+        """The layers by their digests and those of their tables of contents, each once."""
+        pairs = zip(self.indexed, self.layers, strict=True)
+        return {PackLayer(index.head.header.layer_digest, index.head.digest): layer for index, layer in pairs}
+
     def read_nowait(self, nid: int, offset: int, size: int) -> bytes | None:
         """As `read` where all of it is local, else None. Raises FormatError for a corrupt tree."""
         where = self._where(nid, offset, size)
@@ -224,9 +230,8 @@ async def open_image(
             for digest, link in links.items()
         }
         if boot is not None:
-            boot.attach(layers, {digest: PackLayer(digest, indexed[digest].head.digest) for digest in links})
             stack.push_async_callback(boot.end)
-        yield Image(
+        image = Image(
             resolved,
             metadata,
             metadata_file,
@@ -234,6 +239,9 @@ async def open_image(
             [indexed[digest] for digest in digests],
             boot,
         )
+        if boot is not None:
+            boot.attach(image.by_names)
+        yield image
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ read          else: missing leaves -> spans, which the fetcher brings
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -45,6 +45,10 @@ class LayerStatistics:
     misses: int
     bytes_served: int
     fetched: FetchStatistics
+
+
+Watch = Callable[[int, int], None]
+"""Told of bytes [start, end) of a layer that are read, which are not empty."""
 
 
 class Coming(Protocol):
@@ -99,6 +103,7 @@ class LazyLayer:
         self._condemned = ""
         self._spare = SpareSpans()
         self._coming: list[Coming] = []
+        self._watchers: list[Watch] = []
         self._hits = self._misses = self._bytes_served = 0
 
     def __repr__(self) -> str:
@@ -128,9 +133,27 @@ class LazyLayer:
         """How it is entered."""
         return self._spans
 
+    @property
+    def size(self) -> int:
+        """Bytes of its stream, without the tail."""
+        return self._end
+
+    @property
+    def extents(self) -> Sequence[Extent]:
+        """Its tail."""
+        return self._extents
+
     def follow(self, coming: Coming) -> None:
         """Something of it comes by itself; readers wait for that where it is no slower."""
         self._coming = [*(each for each in self._coming if not each.is_over), coming]
+
+    def watch(self, watcher: Watch) -> None:
+        """Tell somebody of every read, on the thread that answers all requests, until `unwatch`."""
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Watch) -> None:
+        """Tell them no more."""
+        self._watchers.remove(watcher)
 
     async def wait_landed(self) -> None:
         """Wait until something more of it has come, or has failed to."""
@@ -141,12 +164,14 @@ class LazyLayer:
         self._condemned = reason
 
     def read_nowait(self, start: int, size: int) -> bytes | None:
-        """Bytes [start, start + size) if all of them are local, else None.
+        """Bytes [start, start + size) if all of them are local, else None. Mounts ask this first.
 
         Raises:
             IndexerError: never for ranges of the device.
             NotTrusted: the layer is condemned.
         """
+        for watcher in self._watchers:
+            watcher(start, start + size)
         if self._condemned:
             raise NotTrusted(self._condemned)
         data = self._local(start, size)

@@ -1,20 +1,22 @@
 """Keeps what a mount's readers touch: while it lasts now and then, and at its end."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 import trio
 
 from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
+from indexer.toc import Extent
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import CacheError
-from lazyfs.image.image import Image
-from lazyfs.image.tasks import open_tasks
-from lazyfs.image.trace import Readable, Trace, TracedLayer, Tracer, decode_trace
+from lazyfs.image.layer import Watch
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import background_tasks
+from lazyfs.image.trace import Trace, TracedLayer, Tracer, decode_trace
 
 KEPT: Final = 8
 """Traces of an image that are kept, the newest ones."""
@@ -24,55 +26,57 @@ _EVERY_S: Final = 30.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A mount that is recorded.
+class RecordedLayer(Protocol):
+    """A layer that tells of its reads."""
 
-    Attributes:
-        tracer: what was recorded so far.
-        readers: the image's layers, recorded when they are read.
-    """
+    @property
+    def size(self) -> int:
+        """Bytes of its stream."""
 
-    tracer: Tracer
-    readers: Sequence[Readable]
+    @property
+    def extents(self) -> Sequence[Extent]:
+        """Its tail."""
+
+    def watch(self, watcher: Watch) -> None:
+        """Tell somebody of every read."""
+
+    def unwatch(self, watcher: Watch) -> None:
+        """Tell them no more."""
 
 
 @asynccontextmanager
 async def recorded(
-    image: Image, cache: Cache, *, precise: bool, command: str = ""
-) -> AsyncIterator[Recording]:
-    """Records the reads of an image, and keeps the trace in the cache.
+    resolved: ResolvedImage,
+    layers: Mapping[PackLayer, RecordedLayer],
+    cache: Cache,
+    *,
+    precise: bool,
+    command: str = "",
+) -> AsyncIterator[Tracer]:
+    """Records the reads of a mount, and keeps the trace in the cache.
 
     Args:
-        image: what is read.
+        resolved: what is mounted.
+        layers: its layers, each once.
         cache: where the trace goes.
         precise: whether the kernel reads nothing ahead.
         command: what runs, if that is known.
     """
-    tracer = tracer_of(image, precise=precise)
-    digests = [layer.descriptor.digest for layer in image.resolved.layers]
-    numbers = list(map(list(dict.fromkeys(digests)).index, digests))
-    readers = [tracer.reader(number, layer) for number, layer in zip(numbers, image.layers, strict=True)]
+    traced = [TracedLayer(names, layer.size, layer.extents) for names, layer in layers.items()]
+    tracer = Tracer(resolved.name, resolved.descriptor.digest, traced, precise=precise)
+    watchers = [(layer, partial(tracer.note, number)) for number, layer in enumerate(layers.values())]
     keeper = _Keeper(tracer, cache, command)
-    async with open_tasks() as nursery:
+    async with background_tasks() as nursery:
         nursery.start_soon(keeper.run)
+        for layer, watcher in watchers:
+            layer.watch(watcher)
         try:
-            yield Recording(tracer, readers)
+            yield tracer
         finally:
-            nursery.cancel_scope.cancel()
+            for layer, watcher in watchers:
+                layer.unwatch(watcher)
             with trio.CancelScope(shield=True):
                 await keeper.keep()
-
-
-def tracer_of(image: Image, *, precise: bool) -> Tracer:
-    """A tracer of an image's layers, each once."""
-    indexes = {index.head.header.layer_digest: index.head for index in image.indexed}
-    layers = [
-        TracedLayer(PackLayer(digest, head.digest), head.header.uncompressed_size, head.extents())
-        for digest, head in indexes.items()
-    ]
-    resolved = image.resolved
-    return Tracer(resolved.name, resolved.descriptor.digest, layers, precise=precise)
 
 
 class _Keeper:

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from indexer.boot_pack import PackLayer
 from indexer.digest import digest_hex
@@ -128,16 +128,6 @@ def _decoded(values: dict[str, Any]) -> Trace:
     )
 
 
-class Readable(Protocol):
-    """A layer, as mounts read it."""
-
-    def read_nowait(self, start: int, size: int) -> bytes | memoryview | None:
-        """Bytes, if they are here."""
-
-    async def read(self, start: int, size: int) -> bytes | memoryview:
-        """Bytes."""
-
-
 class TracedLayer(NamedTuple):
     """What is recorded of a layer.
 
@@ -189,10 +179,6 @@ class Tracer:
     def __len__(self) -> int:
         return len(self._touches) // _FIELDS
 
-    def reader(self, number: int, layer: Readable) -> "TracedReader":
-        """Layer number `number`, so that reads of it are recorded."""
-        return TracedReader(self, number, layer)
-
     def note(self, number: int, start: int, end: int) -> None:
         """Bytes [start, end) of a layer's address space are read, which is not empty."""
         size = self._layers[number].size
@@ -235,20 +221,3 @@ class Tracer:
             layers=tuple(layer.names for layer in self._layers),
             touches=tuple(Touch(*touches[at : at + _FIELDS]) for at in range(0, len(touches), _FIELDS)),
         )
-
-
-class TracedReader:
-    """A layer whose reads are recorded."""
-
-    __slots__ = ("_layer", "_note", "_number", "read")
-
-    def __init__(self, tracer: Tracer, number: int, layer: Readable) -> None:
-        self._note = tracer.note
-        self._number = number
-        self._layer = layer
-        self.read = layer.read
-
-    def read_nowait(self, start: int, size: int) -> bytes | memoryview | None:
-        """As the layer says. Mounts ask this first, so `read` records nothing."""
-        self._note(self._number, start, start + size)
-        return self._layer.read_nowait(start, size)
