@@ -96,7 +96,7 @@ def stuck(two_layers, tmp_path) -> Iterator[tuple[Server, subprocess.Popen]]:
 def _stays_waiting(server: Server, reader: subprocess.Popen) -> bool:
     """Whether it does nothing but wait for its page while the server answers more than it does in one go."""
     before = _switches(reader.pid)
-    for _ in range(100):
+    for _ in range(300):
         assert not (server.mount_point / f"missing at {time.monotonic_ns()}").exists()
     waits = Path(f"/proc/{reader.pid}/wchan").read_text() == "request_wait_answer"
     return waits and _switches(reader.pid) == before

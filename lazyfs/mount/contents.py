@@ -67,16 +67,22 @@ class Contents:
         """Bytes [start, start + size) of the device of layer `number`; None unless all of them are here.
 
         Raises:
+            Refused: what has just been answered to a read of them.
             LazyfsError: see `LayerReader.read`.
         """
         data = self.layers[number].read_nowait(start, size)
-        return None if data is None else _checked(data, number, start, size)
+        if data is not None:
+            return _checked(data, number, start, size)
+        known = self._failed.errno(number, start)
+        if known is not None:
+            raise Refused(known)
+        return None
 
     async def read(self, number: int, start: int, size: int) -> bytes | memoryview:
         """Bytes [start, start + size) of the device of layer `number`; without a checkpoint if all are here.
 
         Raises:
-            Exception: those of `wait`.
+            Exception: those of `read_nowait` and `wait`.
         """
         data = self.read_nowait(number, start, size)
         return await self.wait(number, start, size) if data is None else data
@@ -86,13 +92,10 @@ class Contents:
 
         Raises:
             trio.TooSlowError: they did not come in time.
-            Refused: what has just been answered to a read of them; or ENOTCONN, after `refuse`.
+            Refused: ENOTCONN, after `refuse`.
             IndexerError: see `LayerReader.read`.
             LazyfsError: see `LayerReader.read`.
         """
-        known = self._failed.errno(number, start)
-        if known is not None:
-            raise Refused(known)
         try:
             data = await self._read_in_time(self.layers[number], start, size)
         except Refused:

@@ -136,10 +136,13 @@ class RawSession:
     def _answer_burst(self, nursery: trio.Nursery) -> bool:
         """Answers what is there, or comes at once; False if nothing will ever come again."""
         answered = waited = 0
+        under_way = len(self._waiting)
         while answered < _BURST and waited < _LINGER:
             try:
                 size = os.readv(self._device_fd, [self._buffer])
             except BlockingIOError:
+                if len(self._waiting) > under_way:  # whose tasks are to begin
+                    break
                 waited += 1
                 os.sched_yield()
             except OSError as error:
