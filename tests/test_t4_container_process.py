@@ -148,7 +148,7 @@ def test_a_volume_names_what_is_there(tmp_path, monkeypatch):
     for wrong in ("/x", "./data:d", "./data:/d:rx", ":/d", "./absent:/d"):
         with pytest.raises(ContainerError):
             parse_volume(wrong)
-    with pytest.raises(ContainerError, match="write ./name"):
+    with pytest.raises(ContainerError, match=r"write \./name"):
         parse_volume("name:/d")
 
 

@@ -106,10 +106,10 @@ def test_kinds_owners_times_attributes_and_links_are_kept(root, upper):
     os.link(root / "a", root / "kept/z")
     os.setxattr(root / "a", "user.mine", b"\0value")
     os.chown(root / "a", 7, 8)
-    os.chmod(root / "a", 0o4755)
+    (root / "a").chmod(0o4755)
     os.setxattr(root / "a", "security.capability", CAPABILITY)
     os.utime(root / "a", ns=(0, 1_234_567_890_123_456_789))
-    os.symlink("../x", root / "link")
+    (root / "link").symlink_to("../x")
     os.mkfifo(root / "fifo")
     os.mknod(root / "device", 0o20600, os.makedev(1, 3))
     found = {path: one.member for path, one in by_path(upper).items()}
@@ -150,7 +150,7 @@ def test_what_refers_below_is_refused(root, upper, name):
 
 def test_names_of_whiteouts_are_refused(root, upper):
     (root / ".wh.mine").write_text("")
-    with pytest.raises(ContainerError, match="begins with .wh."):
+    with pytest.raises(ContainerError, match="begins with"):
         by_path(upper)
 
 
@@ -216,7 +216,7 @@ def test_a_container_cannot_lead_the_walk_out_of_its_directory(tmp_path):
     stop = threading.Event()
 
     def exchange() -> None:
-        os.symlink(secret, upper / "b")
+        (upper / "b").symlink_to(secret)
         while not stop.is_set():
             (upper / "a").rename(upper / "c")
             (upper / "b").rename(upper / "a")

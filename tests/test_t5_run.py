@@ -1,0 +1,327 @@
+"""lazyfs run with the real runtimes, on real images, and what is left afterwards."""
+
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import time
+import urllib.request
+from collections.abc import Iterator
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from tests.support.containers import Containers, until
+from tests.support.mounts import mounts_below
+from tests.support.runner import LazyfsRunner, executable
+
+FOR_EVER = "while :; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory) -> Containers:
+    """One cache for all: what an image costs, it costs once."""
+    top = tmp_path_factory.mktemp("run")
+    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(containers) -> Iterator[None]:
+    """Whatever a test does, nothing stays."""
+    yield
+    until(lambda: not containers.left(), f"{containers.left()} go")
+    assert mounts_below(containers.runner.cache_dir) == []
+
+
+@pytest.fixture(scope="module")
+def image(lab_image):
+    """From a name to an image's name."""
+    return lambda name: f"oci:{lab_image(name)}:latest"
+
+
+def shell(containers, image, script: str, *options: str) -> list[str]:
+    """The lines that a script prints in the base image."""
+    return containers("run", *options, image("base"), "sh", "-c", script).stdout.splitlines()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def page(port: int) -> bytes:
+    """What a server says, once it does."""
+    answers = []
+
+    def asked() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                answers.append(answer.read())
+        except OSError:
+            return False
+        return True
+
+    until(asked, f"somebody answers at {port}")
+    return answers[0]
+
+
+@pytest.mark.parametrize("driver", ["erofs", "fuse"])
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_python_runs_with_either_driver_and_runtime(containers, image, driver, runtime):
+    program = "import json, ssl, os; print(json.dumps([6 * 7, os.getpid()]))"
+    options = ("--driver", driver, "--runtime", runtime)
+    done = containers("run", *options, image("python"), "python3", "-c", program)
+    assert (done.stdout, done.stderr) == ("[42, 1]\n", "")
+
+
+def test_nginx_answers_and_stops_at_its_own_signal(containers, image):
+    port = free_port()
+    script = f"sed -i s/8080/{port}/ /etc/nginx/conf.d/lab.conf && exec nginx -g 'daemon off;'"
+    with containers.started("--name", "web", image("nginx"), "sh", "-c", script) as process:
+        assert page(port) == b"<h1>lab</h1>\n"
+        process.terminate()  # becomes the image's SIGQUIT
+        assert process.wait(30) == 0
+
+
+def test_postgres_is_initialised_started_and_asked(containers, image):
+    script = """
+    initdb --no-sync -D /srv/data/db >/dev/null &&
+    pg_ctl -w -s -D /srv/data/db -o "-k /tmp -c listen_addresses= -c fsync=off" -l /tmp/log start &&
+    psql -h /tmp -d postgres -Atc 'select 6 * 7' -c 'select current_user' &&
+    pg_ctl -w -s -D /srv/data/db stop
+    """
+    done = containers("run", "--net", "none", image("postgres"), "sh", "-c", script)
+    assert done.stdout == "42\npostgres\n"
+
+
+def test_node_serves_what_the_image_says_as_its_user(containers, image):
+    port = free_port()
+    with containers.started("-e", f"PORT={port}", "--stop-signal", "KILL", image("node")) as process:
+        assert page(port) == b"hello\n"
+        process.terminate()
+        assert process.wait(30) == 137
+    assert containers("run", image("node"), "id").stdout == (
+        "uid=1000(node) gid=1000(node) groups=1000(node),60(games)\n"
+    )
+
+
+def test_words_and_options_shape_the_process(containers, image, tmp_path):
+    (tmp_path / "env").write_text("# comment\nFILE=1\nOURS\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/file").write_text("from the host")
+    done = containers(
+        *("run", "--net", "none", "--hostname", "box", "--read-only", "-e", "OURS", "-e", "A=b c"),
+        *("--env-file", tmp_path / "env", "-w", "/new/place", "--user", "nobody:tty"),
+        *("-v", f"{tmp_path}/data:/data:ro", "-v", f"{tmp_path}/data:/again", "--entrypoint", '["sh", "-c"]'),
+        image("base"),
+        'hostname; pwd; id; echo "$A $FILE $OURS"; cat /data/file; touch /data/x ./x; ls /sys/class/net',
+        env={"OURS": "here"},
+        exit_code=0,
+    )
+    assert done.stdout.splitlines() == [
+        "box",
+        "/new/place",
+        "uid=65534(nobody) gid=5(tty) groups=5(tty)",
+        "b c 1 here",
+        "from the hostlo",
+    ]
+    assert done.stderr.count("Read-only file system") == 2
+
+
+def test_the_root_can_be_written_and_setuid_programs_count(containers, image):
+    lines = shell(
+        containers, image,
+        """rm /etc/passwd- && rm -rf /etc/apt && mkdir /etc/apt && echo new > /etc/apt/file && ls /etc/apt
+        cp /usr/bin/id /usr/local/bin/sid && chmod 4755 /usr/local/bin/sid
+        setpriv --reuid 1 --regid 1 --clear-groups sid -u
+        mknod /null c 1 3 && echo x > /null && stat -c %t:%T /null""",
+    )  # fmt: skip
+    assert lines == ["file", "0", "1:3"]
+    assert shell(containers, image, "ls /etc/passwd-") == ["/etc/passwd-"]  # nothing of it was kept
+
+
+def test_a_container_is_as_confined_as_dockers(containers, image):
+    lines = shell(
+        containers, image,
+        """grep -E 'CapEff|CapBnd' /proc/self/status; wc -c < /proc/interrupts
+        echo 1 > /proc/sys/kernel/sysrq; ls /sys/firmware; ls /dev; echo $$""",
+    )  # fmt: skip
+    assert lines[:3] == ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "0"]
+    assert set(lines[3:-1]) <= {
+        *("core", "fd", "full", "fuse", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin"),
+        *("stdout", "tty", "urandom", "zero"),
+    }
+    assert lines[-1] == "1"
+
+
+def test_a_hostile_passwd_leads_nowhere_else(containers, image, tmp_path):
+    secret = tmp_path / "passwd"
+    secret.write_text("secret:x:4321:4321::/:/bin/sh\n")
+    script = f"ln -sf {secret} /etc/passwd"
+    containers("run", "--upper", tmp_path / "up", image("base"), "sh", "-c", script)
+    done = containers(
+        "run", "--upper", tmp_path / "up", "--user", "secret", image("base"), "id", exit_code=125
+    )
+    assert "no user 'secret'" in done.stderr
+
+
+def test_standard_input_comes_only_when_asked_for(containers, image):
+    assert containers("run", "-i", image("base"), "cat", told="given\n").stdout == "given\n"
+    assert containers("run", image("base"), "cat", told="given\n").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["sh", "-c", "exit 7"], 7, ""),
+        (["sh", "-c", "sh -c 'kill -9 $$'"], 137, ""),
+        (["nope"], 127, "lazyfs: nope: not found in the container in its PATH"),
+        (["/etc/nope"], 127, "lazyfs: /etc/nope: not found in the container"),
+        (["/etc"], 126, "lazyfs: /etc: is a directory in the container"),
+        (["/etc/passwd"], 126, "lazyfs: /etc/passwd: may not be executed in the container"),
+    ],
+)
+def test_the_exit_code_is_the_containers_or_says_why_there_was_none(containers, image, words, code, said):
+    done = containers("run", image("base"), *words, exit_code=code)
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_what_cannot_be_run_is_said_in_a_line(containers, image, tmp_path):
+    for words, code in (
+        (["--user", "nobodyelse", image("base"), "id"], 125),
+        (["-v", f"{tmp_path}/absent:/x", image("base"), "id"], 125),
+        (["--runtime", "nope", image("base"), "id"], 125),
+        (["-w", "/etc/passwd", image("base"), "id"], 125),
+        (["--name", "a/b", image("base"), "id"], 125),
+        ([f"oci:{tmp_path}/absent", "id"], 66),
+        (["--net", "bridge", image("base"), "id"], 64),
+    ):
+        done = containers("run", *words, exit_code=code)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("lazyfs: ")
+
+
+def test_changes_are_kept_where_the_user_says_and_gone_on_with(containers, image, tmp_path):
+    kept = tmp_path / "kept"
+    containers("run", "--rm", "--upper", kept, image("base"), "sh", "-c", "echo 1 > /one; rm /etc/passwd-")
+    lines = containers("run", "--upper", kept, image("base"), "sh", "-c", "cat /one; ls /etc/passwd-; echo 2")
+    assert lines.stdout == "1\n2\n"
+    assert (kept / "upper/one").read_text() == "1\n"
+    done = containers("run", "--upper", kept, image("python"), "id", exit_code=125)
+    assert "as it was then" in done.stderr
+    with containers.started("--name", "user", "--upper", kept, image("base"), "sleep", "60"):
+        containers.pid("user")
+        done = containers("run", "--upper", kept, image("base"), "id", exit_code=125)
+        assert "another container uses it" in done.stderr
+        done = containers("run", "--name", "user", image("base"), "id", exit_code=125)
+        assert "a container named 'user' is running" in done.stderr
+
+
+def test_signals_are_passed_on(containers, image):
+    script = f"trap 'echo int' INT; trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo up; {FOR_EVER}"
+    with containers.started(image("base"), "sh", "-c", script) as process:
+        for number, line in ((None, "up"), (signal.SIGINT, "int"), (signal.SIGUSR1, "usr1")):
+            if number:
+                process.send_signal(number)
+            assert process.stdout.readline() == line + "\n"
+        process.terminate()
+        assert process.stdout.readline() == "term\n"
+        assert process.wait(30) == 9
+
+
+def test_who_ignores_the_order_to_end_is_killed_at_the_third(containers, image):
+    with containers.started("--name", "deaf", image("base"), "sleep", "1000") as process:
+        containers.pid("deaf")
+        for _ in range(3):
+            time.sleep(0.1)  # signals that come together are one
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 137
+
+
+def test_a_terminal_has_our_size_and_what_is_typed(containers, image):
+    master, slave = pty.openpty()
+    ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+    script = (
+        f"tty; stty size; read line; echo got $line; trap 'stty size; exit 5' WINCH; echo ready; {FOR_EVER}"
+    )
+    process = subprocess.Popen(
+        [executable(), "run", "-it", image("base"), "sh", "-c", script],
+        env=containers.environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    shown = b""
+
+    def expect(pattern: bytes) -> None:
+        nonlocal shown
+        while not re.search(pattern, shown):
+            assert select.select([master], [], [], 60)[0], shown
+            shown += os.read(master, 4096)
+
+    try:
+        expect(rb"/dev/pts/0\r\n33 77\r\n")
+        os.write(master, b"words\r")
+        expect(rb"got words\r\nready\r\n")
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 88, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        expect(rb"44 88\r\n")
+        assert process.wait(30) == 5
+        assert termios.tcgetattr(slave)[3] & termios.ECHO  # as it was before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_terminal_cannot_be_made_of_a_pipe(containers, image):
+    done = containers("run", "-it", image("base"), "id", exit_code=64)
+    assert "takes a terminal" in done.stderr
+
+
+@pytest.mark.parametrize("driver", ["erofs", "fuse"])
+def test_whoever_is_killed_nothing_is_left(containers, image, driver):
+    def children(process: subprocess.Popen) -> list[int]:
+        text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        return list(map(int, text.split()))
+
+    options = ("--driver", driver, "--name", "victim", image("base"), "sleep", "1000")
+    with containers.started(*options) as process:
+        pid = containers.pid("victim")
+        process.kill()
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the container dies with its runner")
+    until(lambda: not containers.left(), "all of it goes")
+    with containers.started(*options) as process:
+        pid = containers.pid("victim")
+        _undertaker, server, first = sorted(children(process))
+        assert first == pid
+        os.kill(server, signal.SIGKILL)
+        assert process.wait(30) == 71
+        assert "the daemon that serves the container's root died" in process.stderr.read()
+    assert containers.left() == []
+    with containers.started(*options) as process:
+        pid = containers.pid("victim")
+        undertaker, _server, _first = sorted(children(process))
+        os.kill(undertaker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        assert containers.left() != []
+        containers("run", image("base"), "true")
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the next run kills it")
+    assert containers.left() == []
+
+
+def test_an_interrupted_start_leaves_nothing(containers, image):
+    for delay_s in (0.05, 0.2, 0.4, 0.6):
+        with containers.started(image("base"), "sleep", "1000") as process:
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            process.kill()
+        until(lambda: not containers.left(), f"what {delay_s} seconds made goes")
