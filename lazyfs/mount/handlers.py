@@ -1,4 +1,4 @@
-"""What all our FUSE file systems share: nothing is ever written, and nothing but FUSEError leaves a handler.
+"""What is served through pyfuse3: nothing is ever written, and nothing but FUSEError leaves a handler.
 
 pyfuse3 ends the mount when a handler raises anything else, so each one passes through `answering`.
 """
@@ -8,16 +8,13 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import FileHandleT, FlagT, FUSEError, InodeT
 
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import FailureLog, Refused
-
-FOREVER_S: Final = 365 * 86400.0
-"""For how long the kernel may keep entries and attributes: a mounted tree never changes."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,14 +68,6 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     async def release(self, fh: FileHandleT) -> None:
         """Nothing: a file handle is its inode number."""
-
-    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
-        """The directory's handle is its inode number."""
-        del ctx
-        return FileHandleT(inode)
-
-    async def releasedir(self, fh: FileHandleT) -> None:
-        """Nothing, as in `release`."""
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Opens for reading; what the kernel has cached of the file stays valid.

@@ -1,4 +1,4 @@
-"""What the `erofs` driver needs of FUSE: layers as files, in a directory that only the kernel looks into."""
+"""What the `erofs` driver needs of FUSE, through pyfuse3: layers as files that only the kernel looks for."""
 
 import errno
 import logging
@@ -11,7 +11,8 @@ from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, ModeT
 from indexer.toc import BLOCK_SIZE
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.forest import ROOT, Forest
-from lazyfs.mount.handlers import FOREVER_S, ReadOnlyOperations, answering
+from lazyfs.mount.handlers import ReadOnlyOperations, answering
+from lazyfs.mount.wire import FOREVER_S
 
 _DIRECTORY_MODE: Final = stat.S_IFDIR | 0o500
 _FILE_MODE: Final = stat.S_IFREG | 0o400
