@@ -73,6 +73,13 @@ async def test_every_window_is_the_files(autojump_clock) -> None:
             assert brought == {span.number: window(span) for span in spans[start : start + 7]}
 
 
+async def test_an_empty_window_needs_no_block_wherever_it_lies(autojump_clock) -> None:
+    span = SPANS[0]._replace(window_start=BLOCK_SIZE + 1, window_end=BLOCK_SIZE + 1)
+    async with setup() as one:
+        assert one.fetcher.take([span]) == {span.number: b""}
+        assert one.windows.ranges == []
+
+
 async def test_neighbours_come_together_and_once(autojump_clock) -> None:
     async with setup() as one:
         first = SPANS[1]

@@ -138,6 +138,8 @@ class WindowFetcher:
     def _cut(self, start: int, end: int) -> bytes:
         if self._whole is not None:
             return self._whole[start:end]
+        if start == end:  # of a span that refers to nothing before it; its place need not be here
+            return b""
         pieces = []
         for block in range(start // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
             self._blocks.move_to_end(block)
