@@ -29,10 +29,16 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
     help="containerd's, for layers to be indexed (default: where it usually is).",
 )
 @click.option(
+    "--driver", type=click.Choice(["auto", "erofs", "fuse"]), default="auto", show_default=True,
+    help="Who reads the metadata: the kernel (erofs) or the daemon (fuse).",
+)  # fmt: skip
+@click.option(
     "--leave", is_flag=True,
     help="At SIGTERM, leave everything mounted: for a service manager that keeps our descriptors.",
 )  # fmt: skip
-def daemon(config: Config, root: Path, socket: Path, content_store: Path | None, leave: bool) -> None:
+def daemon(
+    config: Config, root: Path, socket: Path, content_store: Path | None, driver: str, leave: bool
+) -> None:
     """Serve the data of lazily mounted containers, in the foreground, until SIGTERM.
 
     The snapshotter asks it, over a socket that only root may open. Two processes: a small one keeps the
@@ -41,7 +47,7 @@ def daemon(config: Config, root: Path, socket: Path, content_store: Path | None,
     """
     if content_store is None and CONTAINERD_STORE.is_dir():
         content_store = CONTAINERD_STORE
-    options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute(), content_store)
+    options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute(), content_store, driver)
     told = os.memfd_create("lazyfs-daemon", 0)
     os.write(told, encode_options(options, config))
     os.chdir("/")

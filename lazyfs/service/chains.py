@@ -5,8 +5,8 @@ is mounted stands in the ledger, from which the next daemon makes it again.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,6 +16,7 @@ import trio
 from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.exit_codes import message_of
+from lazyfs.mount.forest_mount import take_down
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import Images
 from lazyfs.service.ledger import Entry
@@ -34,25 +35,14 @@ NoteDevices = Callable[[Sequence[int]], Awaitable[None]]
 class Driver(Protocol):
     """Presents trees."""
 
-    @property
-    def name(self) -> str:
-        """Of the driver, as `lazyfs mount --driver` calls it."""
+    def mounted(self, entry: Entry, mount_point: Path, note: NoteDevices) -> AbstractAsyncContextManager[str]:
+        """Shows the ordered layers at a directory, if need be made, while the block lasts.
 
-    def mounted(
-        self, order: ChainOrder, mount_point: Path, note: NoteDevices
-    ) -> AbstractAsyncContextManager[None]:
-        """Shows the ordered layers at a directory for as long as the block lasts.
+        Gives the name of the driver, as `lazyfs mount --driver` calls it.
 
         Raises:
             IndexerError: (on entry) they make no tree.
             LazyfsError: (on entry) they cannot be had or mounted; (at the end) unmounted.
-        """
-
-    def adopted(self, mount_point: Path) -> AbstractAsyncContextManager[None]:
-        """As `mounted`, of what a daemon before us mounted and is shown on.
-
-        Raises:
-            LazyfsError: (at the end) it cannot be unmounted.
         """
 
 
@@ -67,16 +57,40 @@ class _Chain:
         error: why it cannot be; None while it is mounted.
         leave: set when it is to go.
         gone: set when it is.
+        noted: whether it is to be written down.
     """
 
     def __init__(self, entry: Entry, path: Path, state: str) -> None:
-        self.entry = replace(entry, mounted=False, devices=())
+        self.entry = entry
         self.path = path
         self.state = state
         self.ready = trio.Event()
         self.error: Exception | None = MountError("shutting down")
         self.leave = trio.Event()
         self.gone = trio.Event()
+        self.noted = False
+
+
+@asynccontextmanager
+async def unmounted_at_end(mount_point: Path, driver: str) -> AsyncIterator[str]:
+    """Unmounts what is at a directory after the block, lazily if it is in use, and removes the directory.
+
+    Gives the driver's name.
+
+    Raises:
+        MountError: it cannot be unmounted.
+    """
+    try:
+        yield driver
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_take_away, mount_point)
+
+
+def _take_away(mount_point: Path) -> None:
+    take_down(mount_point)
+    with suppress(FileNotFoundError):
+        mount_point.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +148,7 @@ class Chains:
         async with self._images.lease(order) as image:
             layers = [layer.descriptor.digest for layer in image.lowest(order).layers]
             found = replace(order, manifest=image.resolved.descriptor.digest)
-            entry = Entry(chain_name(layers), found, mounted=False)
+            entry = Entry(chain_name(layers), found)
             return await self._ensure(entry, "live")
 
     async def _ensure(self, entry: Entry, state: str) -> Mounted:
@@ -142,13 +156,14 @@ class Chains:
         while True:
             chain = self._chains.get(entry.name)
             if chain is None:
-                chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, state)
+                fresh = replace(entry, mounted=False, devices=())
+                chain = self._chains[entry.name] = _Chain(fresh, self._directory / entry.name, state)
                 self._nursery.start_soon(self._mount, chain)
             await chain.ready.wait()
             if chain.error is not None:
                 raise chain.error
             if not chain.leave.is_set():
-                return Mounted(entry.name, chain.path, self._driver.name)
+                return Mounted(entry.name, chain.path, chain.entry.driver)
             await chain.gone.wait()
 
     async def release(self, name: str) -> None:
@@ -180,7 +195,7 @@ class Chains:
         return sorted(facts, key=lambda fact: str(fact["name"]))
 
     def _facts(self, entry: Entry, state: str) -> dict[str, Any]:
-        place = {"name": entry.name, "path": str(self._directory / entry.name), "driver": self._driver.name}
+        place = {"name": entry.name, "path": str(self._directory / entry.name), "driver": entry.driver}
         return {**place, **order_fields(entry.order), "state": state}
 
     def _mounted(self) -> list[_Chain]:
@@ -191,7 +206,7 @@ class Chains:
         """What is mounted, about to be, or should be, for the next daemon."""
         entries = {entry.name: entry for entry, _ in self._stale.values()}
         chains = [chain for chain in self._chains.values() if not chain.leave.is_set()]
-        entries |= {chain.entry.name: chain.entry for chain in chains if chain.entry.devices}
+        entries |= {chain.entry.name: chain.entry for chain in chains if chain.noted}
         return tuple(entries.values())
 
     async def remake(self, entries: Iterable[Entry]) -> None:
@@ -223,21 +238,22 @@ class Chains:
         """Take over what a daemon before us mounted, and what the kernel can go on reading."""
         for entry in entries:
             chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, "live")
-            chain.entry = entry
-            self._nursery.start_soon(self._live, chain, self._driver.adopted(chain.path))
+            chain.noted = True
+            self._nursery.start_soon(self._live, chain, unmounted_at_end(chain.path, entry.driver))
 
     async def _mount(self, chain: _Chain) -> None:
         async def note(devices: Sequence[int]) -> None:
             chain.entry = replace(chain.entry, devices=tuple(devices))
+            chain.noted = True
             await self._write_down()
 
-        await self._live(chain, self._driver.mounted(chain.entry.order, chain.path, note))
+        await self._live(chain, self._driver.mounted(chain.entry, chain.path, note))
 
-    async def _live(self, chain: _Chain, mounted: AbstractAsyncContextManager[None]) -> None:
+    async def _live(self, chain: _Chain, mounted: AbstractAsyncContextManager[str]) -> None:
         try:
-            async with mounted:
+            async with mounted as driver:
                 chain.error = None
-                chain.entry = replace(chain.entry, mounted=True)
+                chain.entry = replace(chain.entry, driver=driver, mounted=True)
                 self._stale.pop(chain.entry.name, None)
                 await self._write_down()
                 chain.ready.set()

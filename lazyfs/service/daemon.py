@@ -10,10 +10,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -21,25 +19,31 @@ import trio
 
 from lazyfs.assembly import open_cache
 from lazyfs.cache.cache import Cache
+from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.tasks import open_tasks
-from lazyfs.mount.forest import ROOT, Forest
-from lazyfs.mount.forest_mount import take_down as unmount_all_at
-from lazyfs.mount.mounts import Mount, read_mount_table
+from lazyfs.mount.drivers import why_not_erofs
+from lazyfs.mount.forest import Forest
+from lazyfs.mount.forest_mount import take_down
+from lazyfs.mount.mounts import read_mount_table
 from lazyfs.service.chains import Chains
 from lazyfs.service.desk import Desk
+from lazyfs.service.either_driver import FirstThatWorks
 from lazyfs.service.erofs_driver import ErofsDriver
-from lazyfs.service.grove import Grove, inherited_connection, new_connection
+from lazyfs.service.fuse_driver import FuseDriver
+from lazyfs.service.grove import Connection, Grove, new_connection
+from lazyfs.service.heritage import Heritage, inherit, take_down_rest
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.layers import Layers
-from lazyfs.service.ledger import Entry, Ledger, SavedFile, State
+from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, is_at, listen
 from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.tree import Trees
 
 _log = logging.getLogger(__name__)
 
@@ -47,21 +51,6 @@ _QUESTIONS: Final = "questions"
 _LOCK_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.05
 _SYNC_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Heritage:
-    """What a daemon before us left that we can go on with.
-
-    Attributes:
-        files: its files of the forest.
-        adopted: its mounts, which are there.
-        orders: its mounts that are to be made again.
-    """
-
-    files: tuple[SavedFile, ...]
-    adopted: tuple[Entry, ...]
-    orders: tuple[Entry, ...]
 
 
 async def run_service(
@@ -79,109 +68,99 @@ async def run_service(
         cache = await trio.to_thread.run_sync(open_cache, config)
         ledger = Ledger(options.root)
         state = await trio.to_thread.run_sync(ledger.load)
-        connection = inherited_connection(state.session, supervisor)
-        if connection is not None:
-            heritage = heritage_of(state, options, read_mount_table())
-            forest = Forest(state.session.last if state.session else ROOT)
-        else:
-            heritage = Heritage((), (), state.entries)
-            forest = Forest()
-            await trio.to_thread.run_sync(partial(take_down, options, (), forest=True))
-            connection = await trio.to_thread.run_sync(new_connection, options.forest, supervisor)
-        grove = Grove(forest, connection, config.read_timeout_s)
+        heritage = inherit(state, options, supervisor, read_mount_table())
+        connection = heritage.connection
+        if connection is None:
+            await trio.to_thread.run_sync(take_down_rest, options, [entry.name for entry in heritage.adopted])
+            await trio.to_thread.run_sync(take_down, options.forest)
+            connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
         with _listening(options.socket, supervisor) as listener:
             supervisor.drop_rest()
-            service = _Service(options, config, cache, supervisor)
-            await service.run(grove, forest, heritage, ledger, listener, wait_leave)
+            service = _Service(options, config, cache, ledger, supervisor)
+            await service.run(heritage, connection, listener, wait_leave)
 
 
-def heritage_of(state: State, options: ServiceOptions, mounts: Iterable[Mount]) -> Heritage:
-    """What can be gone on with of a state, given the mounts that there are."""
-    trees = {mount.mount_point for mount in mounts if mount.fstype == b"erofs"}
-    there = [entry for entry in state.entries if os.fsencode(options.mounts / entry.name) in trees]
-    opens = {file.inode: file.opens for file in state.files}
-    for entry in there:
-        for inode in () if entry.mounted else entry.devices:  # which was opened after that was written
-            opens[inode] = opens.get(inode, 0) + 1
-    files = tuple(replace(file, opens=opens[file.inode]) for file in state.files)
-    orders = [entry for entry in state.entries if entry.mounted and entry not in there]
-    return Heritage(files, tuple(replace(entry, mounted=True) for entry in there), tuple(orders))
+def _new_connection(options: ServiceOptions, supervisor: Supervisor) -> Connection | None:
+    """A connection for the forest; None if trees are to have their own."""
+    if options.driver == "fuse":
+        return None
+    reason = why_not_erofs()
+    if reason is None:
+        try:
+            return new_connection(options.forest, supervisor)
+        except MountError as error:
+            reason = str(error)
+    if options.driver == "erofs":
+        raise MountError(f"the erofs driver does not work here: {reason}")
+    _log.warning("trees are served by FUSE, the erofs driver does not work here: %s", reason)
+    return None
 
 
 class _Service:
     """What runs while the daemon does."""
 
-    def __init__(self, options: ServiceOptions, config: Config, cache: Cache, supervisor: Supervisor) -> None:
+    def __init__(
+        self, options: ServiceOptions, config: Config, cache: Cache, ledger: Ledger, supervisor: Supervisor
+    ) -> None:
         self._options = options
         self._config = config
         self._cache = cache
+        self._ledger = ledger
         self._supervisor = supervisor
 
     async def run(
         self,
-        grove: Grove,
-        forest: Forest,
         heritage: Heritage,
-        ledger: Ledger,
+        connection: Connection | None,
         listener: socket.socket,
         wait_leave: Callable[[], Awaitable[None]],
     ) -> None:
-        options, config, cache = self._options, self._config, self._cache
+        """Serve, going on with what is there."""
 
         def compose() -> State:
-            return State(grove.saved(), layers.saved(), chains.entries())
+            session = grove.saved() if grove else None
+            return State(session, layers.saved() if grove else (), fuse.saved(), chains.entries())
 
-        scribe = Scribe(ledger, compose)
-        settings = FetchSettings(timeout_s=config.read_timeout_s)
+        options, config, cache = self._options, self._config, self._cache
+        timeout_s = config.read_timeout_s
+        scribe = Scribe(self._ledger, compose)
+        forest = Forest(heritage.last)
+        grove = Grove(forest, connection, timeout_s) if connection else None
         async with open_tasks() as lasting:
             images = Images(lasting, config, cache)
-            layers = Layers(lasting, forest, images, cache, settings, scribe.soon)
+            layers = Layers(lasting, forest, images, cache, FetchSettings(timeout_s=timeout_s), scribe.soon)
             for file in heritage.files:
                 layers.put_back(file)
-            async with grove.shown(options.forest, self._supervisor), open_tasks() as nursery:
-                driver = ErofsDriver(images, layers, options.forest, cache)
+            trees = Trees(images, layers, cache)
+            fuse = FuseDriver(lasting, trees, layers, self._supervisor, timeout_s, scribe.soon)
+            fuse.go_on(heritage.trees)
+            erofs = ErofsDriver(trees, layers, options.forest) if grove and options.driver != "fuse" else None
+            shown = grove.shown(options.forest, self._supervisor) if grove else nullcontext()
+            async with shown, open_tasks() as nursery:
+                driver = FirstThatWorks(erofs, fuse) if options.driver == "auto" else erofs or fuse
                 chains = Chains(nursery, images, driver, options.mounts, scribe.write)
                 chains.adopt(heritage.adopted)
                 kept = [entry.name for entry in heritage.adopted]
-                await trio.to_thread.run_sync(partial(take_down, options, kept, forest=False))
+                await trio.to_thread.run_sync(take_down_rest, options, kept)
                 await scribe.write()
                 queue = IndexQueue(images, config, options.content_store)
-                for work in (scribe.run, queue.run):
-                    nursery.start_soon(work)
+                nursery.start_soon(scribe.run)
+                nursery.start_soon(queue.run)
+                nursery.start_soon(keep_room, cache)
                 nursery.start_soon(chains.remake, heritage.orders)
-                nursery.start_soon(answer_questions, listener, Desk(images, layers, chains, queue).answer)
+                desk = Desk(images, layers, fuse, chains, queue)
+                nursery.start_soon(answer_questions, listener, desk.answer)
                 self._supervisor.ready()
                 await wait_leave()
-                await self._leave(layers)
-
-    async def _leave(self, layers: Layers) -> None:
-        """End at once, as if killed, but with everything on disk."""
-        with trio.move_on_after(_SYNC_S):
-            for lazy in layers.open_layers():
-                await trio.to_thread.run_sync(lazy.sync, abandon_on_cancel=True)
-        os._exit(0)
+                await _leave(layers)
 
 
-def take_down(options: ServiceOptions, kept: Collection[str], *, forest: bool) -> None:
-    """Unmount all trees but these, and maybe the forest: a dead daemon left them to us.
-
-    Whatever uses them can go on reading what the kernel has of them.
-
-    Raises:
-        MountError: something cannot be unmounted.
-    """
-    below = os.fsencode(options.mounts) + b"/"
-    stay = {below + os.fsencode(name) for name in kept}
-    points = {mount.mount_point for mount in read_mount_table()}
-    trees = {point for point in points if point.startswith(below)}
-    gone = sorted(trees - stay) + ([os.fsencode(options.forest)] if forest else [])
-    for point in gone:
-        if point in points:
-            _log.info("%s was left by another daemon", os.fsdecode(point))
-            unmount_all_at(Path(os.fsdecode(point)))
-    for path in options.mounts.iterdir():
-        if os.fsencode(path) not in stay:
-            path.rmdir()
+async def _leave(layers: Layers) -> None:
+    """End at once, as if killed, but with everything on disk."""
+    with trio.move_on_after(_SYNC_S):
+        for lazy in layers.open_layers():
+            await trio.to_thread.run_sync(lazy.sync, abandon_on_cancel=True)
+    os._exit(0)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from lazyfs.errors import BadReference
 from lazyfs.service.chains import Chains
+from lazyfs.service.fuse_driver import FuseDriver
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.layers import Layers
@@ -19,13 +20,17 @@ class Desk:
     Args:
         images: what is known of images.
         layers: those that are read.
+        fuse: serves trees beside the forest.
         chains: those that are mounted.
         queue: what is to be indexed.
     """
 
-    def __init__(self, images: Images, layers: Layers, chains: Chains, queue: IndexQueue) -> None:
+    def __init__(
+        self, images: Images, layers: Layers, fuse: FuseDriver, chains: Chains, queue: IndexQueue
+    ) -> None:
         self._images = images
         self._layers = layers
+        self._fuse = fuse
         self._chains = chains
         self._queue = queue
 
@@ -64,7 +69,7 @@ class Desk:
             "mounts": len(self._chains.listed()),
             "images": len(self._images.open_images()),
             "layers": len(counts),
-            "files": {"shown": len(files), "open": sum(file.opens > 0 for file in files)},
+            "in_use": {"files": sum(file.opens > 0 for file in files), "trees": len(self._fuse.saved())},
             "indexing": self._queue.statistics()._asdict(),
             "reads": {
                 "hits": sum(count.hits for count in counts),

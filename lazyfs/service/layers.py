@@ -176,8 +176,8 @@ class Layers:
 
     @asynccontextmanager
     async def _opened_metadata(self, path: Path) -> AsyncIterator[ShownMetadata]:
-        size = map_metadata(path).size
         with opened_metadata(path) as descriptor:
+            size = map_metadata(path).size
             reader = LocalFile(descriptor)
             file = SavedFile(0, size, 0, path=str(path))
             inode = self._show(file, reader, partial(self._metadata.count, path))
@@ -232,17 +232,30 @@ class Layers:
         if saved.order is None:
             async with self.lease_metadata(Path(saved.path)) as metadata:
                 yield metadata.reader
-            return
-        async with self._images.lease(saved.order) as image:
+        else:
+            async with self.lease_again(saved.order, saved.layer, saved.toc) as shown:
+                yield shown.lazy
+
+    @asynccontextmanager
+    async def lease_again(
+        self, order: ChainOrder, layer_digest: str, toc_digest: str
+    ) -> AsyncIterator[ShownLayer]:
+        """As `lease`, of a layer that was read before, by the table of that digest.
+
+        Raises:
+            NotFound: the image has no such layer, or the table is gone.
+            IndexerError, LazyfsError: as for `lease`.
+        """
+        async with self._images.lease(order) as image:
             layers = {layer.descriptor.digest: layer for layer in image.resolved.layers}
-            if saved.layer not in layers:
-                raise NotFound(f"{saved.order.image} has no layer {saved.layer}")
-            layer = layers[saved.layer]
-            indexed = image.indexed.get(saved.layer)
-            if indexed is None or indexed.head.digest != saved.toc:
-                indexed = await trio.to_thread.run_sync(self._kept, layer, saved.toc)
-        async with self.lease(saved.order, layer, indexed) as shown:
-            yield shown.lazy
+            if layer_digest not in layers:
+                raise NotFound(f"{order.image} has no layer {layer_digest}")
+            layer = layers[layer_digest]
+            indexed = image.indexed.get(layer_digest)
+            if indexed is None or indexed.head.digest != toc_digest:
+                indexed = await trio.to_thread.run_sync(self._kept, layer, toc_digest)
+        async with self.lease(order, layer, indexed) as shown:
+            yield shown
 
     def _kept(self, layer: ImageLayer, toc_digest: str) -> IndexedLayer:
         """The index of this digest, which is none that would be found now."""

@@ -64,18 +64,43 @@ class SavedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedTree:
+    """A tree with a FUSE connection of its own, as its next server must know it.
+
+    Attributes:
+        token: names the connection; the descriptor is kept under it.
+        name: of the mount that it was made for.
+        minor: the version of the protocol.
+        offered: what the kernel can do.
+        order: an image that has the layers.
+        path: the metadata image.
+        layers: pairs of digests, of each layer and of the table that it is read by.
+    """
+
+    token: str
+    name: str
+    minor: int
+    offered: int
+    order: ChainOrder
+    path: str
+    layers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A mount that is to be there.
 
     Attributes:
         name: the mount's name.
         order: what it shows, with the manifest's digest.
+        driver: who presents it.
         mounted: whether it was mounted when this was written, or about to be.
-        devices: the files that show its layers.
+        devices: the files of the forest that show its layers, with the `erofs` driver.
     """
 
     name: str
     order: ChainOrder
+    driver: str = ""
     mounted: bool = True
     devices: tuple[int, ...] = ()
 
@@ -85,13 +110,15 @@ class State:
     """All of it.
 
     Attributes:
-        session: the connection; None where there is none to go on with.
-        files: its files.
+        session: the forest's connection; None where there is none to go on with.
+        files: the forest's files.
+        trees: trees beside the forest.
         entries: the mounts.
     """
 
     session: SavedSession | None = None
     files: tuple[SavedFile, ...] = ()
+    trees: tuple[SavedTree, ...] = ()
     entries: tuple[Entry, ...] = ()
 
 
@@ -126,8 +153,9 @@ class Ledger:
         except IndexerError:
             return State()
         with suppress(IndexerError, BadReference):
+            session = _session(fields.child("session")) if "session" in fields else None
             files = tuple(map(_file, fields.children("files", _MOST)))
-            return State(_session(fields.child("session")), files, entries)
+            return State(session, files, tuple(map(_tree, fields.children("trees", _MOST))), entries)
         return State(entries=entries)
 
     def save(self, state: State) -> None:
@@ -159,6 +187,9 @@ def _plain(state: State) -> dict[str, Any]:
         "version": _VERSION,
         "session": asdict(state.session) if state.session else None,
         "files": [asdict(file) for file in state.files],
+        "trees": [
+            asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
+        ],
         "mounts": [asdict(entry) | {"devices": " ".join(map(str, entry.devices))} for entry in state.entries],
     }
 
@@ -170,7 +201,7 @@ def _entry(fields: Fields) -> Entry | None:
         if not is_name(name) or not all(number.isdecimal() for number in devices):
             return None
         order = _order(fields.child("order"))
-        return Entry(name, order, fields.flag("mounted"), tuple(map(int, devices)))
+        return Entry(name, order, fields.text("driver"), fields.flag("mounted"), tuple(map(int, devices)))
     except (IndexerError, BadReference, ValueError):  # ValueError: of too many digits
         return None
 
@@ -195,4 +226,17 @@ def _file(fields: Fields) -> SavedFile:
         toc=fields.text("toc"),
         order=_order(fields.child("order")) if layer else None,
         path=fields.text("path"),
+    )
+
+
+def _tree(fields: Fields) -> SavedTree:
+    pairs = [pair.partition(" ") for pair in fields.texts("layers")]
+    return SavedTree(
+        token=fields.text("token"),
+        name=fields.text("name"),
+        minor=fields.number("minor"),
+        offered=fields.number("offered"),
+        order=_order(fields.child("order")),
+        path=fields.text("path"),
+        layers=tuple((layer, toc) for layer, _, toc in pairs),
     )

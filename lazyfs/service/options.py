@@ -20,11 +20,13 @@ class ServiceOptions:
         root: where its mounts and orders are, without symlinks.
         socket: where it listens.
         content_store: containerd's content store, whose blobs need not be downloaded to be indexed; or None.
+        driver: who presents trees: "erofs", "fuse", or "auto" for the first that works here.
     """
 
     root: Path
     socket: Path
     content_store: Path | None = None
+    driver: str = "auto"
 
     @property
     def forest(self) -> Path:
@@ -44,6 +46,7 @@ def encode_options(options: ServiceOptions, config: Config) -> bytes:
         "root": str(options.root),
         "socket": str(options.socket),
         "content_store": str(store) if store else None,
+        "driver": options.driver,
         "config": config.as_flags(),
     }
     return json.dumps(told).encode()
@@ -54,4 +57,4 @@ def decode_options(data: bytes) -> tuple[ServiceOptions, Config]:
     told = json.loads(data)
     store = Path(told["content_store"]) if told["content_store"] else None
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
-    return ServiceOptions(Path(told["root"]), Path(told["socket"]), store), config
+    return ServiceOptions(Path(told["root"]), Path(told["socket"]), store, str(told["driver"])), config

@@ -1,0 +1,86 @@
+"""What a daemon before us left: connections that were kept for us, their mounts, and orders for the rest."""
+
+import logging
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lazyfs.mount.forest import ROOT
+from lazyfs.mount.forest_mount import take_down
+from lazyfs.mount.mounts import Mount, read_mount_table
+from lazyfs.service.fuse_driver import InheritedTree, inherited_trees
+from lazyfs.service.grove import Connection, inherited_connection
+from lazyfs.service.ledger import Entry, SavedFile, State
+from lazyfs.service.options import ServiceOptions
+from lazyfs.service.supervisor import Supervisor
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What can be gone on with, and what cannot.
+
+    Attributes:
+        connection: that of the forest; None if there is none to go on with.
+        last: the highest number that was given to a file of the forest.
+        files: the forest's files.
+        trees: trees beside the forest.
+        adopted: mounts that are there and will be served.
+        orders: mounts that are to be made again.
+    """
+
+    connection: Connection | None
+    last: int
+    files: tuple[SavedFile, ...]
+    trees: tuple[InheritedTree, ...]
+    adopted: tuple[Entry, ...]
+    orders: tuple[Entry, ...]
+
+
+def inherit(
+    state: State, options: ServiceOptions, supervisor: Supervisor, mounts: Iterable[Mount]
+) -> Heritage:
+    """What there is, given what was written down, kept, and is mounted."""
+    connection = inherited_connection(state.session, supervisor)
+    trees = tuple(inherited_trees(state.trees, supervisor))
+    served = {tree.saved.name for tree in trees}
+    fstypes = {mount.mount_point: mount.fstype for mount in mounts}
+
+    def is_there(entry: Entry) -> bool:
+        fstype = fstypes.get(os.fsencode(options.mounts / entry.name))
+        return (fstype == b"erofs" and connection is not None) or (
+            fstype is not None and fstype != b"erofs" and entry.name in served
+        )
+
+    adopted = tuple(replace(entry, mounted=True) for entry in state.entries if is_there(entry))
+    orders = tuple(entry for entry in state.entries if entry.mounted and not is_there(entry))
+    if connection is None or state.session is None:
+        return Heritage(None, ROOT, (), trees, adopted, orders)
+    unnoted = [entry for entry in state.entries if is_there(entry) and not entry.mounted]
+    files = _counted(state.files, unnoted)
+    return Heritage(connection, state.session.last, files, trees, adopted, orders)
+
+
+def _counted(files: Iterable[SavedFile], unnoted: Iterable[Entry]) -> tuple[SavedFile, ...]:
+    """Files as the kernel has them open, who were counted before these mounts were there."""
+    more = [inode for entry in unnoted for inode in entry.devices]
+    return tuple(replace(file, opens=file.opens + more.count(file.inode)) for file in files)
+
+
+def take_down_rest(options: ServiceOptions, kept: Collection[str]) -> None:
+    """Unmount all trees but these. Whatever uses them can go on reading what the kernel has of them.
+
+    Raises:
+        MountError: something cannot be unmounted.
+    """
+    below = os.fsencode(options.mounts) + b"/"
+    stay = {below + os.fsencode(name) for name in kept}
+    points = {mount.mount_point for mount in read_mount_table()}
+    for point in sorted(point for point in points - stay if point.startswith(below)):
+        _log.info("%s was left by another daemon", os.fsdecode(point))
+        take_down(Path(os.fsdecode(point)))
+    for path in options.mounts.iterdir():
+        if os.fsencode(path) not in stay:
+            path.rmdir()

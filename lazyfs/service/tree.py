@@ -1,0 +1,84 @@
+"""What a chain is mounted from, whatever the driver: its metadata image and its layers, open."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.boot_pack import PackLayer
+from lazyfs.cache.cache import Cache
+from lazyfs.image.hastening import hasten
+from lazyfs.image.image import compiled, index_layers
+from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.resolve import ResolvedImage
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.images import Images, OpenImage
+from lazyfs.service.layers import Layers, ShownLayer
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTree:
+    """A tree.
+
+    Attributes:
+        metadata_file: its metadata image.
+        layers: its layers, as the metadata image counts them.
+        digests: of each layer, and of the table that it is read by.
+        read_ahead_kb: how far the kernel may read ahead.
+    """
+
+    metadata_file: Path
+    layers: tuple[ShownLayer, ...]
+    digests: tuple[tuple[str, str], ...]
+    read_ahead_kb: int
+
+
+class Trees:
+    """Opens trees.
+
+    Args:
+        images: where layers are from.
+        layers: opens them.
+        cache: where metadata images are kept.
+    """
+
+    def __init__(self, images: Images, layers: Layers, cache: Cache) -> None:
+        self._images = images
+        self._layers = layers
+        self._cache = cache
+
+    async def open(self, order: ChainOrder, stack: AsyncExitStack) -> OpenTree:
+        """The tree of the ordered layers, for as long as the stack stands.
+
+        Raises:
+            IndexerError: something of it is damaged.
+            LazyfsError: something of it cannot be had.
+        """
+        opened = await stack.enter_async_context(self._images.lease(order))
+        resolved = opened.lowest(order)
+        indexed = await _indexes(opened, resolved)
+        metadata_file = await compiled(resolved, indexed, self._cache)
+        digests = [layer.descriptor.digest for layer in resolved.layers]
+        leases = [
+            self._layers.lease(order, layer, indexed[digest])
+            for layer, digest in zip(resolved.layers, digests, strict=True)
+        ]
+        shown = [await stack.enter_async_context(lease) for lease in leases]
+        pairs = tuple((digest, indexed[digest].head.digest) for digest in digests)
+        layers = {PackLayer(*pair): layer.lazy for pair, layer in zip(pairs, shown, strict=True)}
+        # A boot pack is of a whole image; who made the indexes here has had the content, too.
+        whole = len(resolved.layers) == len(opened.resolved.layers)
+        packs = opened.workshop.boot_packs if whole and opened.workshop.config.boot_pack else None
+        ask = not all(indexed[digest].audited for digest in digests)
+        hastened = await hasten(stack, resolved, layers, self._cache, packs, ask=ask)
+        read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
+        return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb)
+
+
+async def _indexes(opened: OpenImage, resolved: ResolvedImage) -> dict[str, IndexedLayer]:
+    """The layers' indexes; those that are gone since somebody asked for them are made."""
+    digests = {layer.descriptor.digest for layer in resolved.layers}
+    if digests <= opened.indexed.keys():
+        return {digest: opened.indexed[digest] for digest in digests}
+    workshop = opened.workshop
+    return await index_layers(resolved, workshop.source, workshop.indexer, workshop.finders)
