@@ -18,6 +18,7 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.client import ServiceClient
 from lazyfs.service.protocol import chain_name
 from tests.support.mounts import mounts_below, unmount_lazily
+from tests.support.service_manager import ServiceManager
 
 PATIENCE_S = 60.0
 
@@ -31,34 +32,48 @@ class Daemon:
         place: a directory for all it needs.
         cache: its cache; one of its own by default.
         flags: further options of the command.
+        manager: keeps its descriptors.
     """
 
-    def __init__(self, place: Path, cache: Path | None = None, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        place: Path,
+        cache: Path | None = None,
+        flags: Sequence[str] = (),
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.root = place / "root"
         self.socket = place / "run" / "daemon.sock"
         self.log = place / "daemon.log"
         self.cache = cache or place / "cache"
         self._flags = flags
+        self._manager = manager
         self._keeper: subprocess.Popen | None = None
         place.mkdir(exist_ok=True)
 
-    def start(self, environment: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> Self:
+    def start(self) -> Self:
         """Start it, and wait until it answers."""
-        self.launch(environment, pass_fds)
+        self.launch()
         self.ask("mounts")
         return self
 
-    def launch(self, environment: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
+    def launch(self) -> None:
         """Start it."""
+        environment = os.environ | {"HOME": str(self.root.parent), "LAZYFS_RETRIES": "0"}
         command = [sys.executable, "-c", _MAIN, "daemon", "--root", str(self.root)]
         command += ["--socket", str(self.socket), "--cache-dir", str(self.cache), *self._flags]
+        command += ["--log-level", "info"]
+        kept: Sequence[int] = ()
+        if self._manager is not None:
+            command, kept = self._manager.wrapped(command), list(self._manager.kept.values())
+            environment |= self._manager.environment
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(
-                [*command, "--log-level", "info"],
+                command,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=pass_fds,
-                env=os.environ | {"HOME": str(self.root.parent), "LAZYFS_RETRIES": "0"} | (environment or {}),
+                pass_fds=kept,
+                env=environment,
             )
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -105,17 +120,24 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(place: Path, cache: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Daemon]:
+def running_daemon(
+    place: Path,
+    cache: Path | None = None,
+    flags: Sequence[str] = (),
+    manager: ServiceManager | None = None,
+) -> Iterator[Daemon]:
     """A daemon that is ended with the block, in order unless the test has killed it."""
-    daemon = Daemon(place, cache, flags).start()
+    daemon = Daemon(place, cache, flags, manager).start()
     try:
         yield daemon
         daemon.stop()
     finally:
+        left = manager is not None
         if daemon.keeper.poll() is None:
+            left = True
             daemon.kill()
-            for point in mounts_below(place):
-                unmount_lazily(point)
+        for point in mounts_below(place) if left else ():
+            unmount_lazily(point)
 
 
 def orders_of(
