@@ -15,6 +15,7 @@ from lazyfs.errors import ConfigError, NotFound
 from lazyfs.image.approval import approve
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.candidates import Place
+from lazyfs.image.completion import complete_behind
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
@@ -23,6 +24,7 @@ from lazyfs.image.published import PublishedIndexes
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.image.tasks import background_tasks
+from lazyfs.image.traffic import Traffic
 from lazyfs.image.trust import Demands
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image
@@ -264,6 +266,13 @@ def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
     raise ConfigError(f"index_repo: {config.index_repo!r} is neither a repository nor oci:DIR")
 
 
+def fetch_settings(config: Config, *, record: bool = False) -> FetchSettings:
+    """How the configuration wants content fetched; for a recording nothing that is not wanted."""
+    ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
+    traffic = Traffic(config.background_rate_kib << 10, patient=config.background != "full")
+    return FetchSettings(timeout_s=config.read_timeout_s, read_ahead=ahead, traffic=traffic)
+
+
 @asynccontextmanager
 async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = False) -> AsyncIterator[Image]:
     """The workshop's image, indexed if need be, open for reading.
@@ -277,8 +286,7 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
         IndexerError: something of it is damaged.
         LazyfsError: something of it cannot be had.
     """
-    ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
-    fetching = FetchSettings(timeout_s=workshop.config.read_timeout_s, read_ahead=ahead)
+    fetching = fetch_settings(workshop.config, record=record)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
     packs = workshop.boot_packs if mounted and not record and workshop.config.boot_pack else None
     async with background_tasks() as nursery:
@@ -288,4 +296,6 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
 
         resolved = await workshop.resolve(seen)
         async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
+            if mounted and not record and workshop.config.background != "off":
+                nursery.start_soon(complete_behind, image.by_names.values(), image.boot)
             yield image

@@ -40,6 +40,11 @@ _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cac
 @click.option("--read-timeout", type=float, help="Seconds until a read that waits for the network fails.")
 @click.option("--suid", is_flag=True, help="Let setuid bits and file capabilities count (root only).")
 @click.option("--dev", is_flag=True, help="Let device nodes be opened (root only).")
+@click.option(
+    "--background", type=click.Choice(["off", "idle", "full"]),
+    help="Fetch what nobody reads yet: while nobody waits (idle), or at any time (full).",
+)  # fmt: skip
+@click.option("--background-rate", type=int, metavar="KIB", help="How many KiB a second that may be.")
 @click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
 def mount(
@@ -51,6 +56,8 @@ def mount(
     read_timeout: float | None,
     suid: bool,
     dev: bool,
+    background: str | None,
+    background_rate: int | None,
     record: bool,
     as_json: bool,
 ) -> int:
@@ -62,8 +69,12 @@ def mount(
       lazyfs mount debian:12 /mnt
       lazyfs mount --platform linux/arm64 oci:./layout:latest /mnt
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    if read_timeout is not None:
-        config = replace(config, read_timeout_s=read_timeout)
+    wishes: dict[str, Any] = {
+        "read_timeout_s": read_timeout,
+        "background": background,
+        "background_rate_kib": background_rate,
+    }
+    config = replace(config, **{name: value for name, value in wishes.items() if value is not None})
     order: dict[str, Any] = {
         "image": image,
         "mount_point": os.fsdecode(resolve_mount_point(directory)),

@@ -14,6 +14,7 @@ from lazyfs.image.layer import LazyLayer
 from lazyfs.image.pack_stream import OpenLayer, PackStatistics, PackStream
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks, open_tasks
+from lazyfs.image.traffic import Traffic
 
 _LONGEST_LOOK_S: Final = 0.3
 """For how long a reader waits until it is known what a pack holds: about what a request of its own takes."""
@@ -27,10 +28,12 @@ class Boot:
     Args:
         packs: finds the pack.
         resolved: the image.
+        traffic: where its requests take turns.
     """
 
-    def __init__(self, packs: BootPacks, resolved: ResolvedImage) -> None:
+    def __init__(self, packs: BootPacks, resolved: ResolvedImage, traffic: Traffic) -> None:
         self._packs = packs
+        self._traffic = traffic
         self._resolved = resolved
         self._layers: Mapping[PackLayer, OpenLayer] | None = None
         self._told = trio.Event()
@@ -79,7 +82,8 @@ class Boot:
         self._found = await self._packs.find(self._resolved, ask=ask)
         if self._found is None:
             return
-        self._stream = PackStream(self._found.blob, self._found.head, self._found.keep_head)
+        found = self._found
+        self._stream = PackStream(found.blob, self._traffic, found.head, found.keep_head)
         if self._layers is not None:
             self._stream.attach(self._layers)
         async with open_tasks() as nursery:
@@ -120,7 +124,12 @@ class Boot:
 
 @asynccontextmanager
 async def booting(
-    packs: BootPacks, resolved: ResolvedImage, layers: Mapping[PackLayer, LazyLayer], *, ask: bool
+    packs: BootPacks,
+    resolved: ResolvedImage,
+    layers: Mapping[PackLayer, LazyLayer],
+    traffic: Traffic,
+    *,
+    ask: bool,
 ) -> AsyncIterator[Boot]:
     """The start of a mount of layers that are open.
 
@@ -128,9 +137,10 @@ async def booting(
         packs: finds the pack.
         resolved: the image.
         layers: its layers, each once.
+        traffic: where its requests take turns.
         ask: whether to ask others for a pack.
     """
-    boot = Boot(packs, resolved)
+    boot = Boot(packs, resolved, traffic)
     boot.attach(layers)
     async with background_tasks() as nursery:
         nursery.start_soon(partial(boot.run, ask=ask))

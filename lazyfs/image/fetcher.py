@@ -5,6 +5,7 @@ entry's span locks do the same.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from lazyfs.image.plan import Fetch, plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.span_pour import SpanPour
 from lazyfs.image.throughput import Throughput
+from lazyfs.image.traffic import Purpose, Ticket, Traffic
 from lazyfs.image.whole_stream import WholeStream
 from lazyfs.image.windows import ReadWindow, WindowFetcher
 from lazyfs.source.base import Blob
@@ -35,6 +37,7 @@ from lazyfs.source.base import Blob
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 16 << 20
+_MUCH: Final = 8 << 20
 _TRANSFERS: Final = 8
 _LEAST_TRANSFER_S: Final = 0.001
 _STREAMED_FROM: Final = 512 << 10  # compressed bytes; fewer come at once
@@ -51,6 +54,7 @@ class FetchSettings:
         max_streamed: compressed bytes of one that is.
         max_gap: compressed bytes between two wanted spans that are fetched rather than skipped.
         read_ahead: how far to run ahead of sequential readers.
+        traffic: where requests take turns; shared by all layers with these settings.
     """
 
     timeout_s: float = 60.0
@@ -58,6 +62,7 @@ class FetchSettings:
     max_streamed: int = 8 << 20
     max_gap: int = 32 << 10
     read_ahead: ReadAheadSettings = field(default_factory=ReadAheadSettings)
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,11 @@ class SpanFetcher:
         compressed = self._throughput.worth_ahead(self._settings.timeout_s)
         return None if compressed is None else int(compressed * self._growth)
 
+    @property
+    def has_fetched_much(self) -> bool:
+        """Whether about a third of the layer was asked for, and not only of a small one."""
+        return self._bytes >= max(_MUCH, self._blob.size // 3)
+
     def is_under_way(self, number: int) -> bool:
         """Whether a span is being brought."""
         return number in self._landings
@@ -149,32 +159,39 @@ class SpanFetcher:
         span = self._spans[number]
         return span.compressed_end - span.compressed_start
 
-    def bring(self, numbers: Iterable[int], *, ahead: bool = False) -> dict[int, Landing]:
+    def bring(self, numbers: Iterable[int], purpose: Purpose = Purpose.DEMAND) -> dict[int, Landing]:
         """The landings of spans that are not local: those under way, and now all others too.
 
         Args:
             numbers: of the spans.
-            ahead: nobody waits for them yet, so that requests may be few and large.
+            purpose: whom for. While nobody waits for them yet, requests may be few and large.
         """
         numbers = list(numbers)
+        ahead = purpose is not Purpose.DEMAND
         wanted: set[int] = set()
         for number in numbers:
-            if number in self._landings or number in wanted:
+            if number in self._landings:
+                if not ahead:
+                    self._settings.traffic.promote(self._landings[number].ticket)
+                continue
+            if number in wanted:
                 continue
             sharing = self._spans.sharing_entry(number)
             if len(sharing) > 1 and self._is_large(sharing):
                 self._start_frame(sharing)
             else:  # what comes out of one entry comes at once, wanted or not
                 wanted.update(other for other in sharing if other not in self._landings)
-        self._landings.claim(wanted)
         spans = [self._spans[number] for number in sorted(wanted)]
         settings = self._settings
         if self._whole is not None and spans:
+            self._landings.claim(wanted, Ticket(purpose))
             self._stream_whole(spans)
             return {number: self._landings[number] for number in numbers}
         max_bytes = settings.max_streamed if ahead and self._windows is None else settings.max_bytes
         for fetch in plan_fetches(spans, max_bytes=max_bytes, max_gap=settings.max_gap):
-            self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch))
+            ticket = Ticket(purpose)
+            self._landings.claim((span.number for span in fetch.spans), ticket)
+            self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch, ticket))
         return {number: self._landings[number] for number in numbers}
 
     def _is_large(self, sharing: range) -> bool:
@@ -186,7 +203,9 @@ class SpanFetcher:
 
     def _start_frame(self, sharing: range) -> None:
         spans = [self._spans[number] for number in sharing]
-        self._landings.claim(number for number in sharing if number not in self._landings)
+        self._landings.claim(
+            (number for number in sharing if number not in self._landings), Ticket(Purpose.DEMAND)
+        )
         if self._whole is not None:
             self._stream_whole(spans)
             return
@@ -240,40 +259,47 @@ class SpanFetcher:
         _log.error("fetching from byte %d of the blob: %s", start, error)
         return error
 
-    async def _fetch(self, fetch: Fetch) -> None:
-        with trio.fail_after(self._settings.timeout_s):
-            async with AsyncExitStack() as locks:
+    async def _fetch(self, fetch: Fetch, ticket: Ticket) -> None:
+        asked = trio.current_time()
+        async with AsyncExitStack() as locks:
+            await locks.enter_async_context(self._settings.traffic.turn(ticket))
+            with trio.fail_after(self._settings.timeout_s):
                 for span in fetch.spans:  # ascending, as everybody locks them
                     await locks.enter_async_context(self._entry.span_lock(span.number))
                 missing = [s for s in fetch.spans if not self._entry.has(s.first_leaf, s.end_leaf)]
                 if not missing:
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
-                self._count(end - start, len(missing))
+                self._count(end - start, len(missing), ticket.purpose)
                 began = trio.current_time()
+                ticket.queue_s = began - asked
                 self._throughput.begun(began)
                 try:
-                    landed = await self._fetch_range(missing, start, end)
+                    landed = await self._fetch_range(missing, start, end, ticket)
                     self._transfers.append((end - start, trio.current_time() - began))
                 finally:
                     self._throughput.ended(trio.current_time())
         for span, data in landed:
             self._landings.land(span.number, data)
 
-    async def _fetch_range(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[Span, bytes]]:
+    async def _fetch_range(
+        self, spans: Sequence[Span], start: int, end: int, ticket: Ticket
+    ) -> list[tuple[Span, bytes]]:
         """What has not landed yet, when all of it has come."""
         if self._windows is not None:
-            unpack = partial(self._unpack, spans, start)
+            unpack = partial(self._unpack, spans, start, ticket)
             landed = await self._windows.beside(self._blob, spans, start, end, unpack)
         elif len(spans) > 1 and end - start > _STREAMED_FROM:
-            return await self._stream(spans, start, end)
+            return await self._stream(spans, start, end, ticket)
         else:
-            unpack_here = partial(self._unpack, spans, start, self._read_window)
+            unpack_here = partial(self._unpack, spans, start, ticket, self._read_window)
             landed = await self._blob.fetch(start, end, unpack_here)
         self._throughput.arrived(end - start, trio.current_time())
         return landed
 
-    async def _stream(self, spans: Sequence[Span], start: int, end: int) -> list[tuple[Span, bytes]]:
+    async def _stream(
+        self, spans: Sequence[Span], start: int, end: int, ticket: Ticket
+    ) -> list[tuple[Span, bytes]]:
         """Land spans as they pass. If what comes is damaged, the rest is asked for once more, elsewhere."""
         token = trio.lowlevel.current_trio_token()
 
@@ -295,16 +321,23 @@ class SpanFetcher:
             if not left:
                 raise
             first, last = left[0].compressed_start, max(span.compressed_end for span in left)
-            return await self._blob.fetch(first, last, partial(self._unpack, left, first, self._read_window))
+            unpack_left = partial(self._unpack, left, first, ticket, self._read_window)
+            return await self._blob.fetch(first, last, unpack_left)
         return []
 
     def _arrived(self, size: int) -> None:
         self._throughput.arrived(size, trio.current_time())
 
     def _unpack(
-        self, spans: Sequence[Span], start: int, read_window: ReadWindow, data: memoryview
+        self,
+        spans: Sequence[Span],
+        start: int,
+        ticket: Ticket,
+        read_window: ReadWindow,
+        data: memoryview,
     ) -> list[tuple[Span, bytes]]:
         """On the thread that received `data`: decompress, verify, write, mark."""
+        began = time.perf_counter()
         unpacked: list[tuple[Span, bytes]] = []
         for at, sharing in groupby(spans, key=_COMPRESSED_START):
             group = list(sharing)
@@ -312,6 +345,7 @@ class SpanFetcher:
             for span, output in self._made(group, read_window, data[at - start : end - start]):
                 self._entry.put(span.uncompressed_start, span.first_leaf, output)
                 unpacked.append((span, output))
+        ticket.unpack_s = time.perf_counter() - began
         return unpacked
 
     @staticmethod
@@ -322,7 +356,8 @@ class SpanFetcher:
         window = decompress_window(read_window(group[0]))
         return list(zip(group, read_spans(group, compressed, window), strict=True))
 
-    def _count(self, size: int, spans: int) -> None:
+    def _count(self, size: int, spans: int, purpose: Purpose = Purpose.DEMAND) -> None:
+        self._settings.traffic.count(purpose, size)
         self._fetches += 1
         self._bytes += size
         self._fetched += spans

@@ -12,6 +12,7 @@ from lazyfs.image.layer import LazyLayer
 from lazyfs.image.recording import recorded
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.trace import Tracer
+from lazyfs.image.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ async def hasten(
     layers: Mapping[PackLayer, LazyLayer],
     cache: Cache,
     packs: BootPacks | None,
+    traffic: Traffic | None = None,
     *,
     ask: bool,
 ) -> Hastened:
@@ -47,11 +49,14 @@ async def hasten(
         layers: they, each once.
         cache: where traces go.
         packs: finds its pack; None where none is wanted.
+        traffic: where its requests take turns with those of others.
         ask: whether to ask others for one.
     """
     boot = None
     if packs is not None:
-        boot = await stack.enter_async_context(booting(packs, resolved, layers, ask=ask))
+        boot = await stack.enter_async_context(
+            booting(packs, resolved, layers, traffic or Traffic(), ask=ask)
+        )
     packed = boot is not None and await boot.find() is not None
     tracer = await stack.enter_async_context(recorded(resolved, layers, cache, precise=packed))
     return Hastened(tracer, boot, packed)

@@ -13,16 +13,20 @@ import trio
 from indexer.boot_pack import PackLayer
 from indexer.compile import compile_image, image_key
 from indexer.erofs_read import MetadataImage
+from indexer.errors import IndexerError
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
+from lazyfs.image.blame import pass_by
 from lazyfs.image.boot import Boot
 from lazyfs.image.boot_packs import BootPacks
+from lazyfs.image.completion import complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks, open_tasks, run_all
+from lazyfs.image.traffic import Cause, SlowRead, Traffic
 from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
 
@@ -169,6 +173,35 @@ async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer],
     return path
 
 
+async def indexed_tree(
+    resolved: ResolvedImage,
+    source: Source,
+    indexer: Indexer,
+    cache: Cache,
+    finders: Sequence[IndexFinder] = (),
+    here: Mapping[str, IndexedLayer] | None = None,
+) -> tuple[dict[str, IndexedLayer], Path]:
+    """Indexes of all layers by layer digest, and their metadata image; as `index_layers` and `compiled` say.
+
+    A table from elsewhere with which the layers make no tree is done without: the next one that is found
+    takes its place, or one that is made now.
+
+    Raises:
+        IndexerError: the layers make no tree, whoever indexes them.
+        LazyfsError: a layer cannot be had, or the cache cannot be used.
+    """
+    digests = [layer.descriptor.digest for layer in resolved.layers]
+    while True:
+        indexed = await index_layers(resolved, source, indexer, finders, here)
+        try:
+            return indexed, await compiled(resolved, indexed, cache)
+        except IndexerError as error:
+            here = made_here(resolved, indexer)
+            judge = partial(pass_by, digests, indexed, here, cache.quarantine, error)
+            if not await trio.to_thread.run_sync(judge):
+                raise
+
+
 def kept_image(resolved: ResolvedImage, tocs: Sequence[str]) -> KeptImage:
     """What the cache's catalogue holds of an image whose layers are read by tables with these digests."""
     documents = (resolved.root.digest, resolved.manifest.config.digest)
@@ -214,13 +247,12 @@ async def open_image(
     here = made_here(resolved, indexer)
     digests = [layer.descriptor.digest for layer in resolved.layers]
     async with AsyncExitStack() as stack:
-        boot = Boot(packs, resolved) if packs is not None else None
+        boot = Boot(packs, resolved, settings.traffic) if packs is not None else None
         if boot is not None:
             nursery = await stack.enter_async_context(background_tasks())
             # Who made the indexes has had the content, too.
             nursery.start_soon(partial(boot.run, ask=len(here) < len(set(digests))))
-        indexed = await index_layers(resolved, source, indexer, finders, here)
-        metadata_file = await compiled(resolved, indexed, cache)
+        indexed, metadata_file = await indexed_tree(resolved, source, indexer, cache, finders, here)
         metadata = map_metadata(metadata_file)
         links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
         layers = {
@@ -268,11 +300,19 @@ async def open_layer(
                 windows=WindowFetcher(indexed.remote_windows, nursery) if indexed.remote_windows else None,
             )
             line = blob.line if settings.read_ahead.most_reach else None
-            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, line)
+            names = PackLayer(head.header.layer_digest, head.digest)
+            waited = partial(_tell, settings.traffic, names)
+            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, line, waited)
+            if settings.read_ahead.most_reach:
+                nursery.start_soon(complete_when_much_read, lazy)
             yield lazy
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lazy.sync)
+
+
+def _tell(traffic: Traffic, layer: PackLayer, start: int, size: int, wait_s: float, cause: Cause) -> None:
+    traffic.waited(SlowRead(wait_s, trio.current_time() - wait_s, layer, start, size, cause))
 
 
 def _window(windows: memoryview, span: Span) -> bytes:

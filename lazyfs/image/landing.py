@@ -6,14 +6,20 @@ import trio
 
 from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError
+from lazyfs.image.traffic import Ticket
 
 Failure = IndexerError | LazyfsError
 
 
 class Landing:
-    """A span under way."""
+    """A span under way.
 
-    def __init__(self) -> None:
+    Attributes:
+        ticket: of the request that brings it.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
         self._landed = trio.Event()
         self._error: Failure | None = None
         self._data: bytes | None = None
@@ -55,9 +61,9 @@ class Landings:
     def __getitem__(self, number: int) -> Landing:
         return self._under_way[number]
 
-    def claim(self, numbers: Iterable[int]) -> None:
+    def claim(self, numbers: Iterable[int], ticket: Ticket) -> None:
         """These are under way from now on; whoever claims them lands them, whatever happens."""
-        self._under_way.update((number, Landing()) for number in numbers)
+        self._under_way.update((number, Landing(ticket)) for number in numbers)
 
     def land(self, number: int, data: bytes | None, error: Failure | None = None) -> None:
         """A span has come, or will not; once it has, saying so again means nothing."""

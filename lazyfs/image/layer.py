@@ -5,18 +5,22 @@ read          else: missing leaves -> spans, which the fetcher brings
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import trio
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
+from lazyfs.image.landing import Landing
 from lazyfs.image.plan import Piece, beside, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.image.spare import SpareSpans
+from lazyfs.image.traffic import Cause, Purpose
 from lazyfs.source.line import Line
 
 _log = logging.getLogger(__name__)
@@ -51,6 +55,10 @@ Watch = Callable[[int, int], None]
 """Told of bytes [start, end) of a layer that are read, which are not empty."""
 
 
+Waited = Callable[[int, int, float, Cause], None]
+"""Told of a read of a layer that had to wait: start, bytes, seconds, and what it waited for most."""
+
+
 class Coming(Protocol):
     """What comes of a layer without being asked for by its readers: a boot pack."""
 
@@ -71,6 +79,19 @@ class Coming(Protocol):
         """Wait for a part, as long as that is no slower than a request for `apart` bytes."""
 
 
+def _causes(pack_s: float, fetch_s: float, landings: Iterable[Landing]) -> dict[Cause, float]:
+    """Seconds that a reader waited, by what for."""
+    tickets = [landing.ticket for landing in landings]
+    queue_s = min(max((ticket.queue_s for ticket in tickets), default=0.0), fetch_s)
+    unpack_s = min(max((ticket.unpack_s for ticket in tickets), default=0.0), fetch_s - queue_s)
+    return {
+        Cause.PACK: pack_s,
+        Cause.QUEUE: queue_s,
+        Cause.UNPACK: unpack_s,
+        Cause.NETWORK: fetch_s - queue_s - unpack_s,
+    }
+
+
 class LazyLayer:
     """One layer's address space, read through the cache.
 
@@ -81,6 +102,10 @@ class LazyLayer:
         fetcher: brings what is not there.
         read_ahead: how far to run ahead of sequential readers.
         line: what it comes over, so that its idle time is used; None if nothing is to be brought in vain.
+        waited: told of reads that had to wait.
+
+    Attributes:
+        much_read: set once readers have wanted so much that they are likely to want all.
     """
 
     def __init__(
@@ -91,8 +116,11 @@ class LazyLayer:
         fetcher: SpanFetcher,
         read_ahead: ReadAheadSettings,
         line: Line | None = None,
+        waited: Waited | None = None,
     ) -> None:
+        self.much_read = trio.Event()
         self._line = line
+        self._waited = waited
         self._spans = spans
         self._extents = extents
         self._entry = entry
@@ -215,7 +243,7 @@ class LazyLayer:
             n for n in self._spans.covering(first, end) if not self._has_span(n) and not self._comes(n)
         ]
         if numbers:
-            self._fetcher.bring(numbers, ahead=True)
+            self._fetcher.bring(numbers, Purpose.AHEAD)
         else:
             self._complete = self._entry.complete
 
@@ -269,8 +297,10 @@ class LazyLayer:
         raise CacheError("content is evicted from the cache faster than it can be read; give that more room")
 
     async def _brought(self, start: int, end: int) -> bytes:
+        asked = trio.current_time()
         for coming in self._coming:
             await self._wait_for(coming, start, end)
+        came = trio.current_time()
         parts: dict[int, bytes | None] = {}
         for number in self._spans.covering(start, end):
             first, size = self._part(number, start, end)
@@ -291,7 +321,33 @@ class LazyLayer:
             parts[number] = part
             if data is not None and self._entry.refuses:
                 self._spare.keep(number, data)
+        if self._waited is not None:
+            causes = _causes(came - asked, trio.current_time() - came, landings.values())
+            self._waited(start, end - start, trio.current_time() - asked, max(causes, key=causes.__getitem__))
+        if not self.much_read.is_set() and self._fetcher.has_fetched_much:
+            self.much_read.set()
         return b"".join(part for part in parts.values() if part is not None)
+
+    def missing_spans(self, after: int, most: int) -> list[int]:
+        """The next spans that are neither here nor on their way, at most `most` compressed bytes, but one.
+
+        Args:
+            after: number of the first one to look at.
+            most: compressed bytes.
+        """
+        found: list[int] = []
+        for number in range(after, len(self._spans)):
+            if self._has_span(number) or self._fetcher.is_under_way(number):
+                continue
+            most -= self._compressed_size(number)
+            if found and most < 0:
+                break
+            found.append(number)
+        return found
+
+    def bring(self, numbers: Sequence[int], purpose: Purpose) -> Mapping[int, Landing]:
+        """As SpanFetcher.bring."""
+        return self._fetcher.bring(numbers, purpose)
 
     def _bring_beside(self, missing: Sequence[int], line: Line) -> None:
         """Bring what may be wanted next while the line would be idle."""
@@ -307,7 +363,7 @@ class LazyLayer:
             room,
             lambda n: self._has_span(n) or self._comes(n) or self._fetcher.is_under_way(n),
         )
-        self._fetcher.bring(numbers, ahead=True)
+        self._fetcher.bring(numbers, Purpose.AHEAD)
 
     def _part(self, number: int, start: int, end: int) -> tuple[int, int]:
         """(start, size) of what of [start, end) lies in a span."""

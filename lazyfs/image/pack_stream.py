@@ -24,6 +24,7 @@ from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.image.ordered_ranges import pour
 from lazyfs.image.pace import Pace
 from lazyfs.image.tasks import open_tasks
+from lazyfs.image.traffic import Purpose, Ticket, Traffic
 from lazyfs.source.base import Blob
 
 MOST_HELD: Final = 16 << 20
@@ -77,13 +78,19 @@ class PackStream:
 
     Args:
         blob: the pack.
+        traffic: where its requests take turns.
         head: its head, where it is here already.
         keep_head: given its head, once that has come.
     """
 
     def __init__(
-        self, blob: Blob, head: PackHead | None = None, keep_head: Callable[[bytes], None] | None = None
+        self,
+        blob: Blob,
+        traffic: Traffic,
+        head: PackHead | None = None,
+        keep_head: Callable[[bytes], None] | None = None,
     ) -> None:
+        self._traffic = traffic
         self._blob = blob
         self._head = head
         self._keep_head = keep_head
@@ -146,7 +153,7 @@ class PackStream:
                 return
         async with open_tasks() as nursery:
             nursery.start_soon(self._unpack_all)
-            await pour(self._blob, self._at, self._blob.size, self._take, self._arrived)
+            await pour(self._fetch, self._at, self._blob.size, self._take)
             self._all_here = True
             self._held_more.set()
         if self._state == "coming":
@@ -184,9 +191,13 @@ class PackStream:
 
     # Bytes
 
-    def _arrived(self, size: int) -> None:
-        self._received += size
-        self._pace.arrived(size, trio.current_time())
+    async def _fetch(self, start: int, end: int) -> bytes:
+        async with self._traffic.turn(Ticket(Purpose.PACK)):
+            self._traffic.count(Purpose.PACK, end - start)
+            data = await self._blob.fetch(start, end, bytes)
+        self._received += len(data)
+        self._pace.arrived(len(data), trio.current_time())
+        return data
 
     async def _take(self, data: bytes) -> None:
         self._held += data

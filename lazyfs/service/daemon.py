@@ -17,12 +17,11 @@ from typing import Final
 
 import trio
 
-from lazyfs.assembly import open_cache
+from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
-from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
@@ -128,10 +127,11 @@ class _Service:
         grove = Grove(forest, connection, timeout_s) if connection else None
         async with open_tasks() as lasting:
             images = Images(lasting, config, cache)
-            layers = Layers(lasting, forest, images, cache, FetchSettings(timeout_s=timeout_s), scribe.soon)
+            fetching = fetch_settings(config)
+            layers = Layers(lasting, forest, images, cache, fetching, scribe.soon)
             for file in heritage.files:
                 layers.put_back(file)
-            trees = Trees(images, layers, cache)
+            trees = Trees(images, layers, cache, fetching.traffic)
             fuse = FuseDriver(lasting, trees, layers, self._supervisor, timeout_s, scribe.soon)
             fuse.go_on(heritage.trees)
             erofs = ErofsDriver(trees, layers, options.forest) if grove and options.driver != "fuse" else None

@@ -20,11 +20,13 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
 from lazyfs.image.auditor import Auditor, Case
+from lazyfs.image.completion import complete
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.image import map_metadata, open_layer
 from lazyfs.image.indexing import IndexedLayer, load_index
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.tasks import open_tasks
+from lazyfs.image.traffic import Purpose
 from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.erofs import LocalFile, opened_metadata
 from lazyfs.mount.forest import Forest, VirtualFile
@@ -164,6 +166,8 @@ class Layers:
                 auditor = Auditor([Case(layer, indexed, lazy)], self._cache)
                 tasks.start_soon(auditor.run)
                 tasks.start_soon(_sync_now_and_then, lazy)
+                if image.workshop.config.background != "off":
+                    tasks.start_soon(complete, lazy, Purpose.BACKGROUND)
                 file = SavedFile(
                     0, indexed.head.header.device_size, 0, key.layer_digest, key.toc_digest, order
                 )

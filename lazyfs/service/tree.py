@@ -10,6 +10,7 @@ from lazyfs.image.hastening import hasten
 from lazyfs.image.image import compiled, index_layers
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.traffic import Traffic
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import Images, OpenImage
@@ -40,9 +41,11 @@ class Trees:
         images: where layers are from.
         layers: opens them.
         cache: where metadata images are kept.
+        traffic: where requests take turns.
     """
 
-    def __init__(self, images: Images, layers: Layers, cache: Cache) -> None:
+    def __init__(self, images: Images, layers: Layers, cache: Cache, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._images = images
         self._layers = layers
         self._cache = cache
@@ -70,7 +73,7 @@ class Trees:
         whole = len(resolved.layers) == len(opened.resolved.layers)
         packs = opened.workshop.boot_packs if whole and opened.workshop.config.boot_pack else None
         ask = not all(indexed[digest].audited for digest in digests)
-        hastened = await hasten(stack, resolved, layers, self._cache, packs, ask=ask)
+        hastened = await hasten(stack, resolved, layers, self._cache, packs, self._traffic, ask=ask)
         read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
         return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb)
 

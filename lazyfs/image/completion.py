@@ -1,0 +1,69 @@
+"""Brings all that is missing of a layer, front to back: when much of it was read, or in the background."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.errors import LazyfsError
+from lazyfs.image.boot import Boot
+from lazyfs.image.landing import Landing
+from lazyfs.image.layer import LazyLayer
+from lazyfs.image.traffic import Purpose
+
+_BATCH: Final = 4 << 20  # compressed bytes that are asked for at once
+_BATCH_BEHIND: Final = 1 << 20  # the same in the background, where others may come any moment
+_BATCHES: Final = 3  # under way at once
+_ATTEMPTS: Final = 3
+_PAUSE_S: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+async def complete_when_much_read(layer: LazyLayer) -> None:
+    """Once readers have wanted about a third of a layer, bring the rest: they will want that, too."""
+    await layer.much_read.wait()
+    _log.info("%r: much of it was read, the rest is brought", layer)
+    await complete(layer, Purpose.AHEAD)
+
+
+async def complete_behind(layers: Iterable[LazyLayer], boot: Boot | None) -> None:
+    """Bring what is missing of layers in the background, one after the other, once their start is over."""
+    if boot is not None:
+        await boot.wait_over()
+    for layer in layers:
+        await complete(layer, Purpose.BACKGROUND)
+
+
+async def complete(layer: LazyLayer, purpose: Purpose) -> None:
+    """Bring what is missing of a layer, until it is here, or cannot be had or kept."""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            await trio.sleep(_PAUSE_S)
+        if await _bring_all(layer, purpose):
+            return
+    _log.info("%r is not completed", layer)
+
+
+async def _bring_all(layer: LazyLayer, purpose: Purpose) -> bool:
+    """Whether all of it came, or no more can be kept."""
+    under_way = deque[Mapping[int, Landing]]()
+    batch = _BATCH_BEHIND if purpose is Purpose.BACKGROUND else _BATCH
+    after = 0
+    try:
+        while not layer.entry.refuses:
+            numbers = layer.missing_spans(after, batch)
+            if numbers:
+                after = numbers[-1] + 1
+                under_way.append(layer.bring(numbers, purpose))
+            if under_way and (len(under_way) == _BATCHES or not numbers):
+                for landing in under_way.popleft().values():
+                    await landing.wait()
+            elif not numbers:
+                break
+    except (LazyfsError, IndexerError):  # it is logged already
+        return False
+    return True

@@ -1,0 +1,230 @@
+"""Requests take turns: readers first; what is asked for in advance waits, until somebody wants it."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+from indexer.boot_pack import PackLayer
+from lazyfs.cache.cache import Cache
+from lazyfs.image.completion import complete, complete_when_much_read
+from lazyfs.image.fetcher import FetchSettings
+from lazyfs.image.pace import Pace
+from lazyfs.image.plan import beside
+from lazyfs.image.traffic import SLOWEST, Cause, Purpose, SlowRead, Ticket, Traffic, TrafficCount
+from tests.support.layers import build, gzip_layer
+from tests.test_t3_layer import QUIET, TAR, MemoryBlob, lazy
+
+
+class Runner:
+    """Requests that run until they are told to end."""
+
+    def __init__(self, traffic: Traffic, nursery: trio.Nursery) -> None:
+        self.traffic = traffic
+        self.nursery = nursery
+        self.running: list[str] = []
+
+    def start(self, name: str, purpose: Purpose) -> tuple[Ticket, trio.Event]:
+        ticket, end = Ticket(purpose), trio.Event()
+
+        async def run() -> None:
+            async with self.traffic.turn(ticket):
+                self.running.append(name)
+                await end.wait()
+                self.running.remove(name)
+
+        self.nursery.start_soon(run)
+        return ticket, end
+
+
+async def test_readers_never_wait_for_others(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        runner = Runner(Traffic(), nursery)
+        ends = [runner.start(f"ahead {n}", Purpose.AHEAD)[1] for n in range(40)]
+        await wait_all_tasks_blocked()
+        assert len(runner.running) == 12
+        ends += [runner.start(f"demand {n}", Purpose.DEMAND)[1] for n in range(20)]
+        await wait_all_tasks_blocked()
+        assert len(runner.running) == 32
+        for end in ends:
+            end.set()
+
+
+async def test_what_waits_for_its_turn_goes_at_once_when_a_reader_wants_it(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        runner = Runner(traffic := Traffic(), nursery)
+        ends = [runner.start(f"demand {n}", Purpose.DEMAND)[1] for n in range(4)]
+        await wait_all_tasks_blocked()
+        ticket, end = runner.start("pack", Purpose.PACK)
+        await wait_all_tasks_blocked()
+        assert "pack" not in runner.running
+        traffic.promote(ticket)
+        await wait_all_tasks_blocked()
+        assert "pack" in runner.running
+        for each in [*ends, end]:
+            each.set()
+
+
+async def test_packs_and_read_ahead_go_on_when_readers_become_fewer(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        runner = Runner(Traffic(), nursery)
+        ends = [runner.start(f"demand {n}", Purpose.DEMAND)[1] for n in range(4)]
+        await wait_all_tasks_blocked()
+        _, end = runner.start("ahead", Purpose.AHEAD)
+        await wait_all_tasks_blocked()
+        assert "ahead" not in runner.running
+        ends[0].set()
+        await wait_all_tasks_blocked()
+        assert "ahead" in runner.running
+        for each in [*ends, end]:
+            each.set()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_the_background_waits_until_nobody_wants_anything(autojump_clock, patient):
+    async with trio.open_nursery() as nursery:
+        runner = Runner(Traffic(patient=patient), nursery)
+        _, demand = runner.start("demand", Purpose.DEMAND)
+        await wait_all_tasks_blocked()
+        _, end = runner.start("behind", Purpose.BACKGROUND)
+        await trio.sleep(5)
+        assert ("behind" in runner.running) != patient
+        demand.set()
+        await trio.sleep(0.1)
+        assert ("behind" in runner.running) != patient
+        await trio.sleep(2)
+        assert "behind" in runner.running
+        end.set()
+
+
+async def test_the_background_keeps_to_its_rate(autojump_clock):
+    traffic = Traffic(1000)
+    began = trio.current_time()
+    for _ in range(5):
+        async with traffic.turn(Ticket(Purpose.BACKGROUND)):
+            traffic.count(Purpose.BACKGROUND, 4000)
+    assert 16 <= trio.current_time() - began < 20
+    assert traffic.counts()[Purpose.BACKGROUND] == TrafficCount(5, 20_000)
+
+
+def test_the_slowest_reads_are_remembered_and_no_more():
+    traffic = Traffic()
+    layer = PackLayer("sha256:1", "sha256:2")
+    waits = random.Random(4).sample(range(1000), 200)
+    for wait in waits:
+        traffic.waited(SlowRead(wait / 1000, 0.0, layer, 0, 1, Cause.NETWORK))
+    assert [round(read.wait_s * 1000) for read in traffic.slowest()] == sorted(waits, reverse=True)[:SLOWEST]
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+async def test_a_layer_is_completed_front_to_back_each_byte_once(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    traffic = Traffic()
+    async with lazy(blob, cache, traffic=traffic, max_gap=0, max_streamed=64 << 10) as layer:
+        await layer.read(300_000, 10)
+        await complete(layer, Purpose.BACKGROUND)
+        assert layer.entry.complete
+        assert sum(end - start for start, end in blob.ranges) <= blob.size + 16 * len(blob.ranges)
+        asked = len(blob.ranges)
+        await complete(layer, Purpose.BACKGROUND)
+        assert len(blob.ranges) == asked
+    counts = traffic.counts()
+    assert counts[Purpose.DEMAND].requests == 1
+    assert counts[Purpose.BACKGROUND].requests == asked - 1
+
+
+@pytest.mark.expect_log("fetching from byte")
+async def test_what_cannot_be_had_ends_the_completion(cache, autojump_clock):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache, timeout_s=5) as layer:
+        blob.before = trio.sleep_forever
+        await complete(layer, Purpose.AHEAD)
+        assert not layer.entry.complete
+
+
+async def test_a_reader_makes_its_background_request_go_first(cache, autojump_clock):
+    blob = MemoryBlob(gzip_layer(TAR))
+    traffic = Traffic()
+    async with lazy(blob, cache, traffic=traffic) as layer, trio.open_nursery() as nursery:
+        gate = trio.Event()
+        blob.before = gate.wait
+        nursery.start_soon(layer.read, 900_000, 10)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(complete, layer, Purpose.BACKGROUND)
+        await wait_all_tasks_blocked()
+        assert len(blob.ranges) == 1
+        nursery.start_soon(layer.read, 100, 10)
+        await wait_all_tasks_blocked()
+        assert len(blob.ranges) == 2
+        gate.set()
+
+
+async def test_nothing_is_streamed_before_much_was_read(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer, trio.open_nursery() as nursery:
+        nursery.start_soon(complete_when_much_read, layer)
+        for start in range(0, len(TAR), 40_000):
+            await layer.read(start, 10)
+        assert not layer.much_read.is_set()  # it is small
+        nursery.cancel_scope.cancel()
+
+
+# Deciding
+
+
+SPANS = build(gzip_layer(TAR)).toc.spans
+
+
+@given(st.data())
+def test_what_lies_beside_fits_and_is_new(data):
+    wanted = [data.draw(st.integers(0, len(SPANS) - 1))]
+    here = data.draw(st.sets(st.integers(0, len(SPANS) - 1)))
+    room = data.draw(st.integers(0, 400_000))
+    found = beside(SPANS, wanted, room, lambda n: n in here)
+    assert found == sorted(set(found) - here - set(wanted))
+    assert sum(SPANS[n].compressed_end - SPANS[n].compressed_start for n in found) <= room
+    everything = beside(SPANS, wanted, 1 << 40, lambda n: n in here)
+    assert set(everything) == set(range(len(SPANS))) - here - set(wanted)
+
+
+def paced(*arrivals: tuple[float, int]) -> Pace:
+    pace = Pace(0.0)
+    for now, size in arrivals:
+        pace.arrived(size, now)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("pace", "to_come", "apart", "now", "worth"),
+    [
+        (paced, 1 << 20, 100_000, 0.2, True),  # it has only been begun
+        (paced, 0, 100_000, 1.5, False),  # nothing ever came
+        (lambda: paced((0.1, 100_000), (0.2, 100_000)), 50_000, 100_000, 0.21, True),
+        (lambda: paced((0.1, 100_000), (0.2, 100_000)), 5_000_000, 100_000, 0.21, False),  # far behind
+        (lambda: paced((0.1, 100_000), (0.2, 100_000)), 10, 100_000, 2.0, False),  # stalled
+        (
+            lambda: paced((0.1, 100_000), (0.2, 100_000)),
+            700_000,
+            1_000_000,
+            0.21,
+            True,
+        ),  # so is the other way
+    ],
+)
+def test_readers_wait_for_a_stream_that_is_no_slower(
+    pace: Callable[[], Pace], to_come: int, apart: int, now: float, worth: bool
+):
+    assert pace().is_worth_waiting(to_come, apart, now) == worth
+
+
+def test_settings_of_one_mount_share_their_turns():
+    assert FetchSettings().traffic is not FetchSettings().traffic
+    assert QUIET.most_reach == 0
