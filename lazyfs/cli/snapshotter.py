@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
 from lazyfs.printable import LineFormatter
+from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
 from lazyfs.snapshotter.run import run_snapshotter
 
@@ -52,5 +54,14 @@ def snapshotter(config: Config, root: Path, socket: Path, daemon: Path) -> None:
         socket.absolute(),
         ServiceClient(daemon.absolute(), patience_s=_SOON_S),
         ServiceClient(daemon.absolute(), patience_s=_PATIENT_S),
+        ready=_say_ready,
     )
     trio.run(partial(run_until_signal, run))
+
+
+def _say_ready() -> None:
+    """Tell the service manager (sd_notify(3)), which then starts containerd."""
+    manager = descriptors.supervisor(os.environ)
+    if manager is not None:
+        with manager, suppress(OSError):
+            descriptors.send(manager, descriptors.READY)

@@ -24,6 +24,7 @@ async def run_snapshotter(
     soon: Chains,
     patient: Chains,
     *,
+    ready: Callable[[], None] = lambda: None,
     step: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until cancelled.
@@ -33,6 +34,7 @@ async def run_snapshotter(
         socket: where containerd finds us.
         soon: the daemon, for what is not worth waiting for if it is away.
         patient: the daemon, for mounts.
+        ready: called once containerd may come.
         step: told each step before it is taken; for tests.
 
     Raises:
@@ -48,6 +50,7 @@ async def run_snapshotter(
                 snapshotter = Snapshotter(store, directories, chains, overlay_options(), nursery, step=step)
                 await snapshotter.start()
                 async with serving(snapshotter, socket):
+                    ready()
                     await trio.sleep_forever()
         finally:
             store.close()
