@@ -110,23 +110,25 @@ class Grove:
         Raises:
             MountError: the connection ended.
         """
-        async with open_tasks() as nursery:
-            nursery.start_soon(self._session.answer)
-            nursery.start_soon(self._end_with_session)
-            try:
-                with trio.move_on_after(_SETTLED_S):
-                    await self._session.initialised.wait()
-                if self._session.negotiated is None:
-                    raise MountError("the kernel does not begin to talk FUSE")
-                yield
-            finally:
-                self._ending = True
-                self._session.refuse()
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(take_down, directory)
-                self._session.end()
-        supervisor.remove(_PREFIX + self._connection.token)
-        os.close(self._connection.device_fd)
+        try:
+            async with open_tasks() as nursery:
+                nursery.start_soon(self._session.answer)
+                nursery.start_soon(self._end_with_session)
+                try:
+                    with trio.move_on_after(_SETTLED_S):
+                        await self._session.initialised.wait()
+                    if self._session.negotiated is None:
+                        raise MountError("the kernel does not begin to talk FUSE")
+                    yield
+                finally:
+                    self._ending = True
+                    self._session.refuse()
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(take_down, directory)
+                    self._session.end()
+        finally:
+            supervisor.remove(_PREFIX + self._connection.token)
+            os.close(self._connection.device_fd)
 
     async def _end_with_session(self) -> None:
         await self._session.gone.wait()
