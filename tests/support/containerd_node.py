@@ -13,8 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import trio
 
+from lazyfs.errors import LazyfsError
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.client import ServiceClient
 from tests.support.containerd_config import config_text
@@ -113,9 +115,30 @@ class Node:
         process.wait(timeout=60)
 
     def restart(self, program: str, number: int = signal.SIGKILL) -> None:
-        """End one of the programs and start it again."""
+        """End one of the programs and start it again; the daemon's "worker" comes back by itself."""
+        if program == "worker":
+            self.kill_worker()
+            return
         self.kill(program, number)
         self.start(program)
+
+    def kill_worker(self) -> None:
+        """Kill the process that serves the data; its keeper starts another."""
+        os.kill(_child(self._processes["daemon"][1]), signal.SIGKILL)
+
+    def wait_until_ready(self) -> None:
+        """Wait until all answer, and containerd reaches the snapshotter again."""
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                trio.run(ServiceClient(self.socket("daemon")).mounts)
+                self.cri.images()
+                self._call_snapshotter(f"ready-{time.monotonic_ns()}")
+            except (AssertionError, grpc.RpcError, LazyfsError):
+                assert time.monotonic() < deadline, "they do not come back"
+                time.sleep(0.05)
+            else:
+                return
 
     def log(self, program: str) -> str:
         """What a program has logged."""
@@ -148,11 +171,20 @@ class Node:
 
     def collect_garbage(self) -> None:
         """Have containerd collect garbage, and wait until it has; it does not look unless something went."""
-        snapshots = ("snapshots", "--snapshotter", "lazyfs")
-        self.ctr(*snapshots, "prepare", "garbage")
-        self.ctr(*snapshots, "rm", "garbage")
+        self._call_snapshotter("garbage")
         self.ctr("leases", "create", "--id", "garbage")
         self.ctr("leases", "rm", "--sync", "garbage")
+
+    def end_leases(self) -> None:
+        """Give back what calls that were cut short hold: containerd would keep it for a day."""
+        for lease in self.ctr("leases", "ls", "--quiet").split():
+            self.ctr("leases", "rm", lease)
+
+    def _call_snapshotter(self, key: str) -> None:
+        """Have containerd call the snapshotter; a list of nothing it would answer by itself."""
+        snapshots = ("snapshots", "--snapshotter", "lazyfs")
+        self.ctr(*snapshots, "prepare", key)
+        self.ctr(*snapshots, "rm", key)
 
     def wait_until_lazy(self, order: ChainOrder) -> None:
         """Wait until the daemon has an index of an image."""
