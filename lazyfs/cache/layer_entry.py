@@ -99,7 +99,8 @@ class LayerEntry:
 
     def missing(self, first_leaf: int, end_leaf: int) -> list[tuple[int, int]]:
         """The longest ranges [first, end) of leaves within [first_leaf, end_leaf) that are not here."""
-        return [run.span() for run in _ABSENT_RUN.finditer(self._open().marks, first_leaf, end_leaf)]
+        end = min(end_leaf, self._leaves)
+        return [run.span() for run in _ABSENT_RUN.finditer(self._open().marks, first_leaf, end)]
 
     def present(self, first_leaf: int, end_leaf: int) -> int:
         """How many of the leaves [first_leaf, end_leaf) are here."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -43,15 +44,22 @@ class KeptTocs:
                     return check_head(data, toc_digest, layer.descriptor, layer.diff_id)
         return None
 
-    def audited(self, layer: ImageLayer) -> IndexedLayer | None:
-        """An index of a layer that passed the audit here, if reading by it needs nothing from elsewhere."""
+    def audited(self, layer: ImageLayer, place: Attachments | None) -> IndexedLayer | None:
+        """An index of a layer that passed the audit here, if reading by it needs nothing from elsewhere now.
+
+        Args:
+            layer: the layer.
+            place: where windows may be had that are not here: a complete layer needs them once some of it
+                has been evicted. None if nowhere.
+        """
         for toc_digest in self._audited_digests(layer.descriptor.digest):
             head = self.load(layer, toc_digest)
             windows = self._windows(head) if head else None
-            if head and windows is None and self._is_complete(head):
-                windows = memoryview(b"")
             if head and windows is not None:
                 return IndexedLayer(head, windows, audited=True)
+            if head and self._is_complete(head):
+                found = self.indexed(head, place) if place else IndexedLayer(head, memoryview(b""))
+                return replace(found, audited=True)
         return None
 
     def _audited_digests(self, layer_digest: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ from lazyfs.image.tasks import run_all
 from lazyfs.image.trust import Demands
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
+from lazyfs.source.attachments import Attachments
 
 _log = logging.getLogger(__name__)
 
@@ -93,12 +94,21 @@ class PublishedIndexes:
             remembered = self._references.recall(self._key_of(resolved))
             tocs = remembered.descriptor if remembered else {}
             for digest, layer in layers.items():
-                indexed = self._tocs.audited(layer) or self._remembered(layer, tocs.get(digest))
+                record = tocs.get(digest)
+                audited = self._tocs.audited(layer, self._windows_of(record))
+                indexed = audited or self._remembered(layer, record)
                 if indexed is not None:
                     found[digest] = indexed
         except CacheError as error:
             _log.warning("%s", error)
         return found
+
+    def _windows_of(self, record: object) -> Attachments | None:
+        """Where windows of an index may be that was found before, maybe for another image."""
+        match record:
+            case [str(place_name), *_] if place_name in self._places:
+                return self._places[place_name].attachments
+        return next((place.attachments for place in self._places.values()), None)
 
     def _remembered(self, layer: ImageLayer, record: object) -> IndexedLayer | None:
         """An index that was found for this image before."""

@@ -89,10 +89,12 @@ class Verifier:
         if info is None or info.present < info.leaves:
             return None
         with self._cache.layer(header.layer_digest, head.digest, header.device_size, info.leaves) as entry:
+            evictions = entry.evictions
             if not entry.complete:
                 return None
-            pieces = cached_pieces(entry, header.uncompressed_size)
-            return audit_stream(head, diff_id, pieces)
+            audit = audit_stream(head, diff_id, cached_pieces(entry, header.uncompressed_size))
+            # What was evicted meanwhile read as zeros: that says nothing of the table.
+            return audit if entry.evictions == evictions else None
 
     async def _pulled(self, layer: ImageLayer, indexed: IndexedLayer, blob: Blob) -> Audit:
         descriptor, windows = layer.descriptor, await _windows(indexed)
