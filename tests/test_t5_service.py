@@ -12,10 +12,14 @@ import trio
 
 from lazyfs.errors import BadReference, NotFound
 from lazyfs.oci.chain import ChainOrder
+from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
 from tests.support.oracle import compare_trees
+from tests.support.published import index_of, put
+from tests.support.registry import Registry
 from tests.support.service import Daemon, name_of, running_daemon
 from tests.support.service_images import ALL_CONTENT, Published, container, content_of, published
+from tests.support.tars import file, tar
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,29 @@ def test_many_who_ask_at_once_get_one_mount_each(any_daemon, python):
     assert any_daemon.ask("statistics")["layers"] == len(python.orders)
 
 
+def test_twenty_images_over_one_base_share_it_and_outlive_the_worker(any_daemon):
+    base = tar(file(b"base", b"base\n" * 10_000))
+    built = [build_image([base, tar(file(b"own", b"%d\n" % number))]) for number in range(20)]
+    with Registry() as registry:
+        orders = []
+        for number, image in enumerate(built):
+            registry.push(f"app{number}", image)
+            put(registry, f"app{number}", index_of(image))
+            layers = [layer["digest"] for layer in image.json["layers"]]
+            orders.append(ChainOrder(f"{registry.host}/app{number}", image.digest, 2, layers[1], ""))
+        paths = [any_daemon.ask("mount", order).path for order in orders]
+        assert len(set(paths)) == 20
+        assert any_daemon.ask("statistics")["layers"] == 21
+        for _ in range(2):
+            any_daemon.kill_worker()
+            assert [mount["state"] for mount in any_daemon.ask("mounts")] == ["live"] * 20
+        for number, path in enumerate(paths):
+            assert (path / "own").read_bytes() == b"%d\n" % number
+            assert (path / "base").read_bytes() == b"base\n" * 10_000
+        assert len(any_daemon.ask("keep", [paths[0].name])) == 19
+        assert (paths[0] / "base").read_bytes()
+
+
 # Dying
 
 
@@ -177,7 +204,7 @@ def test_a_released_chain_is_served_on_for_its_container_through_deaths(any_daem
 
 
 @pytest.mark.parametrize("victim", ["worker", "keeper"])
-@pytest.mark.parametrize("delay", [0, 0.01, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("delay", [0.02, 0.1])
 def test_a_death_in_the_middle_of_a_mount_is_not_noticed_by_who_orders(
     daemon, python, base, unpacked, victim, delay
 ):

@@ -5,6 +5,7 @@ found is remembered. That an image cannot be shown lazily is remembered for a sh
 publish its index.
 """
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
-from lazyfs.image.image import find_indexes
+from lazyfs.image.image import compiled, find_indexes
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.chain import ChainOrder
@@ -29,6 +30,8 @@ from lazyfs.oci.config import chain_ids
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
+
+_log = logging.getLogger(__name__)
 
 LOOK_UP_S: Final = 30.0
 """How long a question may take."""
@@ -148,6 +151,7 @@ class Images:
     """
 
     def __init__(self, nursery: trio.Nursery, config: Config, cache: Cache) -> None:
+        self._nursery = nursery
         self._config = config
         self._cache = cache
         self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S)
@@ -200,6 +204,10 @@ class Images:
             try:
                 async with self.lease(order) as image:
                     verdict = _verdict(image)
+                if not verdict.why:
+                    self._nursery.start_soon(self._compile_ahead, order)
+                if not key.manifest:  # its tag may move
+                    verdict = replace(verdict, until=trio.current_time() + _UNKNOWN_FOR_S)
             except (IndexerError, LazyfsError) as error:
                 verdict = Verdict(message_of(error), until=trio.current_time() + _FAILURE_FOR_S)
         self._verdicts[key] = verdict
@@ -207,6 +215,16 @@ class Images:
         while len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
         return verdict
+
+    async def _compile_ahead(self, order: ChainOrder) -> None:
+        """Have the tree of an image ready for the container that is about to start."""
+        try:
+            async with self.lease(order) as image:
+                if image.missing:  # its tag has moved
+                    return
+                await compiled(image.resolved, image.indexed, self._cache)
+        except (IndexerError, LazyfsError) as error:
+            _log.info("%s is not compiled ahead: %s", order.image, message_of(error))
 
     @asynccontextmanager
     async def _opened(self, order: ChainOrder) -> AsyncIterator[OpenImage]:
