@@ -148,6 +148,14 @@ def _decoded(record: Any) -> KeptImage | None:
             "metadata": str(metadata),
             "pinned": bool(pinned),
         } if all(isinstance(digest, str) for digest in documents):
-            pairs = tuple((str(layer), str(toc)) for layer, toc in layers)
-            return KeptImage(name, manifest, tuple(documents), pairs, metadata, pinned)
+            pairs = tuple(pair for pair in map(_pair, layers) if pair is not None)
+            if len(pairs) == len(layers):
+                return KeptImage(name, manifest, tuple(documents), pairs, metadata, pinned)
+    return None
+
+
+def _pair(layer: Any) -> tuple[str, str] | None:
+    match layer:
+        case [str(layer_digest), str(toc_digest)]:
+            return layer_digest, toc_digest
     return None
