@@ -1,24 +1,30 @@
 """Indexes found beside images: used where they may be, passed by where they may not, counted exactly."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from indexer.errors import FormatError
+from indexer.toc import Kind
+from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.errors import ConfigError, NotFound, NotTrusted
 from lazyfs.exit_codes import exit_code
 from lazyfs.image.artifact import LayerFiles, build_artifact
-from lazyfs.image.image import index_layers
+from lazyfs.image.image import index_layers, indexed_tree
+from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.publish import publish_index
+from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.push_artifact import Artifact
 from tests.support.images import build_image, build_index, write_layout
+from tests.support.layers import build
 from tests.support.published import change_member, hide, index_of, new_key, public_pem, put, sign, table_of
 from tests.support.registry import Registry
 from tests.support.registry_faults import Corrupt, Status
-from tests.support.tars import file, tar
+from tests.support.tars import file, hardlink, tar
 from tests.support.workshops import image_of, workshop_of
 
 _RANDOM = random.Random(9)
@@ -290,6 +296,71 @@ async def test_a_broken_table_is_passed_by(
 ) -> None:
     put(registry, "app", index_of(IMAGE, change_member(b"motd", **fields)))
     assert await origins(name(registry), tmp_path / "cache") == ["found", "made here"]
+
+
+DANGLING = {"kind": Kind.HARDLINK, "link": b"nowhere", "size": 0, "data_start": 0}
+
+
+@pytest.mark.expect_log("is passed by: .*nowhere")
+async def test_a_table_with_which_layers_make_no_tree_is_done_without(
+    registry: Registry, tmp_path: Path
+) -> None:
+    put(registry, "app", index_of(IMAGE, change_member(b"motd", **DANGLING)))
+    assert await origins(name(registry), tmp_path / "cache") == ["found", "made here"]
+    registry.journal.clear()
+    assert await origins(name(registry), tmp_path / "cache") == ["found", "made here"]
+    assert registry.requests == {("GET", "manifest"): 1}
+
+
+class Finder:
+    """Finds what it is given, as often as it is asked."""
+
+    def __init__(self, found: dict[str, IndexedLayer]) -> None:
+        self.found = found
+        self.asked = 0
+
+    async def find(self, _: ResolvedImage, wanted: Collection[str]) -> dict[str, IndexedLayer]:
+        self.asked += 1
+        return {digest: index for digest, index in self.found.items() if digest in wanted}
+
+
+@pytest.mark.expect_log("is passed by: .*nowhere")
+async def test_the_next_finders_table_takes_the_place_of_one_that_makes_no_tree(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with workshop_of(name(registry), tmp_path / "elsewhere", index="local") as workshop:
+        resolved = await workshop.resolve()
+        good = await index_layers(resolved, workshop.source, workshop.indexer)
+    motd = resolved.layers[-1].descriptor.digest
+    lie = change_member(b"motd", **DANGLING)(build(IMAGE.layers[-1]))
+    bad = IndexedLayer(decode_head(encode_toc(lie.toc)), memoryview(lie.windows))
+    finders = Finder({motd: bad}), Finder(good)
+    async with workshop_of(name(registry), tmp_path / "cache") as workshop:
+        tree = indexed_tree(resolved, workshop.source, workshop.indexer, workshop.cache, finders)
+        assert (await tree)[0] == good
+    assert [finder.asked for finder in finders] == [2, 2]
+
+
+@pytest.mark.expect_log("is passed by: ")
+async def test_a_lower_table_that_hides_what_is_linked_to_is_found_out(
+    registry: Registry, tmp_path: Path
+) -> None:
+    linked = build_image([LOWER, tar(file(b"motd", b"hello\n"), hardlink(b"again", b"f3"))])
+    registry.push("app", linked, tag="2")
+    put(registry, "app", index_of(linked, hide(b"f3"), layer=0))
+    async with image_of(f"{registry.host}/app:2", tmp_path / "cache") as opened:
+        assert await opened.content(b"again") == CONTENTS[3]
+        assert opened.origins == MADE
+
+
+@pytest.mark.expect_log("is passed by: ")
+async def test_an_image_that_is_no_tree_is_none_by_any_table(registry: Registry, tmp_path: Path) -> None:
+    broken = build_image([LOWER, tar(hardlink(b"again", b"nowhere"))])
+    registry.push("app", broken, tag="2")
+    put(registry, "app", index_of(broken))
+    with pytest.raises(FormatError, match="nowhere"):
+        async with image_of(f"{registry.host}/app:2", tmp_path / "cache"):
+            pass
 
 
 OTHER = build_image([tar(file(b"motd", b"other\n"))])

@@ -14,7 +14,7 @@ from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.image.foreign import announces_table
-from lazyfs.image.image import compiled, index_layers
+from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
@@ -61,8 +61,9 @@ async def index_image(
     workshop: Workshop, resolved: ResolvedImage, publisher: Publisher | None
 ) -> dict[str, Any]:
     """Index one image, and publish that if there is a publisher; what is to be told of it."""
-    indexed = await index_layers(resolved, workshop.source, workshop.indexer, workshop.finders)
-    await compiled(resolved, indexed, workshop.cache)
+    indexed, _ = await indexed_tree(
+        resolved, workshop.source, workshop.indexer, workshop.cache, workshop.finders
+    )
     rows = [_index_facts(layer.descriptor.digest, indexed) for layer in resolved.layers]
     facts: dict[str, Any] = {
         "image": resolved.name,

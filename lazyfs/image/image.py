@@ -17,7 +17,7 @@ from indexer.errors import IndexerError
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
-from lazyfs.image.blame import pass_by
+from lazyfs.image.blame import Refused
 from lazyfs.image.boot import Boot
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.completion import complete_when_much_read
@@ -109,6 +109,7 @@ async def find_indexes(
     indexer: Indexer,
     finders: Sequence[IndexFinder],
     here: Mapping[str, IndexedLayer] | None = None,
+    refused: Refused | None = None,
 ) -> dict[str, IndexedLayer]:
     """Indexes by layer digest: made here before, else found by the finders.
 
@@ -117,12 +118,16 @@ async def find_indexes(
         indexer: knows those made here.
         finders: know of others.
         here: those made here, where they have been looked up.
+        refused: those that do not count.
     """
-    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
+    refused = refused or Refused()
+    sought = {layer.descriptor.digest for layer in resolved.layers} - refused.exhausted()
     indexed = dict(made_here(resolved, indexer) if here is None else here)
     for finder in finders:
-        if len(indexed) < len(layers):
-            indexed.update(await finder.find(resolved, layers.keys() - indexed.keys()))
+        if missing := sought - indexed.keys():
+            found = await finder.find(resolved, missing)
+            bad = refused.among(found)
+            indexed.update((digest, index) for digest, index in found.items() if digest not in bad)
     return indexed
 
 
@@ -132,6 +137,7 @@ async def index_layers(
     indexer: Indexer,
     finders: Sequence[IndexFinder] = (),
     here: Mapping[str, IndexedLayer] | None = None,
+    refused: Refused | None = None,
 ) -> dict[str, IndexedLayer]:
     """Indexes of all layers by layer digest: as `find_indexes` finds them, else made now.
 
@@ -145,7 +151,7 @@ async def index_layers(
         indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
 
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    indexed = await find_indexes(resolved, indexer, finders, here)
+    indexed = await find_indexes(resolved, indexer, finders, here, refused)
     await run_all(partial(ensure, digest) for digest in layers if digest not in indexed)
     return indexed
 
@@ -191,13 +197,14 @@ async def indexed_tree(
         LazyfsError: a layer cannot be had, or the cache cannot be used.
     """
     digests = [layer.descriptor.digest for layer in resolved.layers]
+    refused = Refused()
     while True:
-        indexed = await index_layers(resolved, source, indexer, finders, here)
+        indexed = await index_layers(resolved, source, indexer, finders, here, refused)
         try:
             return indexed, await compiled(resolved, indexed, cache)
         except IndexerError as error:
             here = made_here(resolved, indexer)
-            judge = partial(pass_by, digests, indexed, here, cache.quarantine, error)
+            judge = partial(refused.add, digests, indexed, here.keys(), error)
             if not await trio.to_thread.run_sync(judge):
                 raise
 

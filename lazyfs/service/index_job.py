@@ -18,7 +18,7 @@ from indexer.errors import IndexerError
 from lazyfs.config import Config, load_config
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import exit_code, message_of
-from lazyfs.image.image import compiled, find_indexes, index_layers
+from lazyfs.image.image import find_indexes, indexed_tree
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks
 from lazyfs.oci.chain import ChainOrder
@@ -59,8 +59,7 @@ async def make_index(order: ChainOrder, config: Config, store: Path | None) -> N
             found = await find_indexes(resolved, workshop.indexer, workshop.finders)
             await _wait_stored(resolved, found, ContentStore(store))
             source = StoredFirst(source, ContentStore(store))
-        indexed = await index_layers(resolved, source, workshop.indexer, workshop.finders)
-        await compiled(resolved, indexed, workshop.cache)
+        await indexed_tree(resolved, source, workshop.indexer, workshop.cache, workshop.finders)
 
 
 async def _wait_stored(resolved: ResolvedImage, found: Mapping[str, Any], store: ContentStore) -> None:
