@@ -15,10 +15,17 @@ _CAPABILITIES: Final = tuple(
 _MOUNTS: Final = (
     ("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
     ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
-    ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+    (
+        "/dev/pts",
+        "devpts",
+        "devpts",
+        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+    ),
     ("/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777", "size=65536k")),
     ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
     ("/sys", "bind", "/sys", ("rbind", "nosuid", "noexec", "nodev", "ro")),
+    ("/etc/hosts", "bind", "/etc/hosts", ("rbind", "ro")),
+    ("/etc/resolv.conf", "bind", "/etc/resolv.conf", ("rbind", "ro")),
     ("/run", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
 )
 
@@ -48,7 +55,7 @@ def write_bundle(
     arguments = list(command) or [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
     uid, gid = user_of(config.get("User") or "", users)
     capabilities = list(_CAPABILITIES)
-    held = {kind: capabilities for kind in ("bounding", "permitted", "effective")}
+    held = dict.fromkeys(("bounding", "permitted", "effective"), capabilities)
     spec = {
         "ociVersion": "1.0.2",
         "process": {

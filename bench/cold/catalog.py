@@ -13,7 +13,6 @@ from bench.cold.run import context_of
 from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
 
-
 _LAZYFS: Final = (
     *(("run", way) for way in (PLAIN, INDEXED, PACKED)),
     *(("mount", way) for way in (PLAIN, INDEXED, PACKED)),
@@ -27,6 +26,7 @@ class UnknownName(Exception):
 
 def methods(store: Store) -> Mapping[str, Method]:
     """The built-in methods, in the order of tables."""
+
     def inside(workload: Workload, reference: str) -> AbstractContextManager[Context]:
         return context_of(store, workload, reference, store.home, list)
 
@@ -48,7 +48,9 @@ def chosen(names: Sequence[str], store: Store) -> Mapping[str, Method]:
         UnknownName: there is none of a name.
     """
     built_in = methods(store)
-    found = [_adapter(name) if ":" in name else built_in.get(name) or _unknown(name, built_in) for name in names]
+    found = [
+        _adapter(name) if ":" in name else built_in.get(name) or _unknown(name, built_in) for name in names
+    ]
     return {method.name: method for method in found}
 
 

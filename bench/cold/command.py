@@ -9,11 +9,11 @@ from typing import Any
 from bench.cold.catalog import UnknownName, chosen, methods
 from bench.cold.compare import render_comparison
 from bench.cold.html import page
-from bench.cold.record import BadRecord, Record, load, new_record
+from bench.cold.record import BadRecord, Record, load
 from bench.cold.session import Plan, measure_all
 from bench.cold.site import BadDistance, Distance
 from bench.cold.store import Store, store
-from bench.cold.table import render, rows
+from bench.cold.table import render
 from bench.cold.workload import BUILT_IN, BadWorkload, Workload
 from bench.cold.workload import load as load_workloads
 from bench.measure import MethodFailed
@@ -41,10 +41,16 @@ def add_commands(commands: Any) -> None:
         "--world", default="100mbit-20ms", metavar="DISTANCE",
         help="of the registry: 100mbit-20ms (each way; default), 1gbit-1ms, loopback, or the like",
     )  # fmt: skip
-    cold.add_argument("--caches", choices=("cold", "warm"), default="cold", help="warm: the image was run before")
-    cold.add_argument("--registry", metavar="HOST[:PORT]", help="take images from this registry, as they are there")
+    cold.add_argument(
+        "--caches", choices=("cold", "warm"), default="cold", help="warm: the image was run before"
+    )
+    cold.add_argument(
+        "--registry", metavar="HOST[:PORT]", help="take images from this registry, as they are there"
+    )
     cold.add_argument("--repeat", type=int, default=3, metavar="N", help="starts of each (default: 3)")
-    cold.add_argument("--quiet-wait", type=float, default=0, metavar="SECONDS", help="wait so long for other load to pass")
+    cold.add_argument(
+        "--quiet-wait", type=float, default=0, metavar="SECONDS", help="wait so long for other load to pass"
+    )
     cold.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     cold.add_argument("--html", type=Path, metavar="FILE", help="write a report there")
     cold.add_argument("--plots", type=Path, metavar="FOLDER", help="write the report's pictures there")
@@ -62,7 +68,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _cold(options: argparse.Namespace) -> None:
-    source = store(HOME, default_lab(), options.registry or "")
+    source = store(HOME.resolve(), default_lab(), options.registry or "")
     try:
         workloads = _workloads(options.workloads, options.only)
         if options.list:
@@ -106,7 +112,10 @@ def _workloads(path: Path, only: str | None) -> Sequence[Workload]:
 
 def _listing(workloads: Sequence[Workload], source: Store) -> str:
     lines = ["Workloads:"]
-    lines += [f"  {w.name:<24} {w.image or 'built here'}: {' '.join(w.command) or 'its own command'}" for w in workloads]
+    lines += [
+        f"  {w.name:<24} {w.image or 'built here'}: {' '.join(w.command) or 'its own command'}"
+        for w in workloads
+    ]
     lines.append("Methods:")
     for name, method in methods(source).items():
         try:

@@ -31,7 +31,9 @@ def render_comparison(first: Record, second: Record) -> str:
 def differences(first: Record, second: Record) -> Iterator[str]:
     """What makes two runs hard to compare."""
     if first.machine != second.machine:
-        changed = sorted(k for k in {*first.machine, *second.machine} if first.machine.get(k) != second.machine.get(k))
+        changed = sorted(
+            k for k in {*first.machine, *second.machine} if first.machine.get(k) != second.machine.get(k)
+        )
         yield f"the machines differ: {', '.join(changed)}"
     if (first.distance, first.caches) != (second.distance, second.caches):
         yield f"{first.distance}, {first.caches} is compared with {second.distance}, {second.caches}"

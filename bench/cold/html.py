@@ -59,7 +59,11 @@ def _run(record: Record, pictures: Sequence[Picture]) -> Iterator[str]:
 
 
 def _table(facts: Facts, series: Sequence[Series]) -> Iterator[str]:
-    touched = f"; a start touches {facts.touched_bytes / 1e6:.1f} MB of it, uncompressed" if facts.touched_bytes else ""
+    touched = (
+        f"; a start touches {facts.touched_bytes / 1e6:.1f} MB of it, uncompressed"
+        if facts.touched_bytes
+        else ""
+    )
     command = f": <code>{escape(' '.join(facts.command))}</code>" if facts.command else ""
     yield f"<h3>{escape(facts.name)}{command}</h3><p>{facts.image_bytes / 1e6:.0f} MB of compressed layers{touched}</p>"
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in _HEADS) + "</tr>"
@@ -104,5 +108,3 @@ def _circumstances(record: Record) -> Iterator[str]:
     yield "<h3>Taken with</h3><dl>"
     yield from (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     yield "</dl>"
-
-

@@ -43,7 +43,9 @@ class Images:
         Raises:
             LabError: there is no such recipe, or it cannot be made here.
         """
-        return self.store.once(f"images/{name}-{_recipe_hash(name, self.lab)}", lambda out: self._make(name, out))
+        return self.store.once(
+            f"images/{name}-{_recipe_hash(name, self.lab)}", lambda out: self._make(name, out)
+        )
 
     def copy(self, source: str, *options: str) -> Path:
         """The layout of any other image, copied once; its tag is "latest".

@@ -96,7 +96,11 @@ def _drawn(
 
 
 def _bars(
-    axes: Axes, series: Sequence[Series], colours: Mapping[str, str], value: Callable[[Start], float], text: str
+    axes: Axes,
+    series: Sequence[Series],
+    colours: Mapping[str, str],
+    value: Callable[[Start], float],
+    text: str,
 ) -> None:
     """A bar to each median, a dot for each start, the median in figures."""
     highest = max(value(start) for one in series for start in one.starts)
@@ -105,7 +109,15 @@ def _bars(
         middle = Spread.of(values).median
         axes.barh(row, middle, height=0.62, color=colours[one.method], alpha=0.75, linewidth=0)
         axes.plot([middle, middle], [row - 0.38, row + 0.38], color=_INK, linewidth=1.6)
-        axes.scatter(values, list(_spread_out(row, len(values))), s=20, color="white", edgecolors=_INK, linewidths=0.9, zorder=3)
+        axes.scatter(
+            values,
+            list(_spread_out(row, len(values))),
+            s=20,
+            color="white",
+            edgecolors=_INK,
+            linewidths=0.9,
+            zorder=3,
+        )
         axes.annotate(
             text.format(middle), (max(values), row), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=9, color=_INK,
@@ -141,7 +153,15 @@ def _course(axes: Axes, _facts: Facts, series: Sequence[Series], colours: Mappin
         start = _typical(one.starts)
         times, moved = course(start)
         axes.plot(times, moved, color=colours[one.method], linewidth=1.8, label=one.method)
-        axes.scatter([start.ready_s], [moved[-1]], s=26, color=colours[one.method], edgecolors=_INK, linewidths=0.8, zorder=3)
+        axes.scatter(
+            [start.ready_s],
+            [moved[-1]],
+            s=26,
+            color=colours[one.method],
+            edgecolors=_INK,
+            linewidths=0.8,
+            zorder=3,
+        )
     near = [one for one in series if not one.method.startswith("full")] or series
     axes.set_ylabel("MB", fontsize=9, color=_INK)
     axes.set_xlim(0, 1.08 * max(_typical(one.starts).ready_s for one in near))
@@ -174,5 +194,3 @@ def course(start: Start) -> tuple[list[float], list[float]]:
         times.append(when)
         rate += change
     return [*times, max(end_of_all, times[-1])], [*moved, moved[-1]]
-
-

@@ -33,7 +33,9 @@ class Watch:
         network: the namespace that its addresses are of.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", workload: Workload, mark: str, network: Path) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", workload: Workload, mark: str, network: Path
+    ) -> None:
         self._process = process
         self._workload = workload
         self._mark = mark
@@ -150,9 +152,21 @@ def answers_inside(command: Sequence[str], mark: str) -> bool:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    uid, gid = (next(line.split()[1] for line in status.splitlines() if line.startswith(key)) for key in ("Uid:", "Gid:"))
+    uid, gid = (
+        next(line.split()[1] for line in status.splitlines() if line.startswith(key))
+        for key in ("Uid:", "Gid:")
+    )
     nsenter = which("nsenter") or "nsenter"
-    inside = [nsenter, f"--target={pid}", "--all", "--root", "--wd", f"--setuid={uid}", f"--setgid={gid}", "--"]
+    inside = [
+        nsenter,
+        f"--target={pid}",
+        "--all",
+        "--root",
+        "--wd",
+        f"--setuid={uid}",
+        f"--setgid={gid}",
+        "--",
+    ]
     # The command is found by the container's PATH, nsenter by ours.
     done = subprocess.run(
         [*inside, *command], env=dict(entry.split(b"=", 1) for entry in environment if b"=" in entry),

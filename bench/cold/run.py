@@ -21,7 +21,7 @@ from bench.cold.store import Store
 from bench.cold.tap import Exchange
 from bench.cold.watching import watching
 from bench.cold.workload import Workload
-from bench.measure import CORES, MethodFailed, busy_s, wait_until_quiet
+from bench.measure import CORES, busy_s, wait_until_quiet
 from bench.world import drop_caches
 
 CGROUPS: Final = Path("/sys/fs/cgroup")

@@ -61,7 +61,9 @@ class Sandbox:
             raise MethodFailed(f"{command[0]}: not done after {timeout_s:.0f} s") from None
         if done.returncode:
             words = " ".join(map(str, command[:4]))
-            raise MethodFailed(f"{words}: exit code {done.returncode}: {(done.stderr or done.stdout)[-500:].strip()}")
+            raise MethodFailed(
+                f"{words}: exit code {done.returncode}: {(done.stderr or done.stdout)[-500:].strip()}"
+            )
         return done.stdout
 
     def start(self, *command: str | Path, log: Path | None = None) -> "subprocess.Popen[bytes]":

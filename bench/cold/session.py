@@ -83,9 +83,7 @@ def _take(runner: Runner, method: Method, workload: Workload, name: str, series:
 
 def _prepare(plan: Plan, store: Store, bar: "tqdm[None]") -> tuple[Record, dict[int, str]]:
     """An empty record, and the images' names by the identity of their series."""
-    facts = [
-        Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w)) for w in plan.workloads
-    ]
+    facts = [Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w)) for w in plan.workloads]
     record = new_record(
         distance=plan.distance.name,
         caches="warm" if plan.warm else "cold",
@@ -100,7 +98,9 @@ def _prepare(plan: Plan, store: Store, bar: "tqdm[None]") -> tuple[Record, dict[
         method = plan.methods[series.method]
         try:
             method.check()
-            names[id(series)] = method.publish(store, next(w for w in plan.workloads if w.name == series.workload))
+            names[id(series)] = method.publish(
+                store, next(w for w in plan.workloads if w.name == series.workload)
+            )
         except MethodFailed as failed:
             series.failure = str(failed)
         bar.update()

@@ -46,10 +46,18 @@ class Distance(NamedTuple):
         rate, _, delay = name.partition("-")
         try:
             times = 1000 if rate.endswith("gbit") else 1
-            distance = cls(float(rate.removesuffix("gbit").removesuffix("mbit")) * times, float(delay.removesuffix("ms")) / 1000)
+            distance = cls(
+                float(rate.removesuffix("gbit").removesuffix("mbit")) * times,
+                float(delay.removesuffix("ms")) / 1000,
+            )
         except ValueError:
             distance = cls(0, 0)
-        if not (rate.endswith("bit") and delay.endswith("ms") and 0 < distance.rate_mbit < 1e6 and 0 <= distance.delay_s < 60):
+        if not (
+            rate.endswith("bit")
+            and delay.endswith("ms")
+            and 0 < distance.rate_mbit < 1e6
+            and 0 <= distance.delay_s < 60
+        ):
             raise BadDistance(f"{name}: no distance like 100mbit-20ms, 1gbit-1ms or loopback")
         return distance
 
@@ -93,4 +101,3 @@ def site(distance: Distance, upstream: str) -> Iterator[Site]:
         link = stack.enter_context(slow_link(distance.rate_mbit, distance.delay_s))
         counter = stack.enter_context(tap(upstream, link.server_ip))
         yield Site(stack.enter_context(link.port(counter.address)), counter, link)
-

@@ -55,7 +55,9 @@ class Store:
             if workload.recipe:
                 return self.images.recipe(workload.recipe)
             if self.registry:
-                return self.images.copy(f"docker://{self.registry}/{workload.image}", "--src-tls-verify=false")
+                return self.images.copy(
+                    f"docker://{self.registry}/{workload.image}", "--src-tls-verify=false"
+                )
             return self.images.copy(workload.image)
         except LabError as error:
             raise MethodFailed(str(error)) from error
@@ -80,7 +82,9 @@ class Store:
         layout = self.layout(workload)
         return sum(layer["size"] for layer in json.loads(_blob(layout, manifest_digest(layout)))["layers"])
 
-    def publish(self, way: str, workload: Workload, make: Callable[[str], None], *, version: str = "1") -> str:
+    def publish(
+        self, way: str, workload: Workload, make: Callable[[str], None], *, version: str = "1"
+    ) -> str:
         """See that the image is there in some way; its name there, "REPOSITORY:TAG".
 
         Args:
@@ -115,7 +119,9 @@ class Store:
     def _named(self, way: str, workload: Workload) -> str:
         name = workload.variants.get(way) or (workload.image if way in _BESIDE else "")
         if not name:
-            raise MethodFailed(f"`variants` of workload {workload.name} names none of {way} in {self.registry}")
+            raise MethodFailed(
+                f"`variants` of workload {workload.name} names none of {way} in {self.registry}"
+            )
         return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
     @contextmanager

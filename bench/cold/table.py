@@ -7,7 +7,17 @@ from bench.measure import QUIET_SHARE
 from bench.report import number
 from bench.spread import Spread
 
-_COLUMNS = ("ready s", "lowest - highest", "times", "pulled s", "done s", "MB", "requests", "CPU s", "peak MB")
+_COLUMNS = (
+    "ready s",
+    "lowest - highest",
+    "times",
+    "pulled s",
+    "done s",
+    "MB",
+    "requests",
+    "CPU s",
+    "peak MB",
+)
 
 
 def render(record: Record) -> str:

@@ -46,7 +46,9 @@ async def _listen(server: str, certificate: str, key: str) -> None:
     host, _, port = server.rpartition(":")
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(trio.serve_listeners, partial(_serve, host, int(port), context), listeners))
+        await nursery.start(
+            partial(trio.serve_listeners, partial(_serve, host, int(port), context), listeners)
+        )
         print(listeners[0].socket.getsockname()[1], flush=True)
         await trio.to_thread.run_sync(sys.stdin.buffer.read)
         nursery.cancel_scope.cancel()

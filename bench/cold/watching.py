@@ -60,7 +60,9 @@ class Watcher:
     def uses(self) -> list[Use]:
         """Of the method's daemons and commands, by their names."""
         return _by_name(
-            Use(seen.name, seen.cpu_s, seen.peak_bytes) for seen in self._seen.values() if seen.place is _Place.METHOD
+            Use(seen.name, seen.cpu_s, seen.peak_bytes)
+            for seen in self._seen.values()
+            if seen.place is _Place.METHOD
         )
 
     @property
@@ -125,7 +127,10 @@ def _descendants() -> dict[int, tuple[str, float]]:
             with suppress(OSError):
                 head, _, rest = (_PROC / entry.name / "stat").read_text(errors="replace").rpartition(")")
                 fields = rest.split()
-                processes[int(entry.name)] = head.partition("(")[2], (int(fields[11]) + int(fields[12])) / TICKS
+                processes[int(entry.name)] = (
+                    head.partition("(")[2],
+                    (int(fields[11]) + int(fields[12])) / TICKS,
+                )
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
     found, open_ = {}, [os.getpid()]
     while open_:
@@ -148,5 +153,7 @@ def _by_name(uses: Iterable[Use]) -> list[Use]:
     added: dict[str, Use] = {}
     for use in uses:
         so_far = added.get(use.name, Use(use.name, 0.0, 0))
-        added[use.name] = Use(use.name, round(so_far.cpu_s + use.cpu_s, 2), so_far.peak_bytes + use.peak_bytes)
+        added[use.name] = Use(
+            use.name, round(so_far.cpu_s + use.cpu_s, 2), so_far.peak_bytes + use.peak_bytes
+        )
     return [added[name] for name in sorted(added)]

@@ -78,7 +78,9 @@ class CtrSession:
 
     def run(self) -> "Popen[bytes]":
         context = self._context
-        environment = [word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")]
+        environment = [
+            word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
+        ]
         options = ("--rm", "--net-host", "--snapshotter", self._snapshotter)
         return context.box.start(
             "ctr", *self._address(), "run", *options, *environment,
@@ -86,7 +88,11 @@ class CtrSession:
         )  # fmt: skip
 
     def remove(self) -> None:
-        for words in (("tasks", "kill", "--signal", "KILL"), ("tasks", "delete", "--force"), ("containers", "delete")):
+        for words in (
+            ("tasks", "kill", "--signal", "KILL"),
+            ("tasks", "delete", "--force"),
+            ("containers", "delete"),
+        ):
             command = ["ctr", *self._address(), *words, self._context.mark]
             subprocess.run(
                 self._context.box.command(command),
@@ -102,7 +108,10 @@ def _configuration(home: Path, socket: Path, proxies: Mapping[str, Path]) -> str
     tables: dict[str, dict[str, Any]] = {
         "grpc": {"address": str(socket)},
         "ttrpc": {"address": f"{socket}.ttrpc"},
-        **{f"proxy_plugins.{name}": {"type": "snapshot", "address": str(path)} for name, path in proxies.items()},
+        **{
+            f"proxy_plugins.{name}": {"type": "snapshot", "address": str(path)}
+            for name, path in proxies.items()
+        },
     }
     top = {
         "version": 2,
@@ -114,5 +123,3 @@ def _configuration(home: Path, socket: Path, proxies: Mapping[str, Path]) -> str
     for name, values in tables.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
-
-

@@ -119,9 +119,21 @@ class Soci:
 def _tls_door(context: Context, authority: TestAuthority) -> Iterator[str]:
     """Another address of the registry, where TLS is spoken as well."""
     server = context.reference.partition("/")[0]
-    command = (sys.executable, "-m", "bench.cold.tls_door", server, authority.server_cert, authority.server_key)
+    command = (
+        sys.executable,
+        "-m",
+        "bench.cold.tls_door",
+        server,
+        authority.server_cert,
+        authority.server_key,
+    )
     process = Popen(
-        context.box.beside(command), cwd=_REPOSITORY, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True
+        context.box.beside(command),
+        cwd=_REPOSITORY,
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None

@@ -1,6 +1,6 @@
 """The whole image first: by skopeo, umoci and runc, and by containerd."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from subprocess import Popen
@@ -83,5 +83,3 @@ class FullContainerd:
 @contextmanager
 def _containerd_session(context: Context) -> Iterator[Session]:
     yield Containerd.start(context).session("overlayfs", ["ctr"], ["images", "pull", "--plain-http"])
-
-

@@ -113,7 +113,9 @@ class _Run:
 
     def run(self) -> "Popen[bytes]":
         context = self._context
-        environment = [word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")]
+        environment = [
+            word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
+        ]
         options = (*self._options, "--name", context.mark, *environment)
         self._process = context.box.start(
             *_command(context, "run"), *options, context.reference, *context.workload.command
@@ -176,7 +178,11 @@ def _mount_session(context: Context) -> Iterator[Session]:
 @contextmanager
 def _containerd_session(context: Context) -> Iterator[Session]:
     """`ctr-remote image rpull` and `ctr run`, as the stargz snapshotter has it."""
-    scratch, socket, daemon = context.scratch, context.scratch / "snapshotter.sock", context.scratch / "daemon.sock"
+    scratch, socket, daemon = (
+        context.scratch,
+        context.scratch / "snapshotter.sock",
+        context.scratch / "daemon.sock",
+    )
     context.box.serve(
         *_command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", daemon,
         log=scratch / "daemon.log", ready=daemon.exists,
