@@ -131,6 +131,8 @@ async def test_reads_that_wait_are_refused_at_the_end(kernel, session):
         assert kernel.is_silent()
         nursery.cancel_scope.cancel()
     assert await kernel.reply() == (reading, errno.ENOTCONN, b"")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kernel.device_fd)
 
 
 async def test_what_cannot_be_mounted_ends_the_session(kernel, session):

@@ -68,7 +68,7 @@ async def serve(
     def mount() -> Mount:
         attach(connection, mount_point)
         device = os.stat(mount_point).st_dev  # noqa: PTH116  # bytes; answered by us, after the first exchange
-        set_read_ahead(device, options.read_ahead_kb)
+        set_read_ahead(device, options.read_ahead_kb, options.knob)
         return find_mounted(mount_point)
 
     session = RawSession(connection.device_fd, answers)
@@ -93,6 +93,20 @@ async def run_session(
     Raises:
         MountError: from `mount`, or the session failed.
     """
+    try:
+        await _live(session, connection, mount, task_status)
+    finally:
+        os.close(connection.device_fd)
+    if session.failure is not None:
+        raise session.failure
+
+
+async def _live(
+    session: Session,
+    connection: Connection,
+    mount: Callable[[], Mount],
+    task_status: trio.TaskStatus[Mount],
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.answer)
         mounted: Mount | None = None
@@ -110,9 +124,6 @@ async def run_session(
                 if mounted is not None:
                     await trio.to_thread.run_sync(_unmount_if_there, mounted)
                 session.end()
-    os.close(connection.device_fd)
-    if session.failure is not None:
-        raise session.failure
 
 
 def _mount_and_let_go(mount: Callable[[], Mount], connection: Connection) -> Mount:
