@@ -64,6 +64,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "cache": ("cache usage", "cache pin debian:12", "cache gc --dry-run", "cache verify --repair"),
     "doctor": ("doctor", "doctor --json"),
     "logout": ("logout ghcr.io",),
+    "daemon": ("daemon --cache-dir /var/cache/lazyfs",),
 }
 
 
