@@ -9,40 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import trio
-
 from lazyfs.errors import NotMounted
 from lazyfs.mount.erofs import Sources, mount_tree, opened_metadata, short_name
-from lazyfs.mount.forest import Forest
-from lazyfs.mount.forest_answers import ForestAnswers
-from lazyfs.mount.fuse_mount import MountOptions, attach, check_mount_point, connect_detached
+from lazyfs.mount.fuse_mount import MountOptions, check_mount_point
 from lazyfs.mount.mounts import Busy, Mount, unmount, unmount_apart
-from lazyfs.mount.raw_session import RawSession
-from lazyfs.mount.session import find_mounted, run_session
-
-
-async def serve_forest(
-    forest: Forest,
-    directory: Path,
-    read_timeout_s: float,
-    *,
-    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Shows a forest below `directory` until cancelled, or until somebody unmounts it. Takes CAP_SYS_ADMIN.
-
-    Raises:
-        AlreadyMounted: something is mounted there.
-        MountError: it cannot be mounted.
-    """
-    mount_point = await trio.to_thread.run_sync(check_mount_point, directory)
-    connection = await trio.to_thread.run_sync(connect_detached, MountOptions("layers"))
-
-    def mount() -> Mount:
-        attach(connection, mount_point)
-        return find_mounted(mount_point)
-
-    session = RawSession(connection.device_fd, ForestAnswers(forest, read_timeout_s))
-    await run_session(session, connection, mount, task_status=task_status)
+from lazyfs.mount.session import find_mounted
 
 
 class Trunks(NamedTuple):

@@ -32,9 +32,6 @@ MIN_READ_BUFFER: Final = 8192
 MAX_WRITE: Final = 4096
 """The least that the kernel takes for `max_write`. Nothing is ever written."""
 
-UNIQUE_RESEND: Final = 1 << 63
-"""Marks the `unique` of a request that was handed out before. It is part of that number in answers, too."""
-
 
 class WireError(Exception):
     """A message that is not laid out as the protocol has it."""
@@ -84,7 +81,6 @@ class InitFlag(IntFlag):
     ASYNC_READ = 1 << 0
     EXPORT_SUPPORT = 1 << 4
     DO_READDIRPLUS = 1 << 13
-    READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
@@ -93,7 +89,6 @@ class InitFlag(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     INIT_EXT = 1 << 30
-    HAS_RESEND = 1 << 39
 
 
 class OpenFlag(IntFlag):
@@ -146,7 +141,7 @@ class Header(NamedTuple):
 
     Attributes:
         opcode: what, one of `Opcode` or unknown.
-        unique: the request's number, to be repeated in the answer.
+        unique: its number, to be repeated in the answer; bit 63 marks one that was handed out before.
         nodeid: the inode.
         pid: the thread that waits, in the numbers of who mounted; 0 where it has none there.
     """
