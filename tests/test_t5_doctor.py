@@ -92,6 +92,17 @@ def test_this_machine_is_fit(quick) -> None:
     assert sum(line.startswith(("ok ", "warning ")) for line in lines) == len(found)
 
 
+def test_it_looks_where_the_services_are() -> None:
+    from lazyfs.cli.doctor import doctor
+    from lazyfs.cli.service import daemon
+    from lazyfs.cli.snapshotter import snapshotter
+
+    defaults = {param.name: param.default for param in doctor.params}
+    for service in (daemon, snapshotter):
+        (socket_option,) = (param for param in service.params if param.name == "socket")
+        assert defaults[service.name] == socket_option.default
+
+
 def test_a_problem_has_an_exit_code_and_an_advice(quick, tmp_path) -> None:
     (tmp_path / "cache").mkdir(mode=0o755)
     (tmp_path / "cache").chmod(0o755)

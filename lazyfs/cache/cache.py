@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
 
 from indexer.toc import SpanTable
 from lazyfs.cache.catalogue import Catalogue
@@ -16,7 +15,7 @@ from lazyfs.cache.entry_files import Geometry
 from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors
 from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
-from lazyfs.cache.housekeeping import Housekeeper
+from lazyfs.cache.housekeeping import Housekeeper, OpenEntries
 from lazyfs.cache.images import Images
 from lazyfs.cache.inventory import EntryInfo, Usage, allocated, describe_entry, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
@@ -70,7 +69,7 @@ class Cache:
         self._scratch = scratch
         self._quota_bytes = quota_bytes
         self._store = LayerStore(self.root / "layers", scratch, boot_id)
-        self._entries: WeakSet[LayerEntry] = WeakSet()
+        self._entries = OpenEntries()
         self.catalogue = Catalogue(self.root / "catalogue", scratch)
         self.documents = Documents(self.root / "documents", scratch)
         self.references = References(self.root / "references", scratch)

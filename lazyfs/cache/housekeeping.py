@@ -1,10 +1,12 @@
 """Makes room in a cache, and removes from it what nobody refers to, or what is not wanted any more."""
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from lazyfs.cache.catalogue import Catalogue, KeptImage, Listed
 from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
@@ -18,6 +20,26 @@ from lazyfs.cache.room import Ledger
 from lazyfs.errors import CacheError
 
 _log = logging.getLogger(__name__)
+
+
+class OpenEntries:
+    """The entries that this process has open. Safe in any thread."""
+
+    def __init__(self) -> None:
+        self._entries: WeakSet[LayerEntry] = WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, entry: LayerEntry) -> None:
+        """One was opened; it goes by itself."""
+        with self._lock:
+            self._entries.add(entry)
+
+    def note_use(self) -> None:
+        """Tells evictors what was used."""
+        with self._lock:
+            entries = list(self._entries)
+        for entry in entries:
+            entry.note_use()
 
 
 class Housekeeper:
@@ -39,7 +61,7 @@ class Housekeeper:
         store: LayerStore,
         catalogue: Catalogue,
         load_spans: LoadSpans,
-        entries: Collection[LayerEntry],
+        entries: OpenEntries,
         space: FreeSpace,
         ledger: Ledger | None,
     ) -> None:
@@ -86,8 +108,7 @@ class Housekeeper:
                 goal = max(goal, total + size - self._ledger.low_mark)
         if goal <= 0:
             return 0
-        for entry in list(self._entries):
-            entry.note_use()
+        self._entries.note_use()
         freed = self._evictor.make_room(goal, self._catalogue.pinned_layers())
         freed += self._drop_images(goal - freed) if freed < goal else 0
         if self._ledger is not None:
@@ -106,8 +127,7 @@ class Housekeeper:
 
     def tidy(self) -> None:
         """Tells others what was used here, and makes room before a writer has to."""
-        for entry in list(self._entries):
-            entry.note_use()
+        self._entries.note_use()
         crowded = self._ledger is not None and self._ledger.expects() > self._ledger.high_mark
         if crowded or not self._space.asked(0):
             self.make_room()

@@ -3,18 +3,21 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import click
 
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
-from lazyfs.cli.snapshotter import DEFAULT_SOCKET as SNAPSHOTTER_SOCKET
 from lazyfs.config import Config
 from lazyfs.doctor.examine import Places, examine
 from lazyfs.doctor.findings import State
 from lazyfs.doctor.machine import Machine
 from lazyfs.exit_codes import UNFIT
+
+# As the snapshotter has it, whose libraries take their time to load.
+SNAPSHOTTER_SOCKET: Final = Path("/run/lazyfs/snapshotter.sock")
 
 
 @click.command()
