@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import random
+import signal
 import subprocess
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -234,3 +237,16 @@ def test_64_readers_renew_one_token_and_one_redirect(mounted: Mounted) -> None:
     answers = [seen.status for seen in registry.seen if seen.kind == "blob"]
     assert answers == [401, 307]  # the dead token is found out once, and the new place once
     assert registry.requests["GET", "cdn"] > 1
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, -signal.SIGINT), (True, 0)])
+def test_an_interrupt_while_a_command_is_imported_leaves_no_traceback(tmp_path, ignored, code):
+    interrupting = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(0)"
+    (tmp_path / "click.py").write_text(interrupting)
+    program = "from lazyfs.cli import main; main()"
+    before = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " if ignored else ""
+    done = subprocess.run(
+        [sys.executable, "-c", before + program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
