@@ -13,6 +13,7 @@ from tests.support.containerd_images import pause_image, push_layout_files
 from tests.support.containerd_node import Node, node
 from tests.support.containerd_release import SUITES, Release, release
 from tests.support.lab import Lab
+from tests.support.lab_foreign import tools
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner
 
@@ -146,13 +147,43 @@ def test_a_plain_pull_and_run_work_too(old_machine: Node, world: World) -> None:
     machine.ctr(
         *("images", "pull", "--plain-http", "--snapshotter", "lazyfs", world.image), namespace="default"
     )
-    run = ("run", "--rm", "--snapshotter", "lazyfs", "--cgroup", f"/{machine.name}", world.image, "one")
-    said = machine.ctr(*run, "python3", "-c", ADD, "5", "6", namespace="default")
-    assert said == "11\n"
+    run_with_ctr(machine, world.image, "default")
     assert machine.mounts() == []
     machine.ctr("images", "rm", "--sync", world.image, namespace="default")
     assert machine.snapshots.list() == []
     assert machine.directories() == []
+
+
+@pytest.mark.parametrize("client", ["ctr-remote", "soci"])
+def test_the_clients_of_other_snapshotters_pull_lazily(
+    client, old_machine: Node, world: World, lab: Lab
+) -> None:
+    world.publish()
+    command = ["ctr-remote"] if client == "ctr-remote" else tools(lab).command("soci")
+    world.registry.journal.clear()
+    machine = old_machine
+    machine.remote_pull(command, world.image, "default")
+    assert world.moved < 150_000
+    assert len(machine.snapshots.list("kind==committed")) == 5
+    run_with_ctr(machine, world.image, "default")
+
+
+def test_the_transfer_service_pulls_lazily(lab: Lab, world: World, tmp_path: Path) -> None:
+    world.publish()
+    host = world.registry.host
+    with node(tmp_path / "n", release(lab, "2.1"), host, f"{host}/pause:1") as machine:
+        world.registry.journal.clear()
+        pull = ("images", "pull", "--hosts-dir", f"{machine.top}/certs.d", "--snapshotter", "lazyfs")
+        machine.ctr(*pull, world.image, namespace="default")
+        assert world.moved < 150_000
+        assert len(layers_of(world.image, machine)) == 5
+        run_with_ctr(machine, world.image, "default")
+
+
+def run_with_ctr(machine: Node, image: str, namespace: str) -> None:
+    """Run a container of an image with ctr."""
+    run = ("run", "--rm", "--snapshotter", "lazyfs", "--cgroup", f"/{machine.name}", image, "one")
+    assert machine.ctr(*run, "python3", "-c", ADD, "5", "6", namespace=namespace) == "11\n"
 
 
 def test_two_namespaces_share_a_lazy_image(old_machine: Node, world: World) -> None:
@@ -160,13 +191,12 @@ def test_two_namespaces_share_a_lazy_image(old_machine: Node, world: World) -> N
     machine = old_machine
     machine.cri.pull(world.image)
     lazy = machine.snapshots.names()
-    machine.inside(*machine.remote_pull(world.image, namespace="other"))
+    machine.remote_pull(["ctr-remote"], world.image, "other")
     assert machine.snapshots.names() == lazy
     machine.cri.remove_image(world.image)
     machine.collect_garbage()
     assert machine.snapshots.names() == lazy
-    run = ("run", "--rm", "--snapshotter", "lazyfs", "--cgroup", f"/{machine.name}", world.image, "one")
-    assert machine.ctr(*run, "python3", "-c", ADD, "5", "6", namespace="other") == "11\n"
+    run_with_ctr(machine, world.image, "other")
     machine.ctr("images", "rm", "--sync", world.image, namespace="other")
     assert machine.snapshots.list() == []
     assert machine.mounts() == []

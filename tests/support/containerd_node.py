@@ -85,6 +85,7 @@ class Node:
         self.start("snapshotter")
         self.snapshots.list()  # containerd would back off from a snapshotter that is not there yet
         self.start("containerd")
+        self.cri.images()  # waits for it
 
     def close(self) -> None:
         """End everything, whatever state it is in."""
@@ -162,11 +163,11 @@ class Node:
         words = ("ctr", "--address", str(self.socket("containerd")), "--namespace", namespace)
         return self.inside(*words, *arguments)
 
-    def remote_pull(self, image: str, namespace: str) -> Sequence[str]:
-        """The command by which stargz's client pulls."""
-        return (
-            *("ctr-remote", "--address", str(self.socket("containerd")), "--namespace", namespace),
-            *("images", "rpull", "--plain-http", "--snapshotter", "lazyfs", image),
+    def remote_pull(self, client: Sequence[str], image: str, namespace: str) -> None:
+        """Pull by one of the clients that other snapshotters brought: ctr-remote or soci, by its command."""
+        self.inside(
+            *(*client, "--address", str(self.socket("containerd")), "--namespace", namespace),
+            *("image", "rpull", "--plain-http", "--snapshotter", "lazyfs", image),
         )
 
     def collect_garbage(self) -> None:
