@@ -21,8 +21,8 @@ def render_comparison(first: Record, second: Record) -> str:
     if not rows:
         return "\n".join([*lines, "They have no workload and method in common."])
     note = (
-        f"Medians of the times to readiness. B / A: with its {_CONFIDENCE:.0%} bootstrap interval. Where that includes 1,\n"
-        "the samples do not show which is faster; that they are equal is not shown either.\n"
+        f"Medians of the times to readiness. B / A: with its {_CONFIDENCE:.0%} bootstrap interval. Where\n"
+        "that includes 1, the samples do not show which is faster; that they are equal is not shown either.\n"
         "* others used the machine in a typical start of A or B"
     )
     return "\n".join([*lines, "", *rows, "", note])

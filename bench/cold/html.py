@@ -3,6 +3,8 @@
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
+from typing import Final
 
 from bench.cold.plots import Picture
 from bench.cold.record import Facts, Record, Series
@@ -10,20 +12,11 @@ from bench.cold.table import footnote, is_disturbed
 from bench.report import number
 from bench.spread import Spread
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin-top: 2.5rem } h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-th { text-align: right; font-weight: 600; color: #555; border-bottom: 2px solid #ccc; padding: .25rem .6rem; font-size: .85rem }
-td { text-align: right; border-bottom: 1px solid #e5e5e5; padding: .25rem .6rem }
-th:first-child, td:first-child, td.why { text-align: left } td.why { color: #777 } td b { font-weight: 650 }
-.scroll { overflow-x: auto } img { max-width: 100%; height: auto } figure { margin: 1rem 0 2rem } figcaption { color: #555 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem } dt { color: #555 } dd { margin: 0; overflow-wrap: anywhere }
-.note { background: #fff7e0; border-left: 4px solid #e6b400; padding: .5rem .8rem } pre { white-space: pre-wrap; color: #555; font-size: .85rem }
-"""
-_HEADS = (
-    "", "ready s", "lowest – highest", "times", "pulled s", "done s", "MB", "requests", "CPU s", "peak MB", "starts",
-)  # fmt: skip
+_STYLE: Final = Path(__file__).with_name("report.css")
+_HEADS: Final = (
+    *("", "ready s", "lowest &ndash; highest", "times", "pulled s", "done s"),
+    *("MB", "requests", "CPU s", "peak MB", "starts"),
+)
 
 
 def page(records: Sequence[Record], pictures: Sequence[Sequence[Picture]]) -> str:
@@ -32,9 +25,8 @@ def page(records: Sequence[Record], pictures: Sequence[Sequence[Picture]]) -> st
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>Cold starts</title><style>{_STYLE}</style></head>\n<body><h1>Container starts</h1>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        f"<title>Cold starts</title><style>{_STYLE.read_text()}</style></head>\n"
+        "<body><h1>Container starts</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
@@ -54,7 +46,8 @@ def _run(record: Record, pictures: Sequence[Picture]) -> Iterator[str]:
     for picture in pictures:
         data = b64encode(picture.png).decode()
         caption = escape(picture.caption)
-        yield f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        yield f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     yield from _circumstances(record)
 
 
@@ -65,7 +58,8 @@ def _table(facts: Facts, series: Sequence[Series]) -> Iterator[str]:
         else ""
     )
     command = f": <code>{escape(' '.join(facts.command))}</code>" if facts.command else ""
-    yield f"<h3>{escape(facts.name)}{command}</h3><p>{facts.image_bytes / 1e6:.0f} MB of compressed layers{touched}</p>"
+    yield f"<h3>{escape(facts.name)}{command}</h3>"
+    yield f"<p>{facts.image_bytes / 1e6:.0f} MB of compressed layers{touched}</p>"
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in _HEADS) + "</tr>"
     baseline = next((_middle(one, "ready_s") for one in series if one.starts), 0.0)
     for one in series:
@@ -80,10 +74,10 @@ def _cells(one: Series, baseline: float) -> str:
     completed = [start.completed_s for start in one.starts if start.completed_s is not None]
     cells = (
         f"<b>{number(ready.median)}</b>{' *' if is_disturbed(one.starts) else ''}",
-        f"{number(ready.low)} – {number(ready.high)}",
+        f"{number(ready.low)} &ndash; {number(ready.high)}",
         f"{ready.median / baseline:.2f}" if baseline else "",
         number(_middle(one, "pulled_s")),
-        number(Spread.of(completed).median) if completed else "–",
+        number(Spread.of(completed).median) if completed else "&ndash;",
         f"{_middle(one, 'down') / 1e6:.1f}",
         f"{_middle(one, 'requests'):.0f}",
         number(_middle(one, "cpu_s")),
@@ -103,7 +97,7 @@ def _circumstances(record: Record) -> Iterator[str]:
         "commit": record.commit or "none",
         "machine": ", ".join(f"{key} {value}" for key, value in record.machine.items()),
         "command": " ".join(record.command),
-        **{name: title for name, title in record.methods.items()},
+        **record.methods,
     }
     yield "<h3>Taken with</h3><dl>"
     yield from (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())

@@ -1,8 +1,8 @@
-"""The images of the built-in workloads, made once from Debian, PyPI and npm, and what other ways need of them.
+"""The images of the built-in workloads, made once from Debian, PyPI and npm packages.
 
-A recipe is a folder `bench/cold/recipes/NAME` with a Containerfile on the laboratory's base image. Beside it may
-stand a `requirements.txt` or a `package.json`: what pip or npm makes of them is the folder `packages` of the
-build's context. What is made lies under `.cache/bench`, under the hash of its recipe.
+A recipe is a folder `bench/cold/recipes/NAME` with a Containerfile on the laboratory's base image. Beside it
+may stand a `requirements.txt` or a `package.json`: what pip or npm makes of them is the folder `packages` of
+the build's context. What is made lies under `.cache/bench`, under the hash of its recipe.
 """
 
 import shutil
@@ -51,7 +51,7 @@ class Images:
         """The layout of any other image, copied once; its tag is "latest".
 
         Args:
-            source: as skopeo names it: "docker://HOST/NAME:TAG", "oci:DIRECTORY:TAG", "containers-storage:...".
+            source: as skopeo names it: "docker://HOST/NAME:TAG", "oci:DIRECTORY:TAG", and others.
             options: of `skopeo copy`.
 
         Raises:

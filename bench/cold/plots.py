@@ -15,7 +15,7 @@ _WIDTH: Final = 9.0
 _LINE: Final = 0.3
 _FRAME: Final = 0.95
 _DOTS_PER_INCH: Final = 140
-# Of Okabe and Ito, told apart by people who see colours differently: what is pulled whole is grey, lazyfs blue and green.
+# Of Okabe and Ito: most people can tell them apart. Full pulls are grey, lazyfs is blue, green.
 _COLOURS: Final = {
     "full": ("#999999", "#555555", "#bbbbbb"),
     "lazyfs": ("#56B4E9", "#0072B2", "#009E73", "#332288", "#44AA99", "#117733", "#88CCEE", "#004488"),
@@ -46,19 +46,20 @@ def pictures(record: Record) -> list[Picture]:
     return [
         Picture(
             "ready",
-            "Time from asking for the image to a ready container. Every dot is one start, the bar their median; the "
-            "light part of the bar is the time until the method said that the container can be started.",
+            "Time from asking for the image to a ready container. Every dot is one start, the bar their "
+            "median; its light part is the time until the method said that the container can be started.",
             _drawn(record, colours, _ready, "seconds"),
         ),
         Picture(
             "bytes",
-            "What the registry sent until the container was ready or done. The dashed line is the compressed image.",
+            "What the registry sent until the container was done, or ready if it goes on. The dashed line is "
+            "the compressed image.",
             _drawn(record, colours, _moved, "MB"),
         ),
         Picture(
             "course",
-            "What had arrived when, in the start whose time is the median: the dot is where the container was ready. "
-            "Flat stretches are time that the link was idle. Full pulls go on outside of the frame.",
+            "What had arrived when, in the start whose time is the median: the dot is where the container "
+            "was ready. Where a line is flat, the link was idle. Full pulls go on outside of the frame.",
             _drawn(record, colours, _course, "seconds", lines=9),
         ),
     ]

@@ -34,7 +34,7 @@ class Watch:
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", workload: Workload, mark: str, network: Path
+        self, process: subprocess.Popen[bytes], workload: Workload, mark: str, network: Path
     ) -> None:
         self._process = process
         self._workload = workload

@@ -1,4 +1,4 @@
-"""The results as values and as JSON: every sample, with the machine, the commit and the world it was taken in."""
+"""The results as values and as JSON: every sample, with the machine, the commit and the circumstances."""
 
 import datetime as dt
 import json

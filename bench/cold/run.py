@@ -144,7 +144,7 @@ def _write_back(folder: Path) -> None:
     subprocess.run(["sync", "--file-system", folder], check=True)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:

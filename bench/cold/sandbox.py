@@ -1,7 +1,7 @@
 """Where clients run: a network, mounts and processes that all end together, however this process ends.
 
-Everything that a method starts lives in one PID namespace. When its first process ends (it reads this process's
-pipe), the kernel kills the rest, and with the last process the mounts go.
+Everything that a method starts lives in one PID namespace. When its first process ends (it reads this
+process's pipe), the kernel kills the rest, and with the last process the mounts go.
 """
 
 import os
@@ -66,7 +66,7 @@ class Sandbox:
             )
         return done.stdout
 
-    def start(self, *command: str | Path, log: Path | None = None) -> "subprocess.Popen[bytes]":
+    def start(self, *command: str | Path, log: Path | None = None) -> subprocess.Popen[bytes]:
         """A command inside; what it says goes to `log`, or to its pipe."""
         if log is None:
             return subprocess.Popen(
@@ -79,7 +79,7 @@ class Sandbox:
                 stdout=file, stderr=file,
             )  # fmt: skip
 
-    def terminate(self, process: "subprocess.Popen[bytes]") -> None:
+    def terminate(self, process: subprocess.Popen[bytes]) -> None:
         """Send SIGTERM to a command that was started here, and wait for its end."""
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             with suppress(ProcessLookupError):

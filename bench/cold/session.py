@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from tqdm import tqdm
 
@@ -81,7 +82,7 @@ def _take(runner: Runner, method: Method, workload: Workload, name: str, series:
         series.failure = str(failed)
 
 
-def _prepare(plan: Plan, store: Store, bar: "tqdm[None]") -> tuple[Record, dict[int, str]]:
+def _prepare(plan: Plan, store: Store, bar: "tqdm[Any]") -> tuple[Record, dict[int, str]]:
     """An empty record, and the images' names by the identity of their series."""
     facts = [Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w)) for w in plan.workloads]
     record = new_record(
@@ -118,6 +119,6 @@ def _served(store: Store) -> Iterator[str]:
         yield address
 
 
-def _bar(total: int, what: str) -> "tqdm[None]":
+def _bar(total: int, what: str) -> "tqdm[Any]":
     """On a terminal only."""
     return tqdm(total=total, desc=what, disable=None, leave=False, dynamic_ncols=True)

@@ -27,7 +27,7 @@ class Distance(NamedTuple):
 
     @property
     def name(self) -> str:
-        """ "100mbit-20ms", or "loopback"."""
+        """Like "100mbit-20ms", or "loopback"."""
         if not self.rate_mbit:
             return "loopback"
         whole = self.rate_mbit % 1000 == 0

@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """ "faster", "slower", or why neither can be said."""
+        """Whether the second is "faster" or "slower", or why neither can be said."""
         if self.interval is None:
             return f"too few samples to say (less than {_LEAST})"
         if self.interval.high < 1:
@@ -45,8 +45,8 @@ def bootstrap_ratio(
 ) -> Change:
     """The ratio of medians, with its percentile bootstrap interval.
 
-    The same samples give the same interval. With few samples it is optimistic: of three values, no resample is
-    outside of what was seen.
+    The same samples give the same interval. With few samples it is optimistic: no resample is outside of what
+    was seen.
 
     Args:
         first: positive values, at least one.

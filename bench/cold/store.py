@@ -1,7 +1,7 @@
 """The registry's storage: every workload's image as it is, and as other ways want it, each made once.
 
-An image stands in it as `WAY/WORKLOAD:latest`: "plain/python:latest" is the image as it is. A registry of the user's
-is only read: there, images have their own names.
+An image stands in it as `WAY/WORKLOAD:latest`: "plain/python:latest" is the image as it is. A registry of the
+user's is only read: there, images have their own names.
 """
 
 import json

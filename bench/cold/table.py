@@ -49,20 +49,23 @@ def median(starts: Sequence[Start]) -> float:
 
 def _row(starts: Sequence[Start], baseline: float) -> str:
     ready = Spread.of([start.ready_s for start in starts])
-    middle = lambda values: Spread.of(values).median  # noqa: E731  # a short name for a short line
     completed = [start.completed_s for start in starts if start.completed_s is not None]
     mark = "*" if is_disturbed(starts) else " "
     cells = (
         f"{ready.median / baseline:.2f} x" if baseline else "",
-        number(middle([start.pulled_s for start in starts])),
-        number(middle(completed)) if completed else "-",
-        f"{middle([start.down for start in starts]) / 1e6:.1f}",
-        f"{middle([start.requests for start in starts]):.0f}",
-        number(middle([start.cpu_s for start in starts])),
-        f"{middle([start.peak_bytes for start in starts]) / 1e6:.0f}",
+        number(_middle([start.pulled_s for start in starts])),
+        number(_middle(completed)) if completed else "-",
+        f"{_middle([start.down for start in starts]) / 1e6:.1f}",
+        f"{_middle([start.requests for start in starts]):.0f}",
+        number(_middle([start.cpu_s for start in starts])),
+        f"{_middle([start.peak_bytes for start in starts]) / 1e6:.0f}",
     )
     between = f"{number(ready.low)} - {number(ready.high)}"
     return f"{number(ready.median):>8}{mark} {between:>17}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def _middle(values: Sequence[float]) -> float:
+    return Spread.of(values).median
 
 
 def is_disturbed(starts: Sequence[Start]) -> bool:
@@ -75,8 +78,8 @@ def footnote(record: Record) -> str:
     worst = max((start.others_share for one in record.series for start in one.starts), default=0.0)
     note = f"\n{record.note}" if record.note else ""
     return (
-        "Medians. ready: from asking for the image to a ready container; times: of the first method's; pulled: until the\n"
-        "container could be started; done: until it had ended; MB, requests: sent and answered by the registry until\n"
-        "then; CPU and peak memory: of daemons and commands, without the container.\n"
-        f"* others used more than {QUIET_SHARE:.0%} of the machine, and in the worst sample {worst:.0%}.{note}"
+        "Medians. ready: from asking for the image to a ready container; times: of the first method's;\n"
+        "pulled: until the container could be started; done: until it had ended; MB, requests: sent and\n"
+        "answered by the registry until then; CPU and peak memory: of daemons and commands, without the\n"
+        f"container. * others used more than {QUIET_SHARE:.0%} of the machine, in the worst sample {worst:.0%}.{note}"
     )

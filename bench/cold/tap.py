@@ -3,8 +3,8 @@
     python -m bench.cold.tap TO_HOST:PORT LISTEN_HOST
 
 It prints its port, then answers each line of its input with one JSON list of the exchanges since the last,
-and ends with its input. HTTP/1.1 without pipelining, which is what clients of registries speak: all that a connection
-carries down between two requests is the answer to the first.
+and ends with its input. HTTP/1.1 without pipelining, which is what clients of registries speak: all that a
+connection carries down between two requests is the answer to the first.
 """
 
 import json
@@ -144,15 +144,17 @@ class _Relay:
         reading = Reading(time.monotonic)
         self._readings.add(reading)
         try:
-            async with client, await trio.open_tcp_stream(self._host, self._port) as server:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_carry, client, server, reading.up)
-                    nursery.start_soon(_carry, server, client, reading.down)
+            async with client, await self._connect() as server, trio.open_nursery() as nursery:
+                nursery.start_soon(_carry, client, server, reading.up)
+                nursery.start_soon(_carry, server, client, reading.down)
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self._readings.remove(reading)
             self._ended += reading.take()
+
+    async def _connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(self._host, self._port)
 
     def take(self) -> list[Exchange]:
         """The exchanges of all connections since the last call."""
@@ -179,4 +181,4 @@ async def _run(server: str, listen_host: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_run, *sys.argv[1:])
+    trio.run(partial(_run, *sys.argv[1:]))

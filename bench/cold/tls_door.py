@@ -2,8 +2,8 @@
 
     python -m bench.cold.tls_door TO_HOST:PORT CERTIFICATE KEY
 
-It prints its port, on 127.0.0.1. The SOCI snapshotter 0.4 asks for indexes over TLS only, and for layers over plain
-HTTP at loopback addresses; a TLS session that ends here costs no round trip.
+It prints its port, on 127.0.0.1. The SOCI snapshotter 0.4 asks for indexes over TLS only, and for layers over
+plain HTTP at loopback addresses; a TLS session that ends here costs no round trip.
 """
 
 import socket
@@ -55,4 +55,4 @@ async def _listen(server: str, certificate: str, key: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_listen, *sys.argv[1:])
+    trio.run(partial(_listen, *sys.argv[1:]))

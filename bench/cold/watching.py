@@ -50,8 +50,8 @@ class Watcher:
     """
 
     def __init__(self, first: int) -> None:
-        self._namespace = os.readlink(_PROC / str(first) / "ns" / "pid")
-        self._own_namespace = os.readlink(_PROC / "self" / "ns" / "pid")
+        self._namespace = _namespace(first)
+        self._own_namespace = _namespace(os.getpid())
         self._first = first
         self._before: dict[int, float] = {}
         self._seen: dict[int, _Seen] = {}
@@ -88,7 +88,7 @@ class Watcher:
                 self._seen[pid] = _Seen(name, place, cpu_s - self._before.get(pid, 0.0), peak)
 
     def _place(self, pid: int) -> _Place:
-        namespace = os.readlink(_PROC / str(pid) / "ns" / "pid")
+        namespace = _namespace(pid)
         if pid == self._first or namespace == self._own_namespace:
             return _Place.BENCH
         return _Place.METHOD if namespace == self._namespace else _Place.CONTAINER
@@ -98,7 +98,8 @@ class Watcher:
 def watching(first: int) -> Iterator[Watcher]:
     """A watcher, at work until the end of the block; complete after it.
 
-    A process that came and went between two looks is missing, and of one that ended what it did since the last.
+    A process that came and went between two looks is missing; of one that ended,
+    what it did after the last.
     """
     watcher = Watcher(first)
     watcher.begin()
@@ -116,6 +117,10 @@ def watching(first: int) -> Iterator[Watcher]:
         ended.set()
         thread.join()
         watcher.look()
+
+
+def _namespace(pid: int) -> str:
+    return str((_PROC / str(pid) / "ns" / "pid").readlink())
 
 
 def _descendants() -> dict[int, tuple[str, float]]:

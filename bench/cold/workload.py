@@ -1,9 +1,9 @@
-"""What is started: an image, a command, and how one sees that it is ready. As TOML, the built-in ones too.
+r"""What is started: an image, a command, and how one sees that it is ready. As TOML, the built-in ones too.
 
     [[workload]]
     name = "web"
-    image = "docker://registry.example/team/web:1"   # as skopeo names it; or `recipe = "nginx"`, of bench/cold/recipes
-    command = ["web", "--port", "8080"]              # default: the image's own
+    image = "docker://registry.example/web:1"    # as skopeo names it; or `recipe`, of bench/cold/recipes
+    command = ["web", "--port", "8080"]          # default: the image's own
     environment = { MODE = "test" }
     ready = { http = "http://127.0.0.1:8080/" }
     timeout_s = 120
@@ -13,13 +13,13 @@
     { line = "1" }                                             a line of its output that contains this
     { exit = 0 }                                               it ends with this code
     { http = "http://127.0.0.1:8080/" }                        an answer below 400
-    { tcp = "127.0.0.1:6379", send = "PING\\r\\n", expect = "PONG" }
+    { tcp = "127.0.0.1:6379", send = "PING\r\n", expect = "PONG" }
     { exec = ["pg_isready"] }                                  a command in the container ends with 0
 
 Containers share the network of the clients; nothing else listens there.
 
-With `--registry`, `image` is a name in that registry, "team/web:1", and `variants` names others that stand there for
-methods that need them: `variants = { estargz = "team/web:1-esgz" }`.
+With `--registry`, `image` is a name in that registry, "team/web:1", and `variants` names others that stand
+there for methods that need them: `variants = { estargz = "team/web:1-esgz" }`.
 """
 
 import re

@@ -52,7 +52,7 @@ class Session(Protocol):
             MethodFailed: it did not work.
         """
 
-    def run(self) -> "Popen[bytes]":
+    def run(self) -> Popen[bytes]:
         """Start the container; a process that stays as long, and whose output is the container's."""
 
     def remove(self) -> None:

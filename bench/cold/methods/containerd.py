@@ -76,7 +76,7 @@ class CtrSession:
         self._context.box.run(*words, self._context.reference)
         self._is_here = True
 
-    def run(self) -> "Popen[bytes]":
+    def run(self) -> Popen[bytes]:
         context = self._context
         environment = [
             word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")

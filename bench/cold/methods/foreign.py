@@ -1,4 +1,4 @@
-"""Lazy pulling by others: the stargz snapshotter with converted images, the SOCI snapshotter with its index."""
+"""Lazy pulling by others: the stargz snapshotter, which converts images, and SOCI's, which indexes them."""
 
 import json
 import sys
@@ -78,7 +78,7 @@ class Stargz:
 
 @dataclass(frozen=True, slots=True)
 class Soci:
-    """`soci image rpull` and `ctr run`, by the SOCI snapshotter, on the image as it is with an index beside it.
+    """`soci image rpull` and `ctr run`, by the SOCI snapshotter, on the image with an index beside it.
 
     Attributes:
         store: has its programs.

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from subprocess import Popen
-from typing import Final
 
 from bench.cold.methods.base import Context, Session
 from bench.cold.methods.containerd import Containerd
@@ -21,8 +20,6 @@ class Skopeo:
     name: str = "full-skopeo"
     title: str = "full pull: skopeo copy, umoci unpack, runc run"
 
-    _TOOLS: Final = (("skopeo", "--version"), ("umoci", "--version"), ("runc", "--version"))
-
     def check(self) -> None:
         need("skopeo", "umoci", "runc")
 
@@ -34,8 +31,8 @@ class Skopeo:
         yield _Unpacking(context)
 
     def warm_up(self, context: Context) -> None:
-        for tool in self._TOOLS:
-            context.box.run(*tool)
+        for tool in ("skopeo", "umoci", "runc"):
+            context.box.run(tool, "--version")
 
 
 class _Unpacking:
@@ -52,7 +49,7 @@ class _Unpacking:
         context.box.run("skopeo", *insecure, f"docker://{context.reference}", f"oci:{layout}:latest")
         context.box.run("umoci", "unpack", "--image", f"{layout}:latest", self._bundle)
 
-    def run(self) -> "Popen[bytes]":
+    def run(self) -> Popen[bytes]:
         return self._runc.run(self._bundle / "rootfs")
 
     def remove(self) -> None:

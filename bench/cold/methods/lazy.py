@@ -111,7 +111,7 @@ class _Run:
     def pull(self) -> None:
         """Is part of the run."""
 
-    def run(self) -> "Popen[bytes]":
+    def run(self) -> Popen[bytes]:
         context = self._context
         environment = [
             word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
@@ -148,7 +148,7 @@ class _Mounted:
         options = f"lowerdir={self._lower},upperdir={self._upper},workdir={self._work}"
         self._context.box.run("mount", "-t", "overlay", "-o", options, "overlay", self._rootfs)
 
-    def run(self) -> "Popen[bytes]":
+    def run(self) -> Popen[bytes]:
         return self._runc.run(self._rootfs)
 
     def remove(self) -> None:
@@ -188,7 +188,8 @@ def _containerd_session(context: Context) -> Iterator[Session]:
         log=scratch / "daemon.log", ready=daemon.exists,
     )  # fmt: skip
     context.box.serve(
-        *_command(context, "snapshotter"), "--root", scratch / "snapshots", "--socket", socket, "--daemon", daemon,
+        *_command(context, "snapshotter"), "--root", scratch / "snapshots", "--socket", socket,
+        "--daemon", daemon,
         log=scratch / "snapshotter.log", ready=socket.exists,
     )  # fmt: skip
     node = Containerd.start(context, proxies={"lazyfs": socket})

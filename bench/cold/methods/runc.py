@@ -20,7 +20,7 @@ class Runc:
         self._context = context
         self._state = context.scratch / "runc"
 
-    def run(self, rootfs: Path) -> "Popen[bytes]":
+    def run(self, rootfs: Path) -> Popen[bytes]:
         """A container with this root, a path inside the sandbox."""
         context = self._context
         bundle = context.scratch / "bundle"
