@@ -69,6 +69,7 @@ class Config:
         background: what is fetched although nobody reads it: nothing (off), the rest of each layer while
             nobody waits for anything (idle), or at any time (full).
         background_rate_kib: KiB a second that the background may fetch; 0 is any number.
+        metrics: where daemons tell their counts to Prometheus: PORT or a loopback HOST:PORT; "" is nowhere.
         log_level: debug, info, warning or error.
     """
 
@@ -102,6 +103,7 @@ class Config:
     boot_pack: bool = True
     background: str = "off"
     background_rate_kib: int = 8192
+    metrics: str = ""
     log_level: str = "warning"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,15 +29,18 @@ from lazyfs.control import answer_questions
 from lazyfs.errors import ConfigError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.auditor import Auditor, cases_of
+from lazyfs.image.completion import wait_much_read
+from lazyfs.image.explain import explanation, traffic_facts
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
 from lazyfs.image.recording import recorded
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.trace import Tracer
+from lazyfs.metrics import Metric, mount_metrics, serve_metrics
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
-from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
 from lazyfs.printable import LineFormatter
@@ -114,8 +117,12 @@ async def run_mount(
         told = partial(answers, facts=facts, workshop=workshop, image=image, auditor=auditor, tracer=tracer)
         nursery.start_soon(answer_questions, listener, told)
         nursery.start_soon(_sync_now_and_then, image)
+        if precise and not order.record:
+            nursery.start_soon(_read_ahead_when_much_is_read, image, options)
         nursery.start_soon(auditor.run)
         nursery.start_soon(keep_room, workshop.cache)
+        if config.metrics:
+            nursery.start_soon(serve_metrics, config.metrics, partial(_metrics, workshop, image))
         report({"ready": asdict(facts), "why": served.why, "process": image.resolved.config.process_facts()})
         await trio.sleep_forever()
 
@@ -147,7 +154,20 @@ async def mount_options(order: MountOrder, image: Image) -> MountOptions:
     """
     packed = image.boot is not None and await image.boot.find() is not None
     read_ahead_kb = 0 if order.record or packed else DEFAULT_READ_AHEAD_KB
-    return MountOptions(order.image, setuid=order.setuid, devices=order.devices, read_ahead_kb=read_ahead_kb)
+    return MountOptions(
+        order.image,
+        setuid=order.setuid,
+        devices=order.devices,
+        read_ahead_kb=read_ahead_kb,
+        knob=ReadAheadKnob(),
+    )
+
+
+async def _read_ahead_when_much_is_read(image: Image, options: MountOptions) -> None:
+    """Whoever reads so much is no start any more: the rest comes anyway."""
+    await wait_much_read(image.by_names.values())
+    if options.knob is not None:
+        options.knob.turn(DEFAULT_READ_AHEAD_KB)
 
 
 def answers(
@@ -156,6 +176,8 @@ def answers(
     """The answer to a question about a live mount."""
     if ask == "trace":
         return tracer.trace().as_json()
+    if ask == "explain":
+        return {**asdict(facts), **explanation(image), "cache_dir": str(workshop.cache.root)}
     if ask != "stats":
         raise ValueError(ask)
     return {**asdict(facts), **statistics(workshop, image), "audit": asdict(auditor.statistics())}
@@ -177,9 +199,15 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
             "failures": sum(layer.fetched.failures for layer in layers),
         },
         "boot": asdict(image.boot.statistics()) if image.boot else None,
+        "traffic": traffic_facts(image.traffic),
         "indexes": Counter(index.kind.value for index in image.indexed),
         "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
     }
+
+
+def _metrics(workshop: Workshop, image: Image) -> Iterable[Metric]:
+    told = statistics(workshop, image)
+    return mount_metrics({**told, "sources": [told["source"]]})
 
 
 async def run_until_signal(work: Callable[[], Awaitable[None]]) -> None:

@@ -19,7 +19,8 @@ RULES = Rules(
         ("lazyfs.container",),
         (
             *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
-            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.mount_states", "lazyfs.policy"),
+            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
+            *("lazyfs.mount_states", "lazyfs.policy"),
             *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
         ),
     ),

@@ -8,11 +8,14 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "mount": "mount an image, read-only, and fetch what is read",
         "umount": "unmount it and end its daemon",
         "stats": "what mounts have fetched",
+        "explain": "how they are read, for whom was fetched, and who waited for what",
         "trace": "what readers of mounts touched first, in order",
     },
     "Containers": {
         "run": "run a command in a container over the mounted image",
         "commit": "make an image of what a container changed",
+        "daemon": "serve the data of containers that start lazily",
+        "snapshotter": "keep containerd's snapshots, lazily where that is possible",
     },
     "Looking inside, without a mount": {
         "ls": "list a directory",
@@ -26,10 +29,6 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "layers": "what each layer adds, hides and wastes",
         "packages": "what software is installed, also as a bill of materials",
         "export": "the whole tree as one tar",
-    },
-    "Containers": {
-        "daemon": "serve the data of containers that start lazily",
-        "snapshotter": "keep containerd's snapshots, lazily where that is possible",
     },
     "Images and their indexes": {
         "inspect": "manifest, configuration, history and layers",
@@ -48,6 +47,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
     "stats": ("stats", "stats --json /mnt"),
+    "explain": ("explain /mnt", "explain --json"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),
     "inspect": ("inspect debian:12", "inspect --json --platform linux/arm64 debian:12"),
     "verify": ("verify registry.example/app:1",),

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "mount": "mounting",
     "umount": "mounting",
     "stats": "mounting",
+    "explain": "explain",
     "trace": "trace",
     "run": "run",
     "commit": "commit",

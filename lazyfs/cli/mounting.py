@@ -45,6 +45,7 @@ _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cac
     help="Fetch what nobody reads yet: while nobody waits (idle), or at any time (full).",
 )  # fmt: skip
 @click.option("--background-rate", type=int, metavar="KIB", help="How many KiB a second that may be.")
+@click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
 @click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
 def mount(
@@ -58,6 +59,7 @@ def mount(
     dev: bool,
     background: str | None,
     background_rate: int | None,
+    metrics: str | None,
     record: bool,
     as_json: bool,
 ) -> int:
@@ -73,6 +75,7 @@ def mount(
         "read_timeout_s": read_timeout,
         "background": background,
         "background_rate_kib": background_rate,
+        "metrics": metrics,
     }
     config = replace(config, **{name: value for name, value in wishes.items() if value is not None})
     order: dict[str, Any] = {

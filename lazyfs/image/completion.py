@@ -30,6 +30,18 @@ async def complete_when_much_read(layer: LazyLayer) -> None:
     await complete(layer, Purpose.AHEAD)
 
 
+async def wait_much_read(layers: Iterable[LazyLayer]) -> None:
+    """Wait until much of one of these layers was read."""
+
+    async def wait(layer: LazyLayer, nursery: trio.Nursery) -> None:
+        await layer.much_read.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for layer in layers:
+            nursery.start_soon(wait, layer, nursery)
+
+
 async def complete_behind(layers: Iterable[LazyLayer], boot: Boot | None) -> None:
     """Bring what is missing of layers in the background, one after the other, once their start is over."""
     if boot is not None:

@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -44,6 +44,7 @@ class Image:
         layers: by number, as the tree's extents count them.
         indexed: the layers' indexes, in the same order.
         boot: what hastens its start; None where it was not opened to be mounted.
+        traffic: where its requests take turns.
     """
 
     resolved: ResolvedImage
@@ -52,6 +53,7 @@ class Image:
     layers: Sequence[LazyLayer]
     indexed: Sequence[IndexedLayer]
     boot: Boot | None = None
+    traffic: Traffic = field(default_factory=Traffic)
 
     @property
     def by_names(self) -> dict[PackLayer, LazyLayer]:
@@ -277,6 +279,7 @@ async def open_image(
             [layers[digest] for digest in digests],
             [indexed[digest] for digest in digests],
             boot,
+            settings.traffic,
         )
         if boot is not None:
             boot.attach(image.by_names)

@@ -353,6 +353,8 @@ class LazyLayer:
         """Bring what may be wanted next while the line would be idle."""
         if line.round_trip_s < _LEAST_ROUND_TRIP_S or self._entry.refuses:
             return
+        if any(not coming.is_over for coming in self._coming):
+            return  # what a start reads is on its way
         room = min(self._fetcher.carried_meanwhile(line.round_trip_s), _MOST_BESIDE)
         room -= self._fetcher.bytes_under_way - sum(map(self._compressed_size, missing))
         if room <= 0:

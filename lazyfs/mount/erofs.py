@@ -150,12 +150,12 @@ def _mount_from_fuse(sources: Sources, mount_point: bytes, options: MountOptions
 
 def _mount_from_loop_devices(sources: Sources, mount_point: bytes, options: MountOptions) -> None:
     with loop_devices([sources.metadata, *sources.devices]) as looped:
-        set_read_ahead(os.stat(looped[0]).st_rdev, options.read_ahead_kb)  # noqa: PTH116  # bytes
+        set_read_ahead(os.stat(looped[0]).st_rdev, options.read_ahead_kb, options.knob)  # noqa: PTH116  # bytes
         _mount(looped[0], looped[1:], mount_point, options)
 
 
 def _mount(metadata: bytes, devices: Sequence[bytes], mount_point: bytes, options: MountOptions) -> None:
-    with erofs_read_ahead(options.read_ahead_kb):
+    with erofs_read_ahead(options.read_ahead_kb, options.knob):
         mount_fd = _configured(metadata, devices, options)
     try:
         attach_mount(mount_fd, mount_point)

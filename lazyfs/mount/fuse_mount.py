@@ -24,7 +24,7 @@ from lazyfs.mount.syscalls import (
     MountRefused,
     attach_mount,
 )
-from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
 
 FUSE_DEVICE: Final = "/dev/fuse"
 
@@ -52,6 +52,7 @@ class MountOptions:
             they never count.
         devices: device nodes can be opened; else as for `setuid`.
         read_ahead_kb: how many KiB the kernel reads ahead of a sequential reader.
+        knob: told where that can be turned later.
     """
 
     image: str
@@ -59,6 +60,7 @@ class MountOptions:
     setuid: bool = False
     devices: bool = False
     read_ahead_kb: int = DEFAULT_READ_AHEAD_KB
+    knob: ReadAheadKnob | None = None
 
     @property
     def source(self) -> bytes:

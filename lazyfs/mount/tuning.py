@@ -24,12 +24,36 @@ _BDI: Final = Path("/sys/class/bdi")
 _log = logging.getLogger(__name__)
 
 
-def set_read_ahead(device: int, kib: int) -> None:
+class ReadAheadKnob:
+    """Turns the kernel's read-ahead of a mount after it was mounted. For a mount that still stands."""
+
+    def __init__(self) -> None:
+        self._places: list[Path] = []
+
+    def found(self, bdi: Path) -> None:
+        """Where it is turned."""
+        self._places.append(bdi)
+
+    def turn(self, kib: int) -> None:
+        """Sets how many KiB the kernel reads ahead of a sequential reader."""
+        for bdi in self._places:
+            _write_read_ahead(bdi, kib)
+
+
+def set_read_ahead(device: int, kib: int, knob: ReadAheadKnob | None = None) -> None:
     """Sets how many KiB the kernel reads ahead of a sequential reader of the file system with this st_dev.
 
     FUSE cuts it back to what was agreed in its first exchange, so set it after that.
+
+    Args:
+        device: the st_dev.
+        kib: how many.
+        knob: told where that is turned.
     """
-    _write_read_ahead(_BDI / f"{os.major(device)}:{os.minor(device)}", kib)
+    bdi = _BDI / f"{os.major(device)}:{os.minor(device)}"
+    if knob is not None:
+        knob.found(bdi)
+    _write_read_ahead(bdi, kib)
 
 
 def _write_read_ahead(bdi: Path, kib: int) -> None:
@@ -40,8 +64,8 @@ def _write_read_ahead(bdi: Path, kib: int) -> None:
 
 
 @contextmanager
-def erofs_read_ahead(kib: int) -> Iterator[None]:
-    """Sets how many KiB the kernel reads ahead in the EROFS that is mounted inside the block.
+def erofs_read_ahead(kib: int, knob: ReadAheadKnob | None = None) -> Iterator[None]:
+    """Sets how many KiB the kernel reads ahead in the EROFS that is mounted inside the block; as above.
 
     Over files, EROFS has a bdi named by a count of its own ("erofs-7"), with nothing that leads from the
     mount to it. So what appeared meanwhile is taken for it, at worst with another mount of the same instant.
@@ -49,6 +73,8 @@ def erofs_read_ahead(kib: int) -> Iterator[None]:
     before = set(_BDI.glob("erofs-*"))
     yield
     for bdi in set(_BDI.glob("erofs-*")) - before:
+        if knob is not None:
+            knob.found(bdi)
         _write_read_ahead(bdi, kib)
 
 

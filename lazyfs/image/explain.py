@@ -1,0 +1,83 @@
+"""Am I lazy, and what did it cost: how an open image is read, in values that people and programs are told."""
+
+from typing import Any, Final
+
+from lazyfs.image.image import Image
+from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher
+from lazyfs.image.layer import LazyLayer
+from lazyfs.image.traffic import Purpose, Traffic
+
+_KINDS: Final = {
+    IndexKind.LAZYFS: "an index of lazyfs",
+    IndexKind.ESTARGZ: "the table that eStargz writes into the layer",
+    IndexKind.ZSTD_CHUNKED: "the table that zstd:chunked writes into the layer",
+    IndexKind.SOCI: "a SOCI index beside the image",
+}
+
+
+def explanation(image: Image) -> dict[str, Any]:
+    """How an image is read, and what that has cost so far."""
+    boot = image.boot.statistics() if image.boot else None
+    layers = {
+        names.layer_digest: _layer(image.indexed[list(image.layers).index(layer)], layer)
+        for names, layer in image.by_names.items()
+    }
+    sizes = {layer.descriptor.digest: layer.descriptor.size for layer in image.resolved.layers}
+    return {
+        "lazy": not all(layer["complete"] for layer in layers.values()),
+        "layers": [{"digest": digest, "size": sizes[digest], **layers[digest]} for digest in layers],
+        "boot": {"state": boot.state, "why": boot.why, "leaves": boot.leaves} if boot else None,
+        "traffic": traffic_facts(image.traffic),
+        "slowest": slowest_facts(image.traffic),
+    }
+
+
+def _layer(index: IndexedLayer, layer: LazyLayer) -> dict[str, Any]:
+    statistics = layer.statistics()
+    entry = layer.entry.statistics()
+    return {
+        "toc": index.head.digest,
+        "index": index.kind.value,
+        "why": why_lazy(index),
+        "present": entry.present,
+        "leaves": entry.leaves,
+        "complete": entry.present == entry.leaves,
+        "read_whole": layer.much_read.is_set(),
+        "hits": statistics.hits,
+        "misses": statistics.misses,
+        "fetched": statistics.fetched.bytes_fetched,
+    }
+
+
+def why_lazy(index: IndexedLayer) -> str:
+    """By what a layer is read, and who vouches for that, in words."""
+    if index.kind is IndexKind.LAZYFS and index.audited:
+        return "an index of lazyfs that was made or audited here"
+    vouched = ", which the manifest vouches for" if index.vouched_by is Voucher.MANIFEST else ""
+    where = " that was found" if index.kind is IndexKind.LAZYFS else ""
+    return f"{_KINDS[index.kind]}{where}{vouched}"
+
+
+def traffic_facts(traffic: Traffic) -> dict[str, Any]:
+    """What was asked for whom."""
+    counts = traffic.counts()
+    return {
+        purpose.value: {"requests": counts[purpose].requests, "bytes": counts[purpose].bytes}
+        for purpose in Purpose
+    }
+
+
+def slowest_facts(traffic: Traffic) -> list[dict[str, Any]]:
+    """The reads that waited longest."""
+    return [
+        {
+            "wait_s": round(read.wait_s, 6),
+            "at_s": round(read.at_s, 6),
+            "layer": read.layer.layer_digest,
+            "toc": read.layer.toc_digest,
+            "start": read.start,
+            "size": read.size,
+            "cause": read.cause.value,
+        }
+        for read in traffic.slowest()
+    ]
