@@ -10,8 +10,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
 from lazyfs.image.tasks import open_tasks
+from lazyfs.metrics import Metric, mount_metrics, serve_metrics
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
 from lazyfs.mount.forest_mount import take_down
@@ -50,6 +52,10 @@ _QUESTIONS: Final = "questions"
 _LOCK_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.05
 _SYNC_S: Final = 5.0
+
+
+def _metrics(desk: Desk) -> Iterable[Metric]:
+    return mount_metrics(desk.statistics())
 
 
 async def run_service(
@@ -148,7 +154,10 @@ class _Service:
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
                 nursery.start_soon(chains.remake, heritage.orders)
-                desk = Desk(images, layers, fuse, chains, queue)
+                desk = Desk(images, layers, fuse, chains, queue, fetching.traffic)
+                if config.metrics:
+                    told = partial(_metrics, desk)
+                    nursery.start_soon(serve_metrics, config.metrics, told)
                 nursery.start_soon(answer_questions, listener, desk.answer)
                 self._supervisor.ready()
                 await wait_leave()

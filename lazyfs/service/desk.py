@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from lazyfs.errors import BadReference
+from lazyfs.image.explain import slowest_facts, traffic_facts
+from lazyfs.image.traffic import Traffic
 from lazyfs.service.chains import Chains
 from lazyfs.service.fuse_driver import FuseDriver
 from lazyfs.service.images import Images
@@ -23,11 +25,19 @@ class Desk:
         fuse: serves trees beside the forest.
         chains: those that are mounted.
         queue: what is to be indexed.
+        traffic: where requests for content take turns.
     """
 
     def __init__(
-        self, images: Images, layers: Layers, fuse: FuseDriver, chains: Chains, queue: IndexQueue
+        self,
+        images: Images,
+        layers: Layers,
+        fuse: FuseDriver,
+        chains: Chains,
+        queue: IndexQueue,
+        traffic: Traffic,
     ) -> None:
+        self._traffic = traffic
         self._images = images
         self._layers = layers
         self._fuse = fuse
@@ -58,10 +68,11 @@ class Desk:
             case {"do": "list"}:
                 return {"mounts": self._chains.listed()}
             case {"do": "stats"}:
-                return self._statistics()
+                return self.statistics()
         raise BadReference(f"no such question: {str(question)[:200]}")
 
-    def _statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
+        """What was read, fetched and waited for so far."""
         counts = [lazy.statistics() for lazy in self._layers.open_layers()]
         files = self._layers.saved()
         return {
@@ -77,5 +88,7 @@ class Desk:
                 "bytes": sum(count.bytes_served for count in counts),
                 "failures": sum(count.fetched.failures for count in counts),
             },
+            "traffic": traffic_facts(self._traffic),
+            "slowest": slowest_facts(self._traffic),
             "sources": [asdict(image.workshop.statistics()) for image in self._images.open_images()],
         }
