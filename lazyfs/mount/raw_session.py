@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -34,9 +35,9 @@ from lazyfs.mount.wire import Header, NotifyCode, Opcode, WireError
 _DEAD: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _BUFFER_SIZE: Final = 2 * wire.MIN_READ_BUFFER
 _BURST: Final = 64  # requests that are answered before other tasks get their turn
-# How often it is looked for the next request at once. Whoever got an answer mostly asks again, within less
-# than it costs to sleep and be woken: an answer takes 10 us, event loop and idle processor take 40.
-_LINGER: Final = 32
+# For how long the next request is looked for before we sleep. Whoever got an answer mostly asks again, within
+# less than it costs to be woken: an answer takes 10 us, the event loop and an idle processor take 40.
+_LINGER_S: Final = 50e-6
 _LOOK_AGAIN_S: Final = 0.25
 
 _log = logging.getLogger(__name__)
@@ -135,15 +136,16 @@ class RawSession:
 
     def _answer_burst(self, nursery: trio.Nursery) -> bool:
         """Answers what is there, or comes at once; False if nothing will ever come again."""
-        answered = waited = 0
+        answered = 0
         under_way = len(self._waiting)
-        while answered < _BURST and waited < _LINGER:
+        linger_end = perf_counter() + _LINGER_S
+        while answered < _BURST:
             try:
                 size = os.readv(self._device_fd, [self._buffer])
             except BlockingIOError:
-                if len(self._waiting) > under_way:  # whose tasks are to begin
+                # Tasks that are to begin go first.
+                if len(self._waiting) > under_way or perf_counter() > linger_end:
                     break
-                waited += 1
                 os.sched_yield()
             except OSError as error:
                 if error.errno in _DEAD:
@@ -153,9 +155,9 @@ class RawSession:
             else:
                 if not size:
                     return False
-                answered += 1
-                waited = 0
                 self._answer_message(self._buffer[:size], nursery)
+                answered += 1
+                linger_end = perf_counter() + _LINGER_S
         return True
 
     def _answer_message(self, message: memoryview, nursery: trio.Nursery) -> None:
