@@ -1,13 +1,13 @@
 """One self-contained page: results, pictures, and what they were taken with."""
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
 
 from bench.cold.plots import Picture
-from bench.cold.record import Facts, Record, Series
+from bench.cold.record import Facts, Record, Series, Start
 from bench.cold.table import footnote, is_disturbed
 from bench.report import number
 from bench.spread import Spread
@@ -61,7 +61,7 @@ def _table(facts: Facts, series: Sequence[Series]) -> Iterator[str]:
     yield f"<h3>{escape(facts.name)}{command}</h3>"
     yield f"<p>{facts.image_bytes / 1e6:.0f} MB of compressed layers{touched}</p>"
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in _HEADS) + "</tr>"
-    baseline = next((_middle(one, "ready_s") for one in series if one.starts), 0.0)
+    baseline = next((_middle(one, lambda start: start.ready_s) for one in series if one.starts), 0.0)
     for one in series:
         yield f"<tr><td>{escape(one.method)}</td>{_cells(one, baseline)}</tr>"
     yield "</table></div>"
@@ -76,19 +76,19 @@ def _cells(one: Series, baseline: float) -> str:
         f"<b>{number(ready.median)}</b>{' *' if is_disturbed(one.starts) else ''}",
         f"{number(ready.low)} &ndash; {number(ready.high)}",
         f"{ready.median / baseline:.2f}" if baseline else "",
-        number(_middle(one, "pulled_s")),
+        number(_middle(one, lambda start: start.pulled_s)),
         number(Spread.of(completed).median) if completed else "&ndash;",
-        f"{_middle(one, 'down') / 1e6:.1f}",
-        f"{_middle(one, 'requests'):.0f}",
-        number(_middle(one, "cpu_s")),
-        f"{_middle(one, 'daemon_peak_bytes') / 1e6:.0f}",
+        f"{_middle(one, lambda start: start.down) / 1e6:.1f}",
+        f"{_middle(one, lambda start: start.requests):.0f}",
+        number(_middle(one, lambda start: start.cpu_s)),
+        f"{_middle(one, lambda start: start.peak_bytes) / 1e6:.0f}",
         str(len(one.starts)),
     )
     return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
-def _middle(one: Series, name: str) -> float:
-    return Spread.of([float(getattr(start, name)) for start in one.starts]).median
+def _middle(one: Series, value: Callable[[Start], float]) -> float:
+    return Spread.of([value(start) for start in one.starts]).median
 
 
 def _circumstances(record: Record) -> Iterator[str]:

@@ -65,6 +65,13 @@ class Watch:
             self._prober.join(0.1)
         return self._ready_at, None
 
+    def close(self) -> None:
+        """Forget the container's output, once it has ended."""
+        self._reader.join()
+        self._prober.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
     def _wait_for_end(self) -> tuple[float, float]:
         try:
             code = self._process.wait(self._workload.timeout_s)

@@ -69,12 +69,14 @@ class Runner:
         session.pull()
         pulled_at = time.monotonic()
         process = session.run()
+        watch = Watch(process, context.workload, context.mark, self.site.network)
         try:
-            return pulled_at, *Watch(process, context.workload, context.mark, self.site.network).wait()
+            return pulled_at, *watch.wait()
         finally:
             if process.poll() is None:
                 session.remove()
                 _end(process)
+            watch.close()
 
     def _measured(self, session: Session, context: Context) -> Start:
         with watching(context.box.first) as watcher:

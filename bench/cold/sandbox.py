@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +28,12 @@ class Sandbox:
     Attributes:
         first: the PID of its first process, as seen from here.
         environment: of all commands.
+        daemons: the commands that `serve` started.
     """
 
     first: int
     environment: Mapping[str, str]
+    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def command(self, command: Sequence[str | Path]) -> list[str]:
         """The command, to run inside."""
@@ -97,6 +99,7 @@ class Sandbox:
             MethodFailed: it ends, or is not ready in time.
         """
         process = self.start(*command, log=log)
+        self.daemons.append(process)
         end = time.monotonic() + most_s
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
@@ -117,15 +120,18 @@ def sandbox(enter: Callable[[Sequence[str]], list[str]], environment: Mapping[st
         enter(spaces), env=dict(environment), start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+    daemons: list[subprocess.Popen[bytes]] = []
     try:
         assert keeper.stdout is not None
         if keeper.stdout.readline().strip() != b"up":
             raise MethodFailed("no namespaces of its own: this needs root")
         children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()
-        yield Sandbox(int(children[0]), environment)
+        yield Sandbox(int(children[0]), environment, daemons)
     finally:
         try:
             keeper.communicate(timeout=_END_S)
         except subprocess.TimeoutExpired:
             keeper.kill()
             keeper.communicate()
+        for daemon in daemons:
+            daemon.wait()

@@ -81,5 +81,6 @@ def footnote(record: Record) -> str:
         "Medians. ready: from asking for the image to a ready container; times: of the first method's;\n"
         "pulled: until the container could be started; done: until it had ended; MB, requests: sent and\n"
         "answered by the registry until then; CPU and peak memory: of daemons and commands, without the\n"
-        f"container. * others used more than {QUIET_SHARE:.0%} of the machine, in the worst sample {worst:.0%}.{note}"
+        "container.\n"
+        f"* others used more than {QUIET_SHARE:.0%} of the machine, in the worst sample {worst:.0%}.{note}"
     )

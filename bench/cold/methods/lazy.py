@@ -93,11 +93,13 @@ def _record(context: Context) -> None:
     """Start the container once, for its trace."""
     session = _Run(context, "--record")
     process = session.run()
+    watch = Watch(process, context.workload, context.mark, Path("/proc/self/ns/net"))
     try:
-        Watch(process, context.workload, context.mark, Path("/proc/self/ns/net")).wait()
+        watch.wait()
     finally:
         session.remove()
         process.wait()
+        watch.close()
 
 
 class _Run:
