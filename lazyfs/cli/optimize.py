@@ -26,10 +26,10 @@ from lazyfs.image.recording import kept_traces
 from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command()
 @configured
 @click.argument("image")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
 @click.option("--for", "for_s", type=float, metavar="SECONDS", help="End COMMAND after so many seconds.")
 @click.option("--push", is_flag=True, help="Publish the pack beside the image, or in --index-repo.")
@@ -52,8 +52,8 @@ def optimize(
     made with --record have read is taken. A pack that is there is added to.
 
     \b
-      lazyfs optimize --push registry.example/app:1 app --version
-      lazyfs optimize --for 5 nginx:1.27 nginx -g 'daemon off;'
+      lazyfs optimize --push registry.example/app:1 -- app --version
+      lazyfs optimize --for 5 nginx:1.27 -- nginx -g 'daemon off;'
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     given = [_read(path) for path in traces]
     began = time.time()

@@ -1,0 +1,125 @@
+"""From a recorded start to a cold one elsewhere: trace, optimize, explain, on a real image and registry."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.lab import push_layout
+from tests.support.lab_registry import docker_registry
+from tests.support.runner import LazyfsRunner
+
+START = ["usr/lib/os-release", "etc/passwd", "usr/bin/cat", "usr/share/common-licenses/GPL-3"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, lab_image: Any) -> Iterator[str]:
+    """The base image in a registry that may be pushed to, with its index."""
+    place = tmp_path_factory.mktemp("registry")
+    with docker_registry(place / "storage") as address:
+        reference = f"{address}/base:1"
+        push_layout(lab_image("base"), reference)
+        maker(place)("index", "--push", reference)
+        yield reference
+
+
+def maker(place: Path) -> LazyfsRunner:
+    return LazyfsRunner(home=place / "home", cache_dir=place / "cache")
+
+
+def told(lazyfs: LazyfsRunner, *words: str | Path) -> Any:
+    return json.loads(lazyfs(str(words[0]), *words[1:], "--json").stdout)
+
+
+def read(mount_point: Path) -> list[bytes]:
+    return [(mount_point / name).read_bytes() for name in START]
+
+
+def wait_for_pack(lazyfs: LazyfsRunner, mount_point: Path) -> dict[str, Any]:
+    """What explains the mount, once its boot pack is here."""
+    end = time.monotonic() + 60
+    while (found := told(lazyfs, "explain", mount_point))["boot"]["state"] in {"coming", "looked for"}:
+        assert time.monotonic() < end
+    return found
+
+
+def test_a_start_that_was_recorded_costs_others_one_pack(published, lazyfs, tmp_path):
+    mount_point = tmp_path / "mnt"
+    mount_point.mkdir()
+    lazyfs("mount", "--record", published, mount_point)
+    try:
+        content = read(mount_point)
+        live = json.loads(lazyfs("trace", "show", mount_point, "--json").stdout)
+    finally:
+        lazyfs("umount", mount_point)
+    assert [file["path"] for file in live["files"]] == START
+    assert sum(file["size"] for file in live["files"]) == sum(map(len, content))
+    trace = tmp_path / "start.trace"
+    trace.write_text(lazyfs("trace", "export", published).stdout)
+    made = told(lazyfs, "optimize", "--push", "--trace", trace, published)
+    assert made["published"]["new"]
+    assert not told(lazyfs, "optimize", "--push", published)["published"]["new"]
+
+    cold = LazyfsRunner(home=tmp_path / "home2", cache_dir=tmp_path / "cache2")
+    cold("mount", published, mount_point)
+    try:
+        explained = wait_for_pack(cold, mount_point)
+        assert explained["boot"] == {"state": "done", "why": "", "leaves": made["leaves"]}
+        assert read(mount_point) == content
+        stats = told(cold, "stats", mount_point)
+        none = {"requests": 0, "bytes": 0}
+        packed = {"requests": stats["traffic"]["pack"]["requests"], "bytes": made["size"]}
+        assert stats["traffic"] == {"demand": none, "pack": packed, "read-ahead": none, "background": none}
+        assert stats["boot"]["written"] == made["leaves"]
+        assert stats["reads"]["misses"] == 0
+        (mount_point / "etc/shells").read_bytes()
+        explained = told(cold, "explain", mount_point)
+        assert explained["traffic"]["demand"]["requests"] == 1
+        assert explained["lazy"]
+        assert {layer["index"] for layer in explained["layers"]} == {"lazyfs"}
+        said = cold("explain", mount_point).stdout
+        assert "boot pack       done" in said
+        assert "demand" in said
+    finally:
+        cold("umount", mount_point)
+
+
+def test_a_command_is_run_and_recorded(published, lazyfs, tmp_path):
+    environment = {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)}
+    words = ("--", "sh", "-c", "cat /etc/os-release", "sh")
+    done = lazyfs("optimize", published, *words, env=environment)
+    assert "Debian" in done.stdout
+    assert "leaves" in done.stdout
+    found = json.loads(lazyfs("trace", "show", published, "--json").stdout)
+    assert found["precise"]
+    assert found["command"].startswith("sh -c 'cat /etc/os-release'")
+    assert "usr/lib/os-release" in [file["path"] for file in found["files"]]
+    failed = lazyfs("optimize", published, "--", "sh", "-c", "exit 3", exit_code=3, env=environment)
+    assert "no boot pack is made" in failed.stderr
+
+
+def test_the_background_brings_the_rest(published, lazyfs, tmp_path):
+    mount_point = tmp_path / "mnt"
+    mount_point.mkdir()
+    lazyfs("mount", "--background", "full", "--background-rate", "0", published, mount_point)
+    try:
+        end = time.monotonic() + 120
+        while told(lazyfs, "explain", mount_point)["lazy"]:
+            assert time.monotonic() < end
+        counts = told(lazyfs, "stats", mount_point)
+        assert counts["traffic"]["demand"]["requests"] == 0
+        subprocess.run(["cat", mount_point / "usr/bin/tar"], check=True, stdout=subprocess.DEVNULL)
+        assert told(lazyfs, "stats", mount_point)["source"] == counts["source"]
+    finally:
+        lazyfs("umount", mount_point)
+
+
+def test_nothing_was_recorded_is_said(published, lazyfs):
+    failed = lazyfs("optimize", published, exit_code=66)
+    assert "no start of" in failed.stderr
+    failed = lazyfs("trace", "show", published, exit_code=66)
+    assert "no trace of" in failed.stderr
