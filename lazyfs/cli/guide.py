@@ -65,6 +65,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "doctor": ("doctor", "doctor --json"),
     "logout": ("logout ghcr.io",),
     "daemon": ("daemon --cache-dir /var/cache/lazyfs",),
+    "snapshotter": ("snapshotter", "snapshotter --root /srv/snapshots"),
 }
 
 
