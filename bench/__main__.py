@@ -13,6 +13,7 @@ from bench.cold.command import add_commands
 from bench.index_rows import build_rows, size_rows
 from bench.measure import Measured, MethodFailed, Row, measure
 from bench.methods import Methods
+from bench.million_rows import million_rows
 from bench.network_rows import link_rows, range_rows, stream_rows
 from bench.report import as_json, footnote, table
 from bench.tree_rows import byte_rows, file_rows, memory_rows, metadata_rows
@@ -33,6 +34,7 @@ MICRO: Final[Mapping[str, Rows]] = {
     "stream": _of_world(stream_rows),
     "link": _of_world(link_rows),
     "ranges": _of_world(range_rows),
+    "million": _of_world(million_rows),
     "build": _of_world(build_rows),
     "size": _of_world(size_rows),
 }
