@@ -12,8 +12,10 @@ import trio
 
 from lazyfs.errors import BadReference, NotFound
 from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.handover import is_locked
 from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
+from tests.support.mount_server import wait_until
 from tests.support.oracle import compare_trees
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
@@ -225,7 +227,7 @@ def test_a_death_in_the_middle_of_a_mount_is_not_noticed_by_who_orders(
             if victim == "worker":
                 os.kill(worker, signal.SIGKILL)
             else:
-                await trio.to_thread.run_sync(daemon.kill)
+                await trio.to_thread.run_sync(daemon.kill_keeper)
                 await trio.to_thread.run_sync(daemon.start)
         return found
 
@@ -234,6 +236,22 @@ def test_a_death_in_the_middle_of_a_mount_is_not_noticed_by_who_orders(
     assert first.name in mounts
     assert compare_trees(unpacked("base"), first.path) == []
     assert (mounts[name_of(orders)] / "usr/bin/python3").read_bytes()
+
+
+def test_a_container_reads_on_while_the_keeper_is_killed_and_started_again(any_daemon, python, unpacked):
+    expected = content_of(unpacked("python"))
+    mounted = any_daemon.ask("mount", python.whole)
+    with container(mounted.path, ALL_CONTENT) as reader:
+        got = reader.stdout.read(1 << 20)
+        orphan = any_daemon.worker
+        any_daemon.kill_keeper()
+        got += reader.stdout.read(1 << 20)
+        any_daemon.start()
+        got += reader.stdout.read()
+        assert reader.wait() == 0
+    assert got == expected
+    assert any_daemon.worker != orphan
+    assert [mount["state"] for mount in any_daemon.ask("mounts")] == ["live"]
 
 
 def test_all_is_mounted_again_after_a_restart_even_without_the_registry(tmp_path, lab):
@@ -276,6 +294,15 @@ def test_left_alone_by_sighup_a_mount_is_gone_on_with(tmp_path, python):
         while [mount["state"] for mount in daemon.ask("mounts")] != ["remade"]:
             time.sleep(0.05)
         assert (mounted.path / "etc/passwd").read_bytes()
+
+
+def test_an_orphan_with_nothing_to_serve_ends(daemon, python):
+    mounted = daemon.ask("mount", python.orders[0])
+    daemon.kill_keeper()
+    assert is_locked(daemon.root)
+    daemon.ask("release", mounted.name)
+    wait_until(lambda: not is_locked(daemon.root))
+    daemon.start()
 
 
 def test_a_second_daemon_is_refused(daemon, tmp_path):

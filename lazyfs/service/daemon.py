@@ -58,11 +58,15 @@ def _metrics(desk: Desk) -> Iterable[Metric]:
     return mount_metrics(desk.statistics())
 
 
+WaitLeave = Callable[[Callable[[], bool]], Awaitable[None]]
+"""Returns when the daemon is to leave everything as it is; can ask if anything of ours is still in use."""
+
+
 async def run_service(
     options: ServiceOptions,
     config: Config,
     supervisor: Supervisor,
-    wait_leave: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    wait_leave: WaitLeave,
 ) -> None:
     """Serve until cancelled, which unmounts everything, or until `wait_leave` returns, which leaves it.
 
@@ -118,7 +122,7 @@ class _Service:
         heritage: Heritage,
         connection: Connection | None,
         listener: socket.socket,
-        wait_leave: Callable[[], Awaitable[None]],
+        wait_leave: WaitLeave,
     ) -> None:
         """Serve, going on with what is there."""
 
@@ -160,7 +164,7 @@ class _Service:
                     nursery.start_soon(serve_metrics, config.metrics, told)
                 nursery.start_soon(answer_questions, listener, desk.answer)
                 self._supervisor.ready()
-                await wait_leave()
+                await wait_leave(lambda: bool(fuse.saved()) or any(file.opens for file in layers.saved()))
                 await _leave(layers)
 
 

@@ -5,7 +5,7 @@
 It starts the daemon as its child, holds what that has stored (`descriptors`), and when the child dies without
 having been told to, starts another that gets all of it. Small on purpose: nothing here can fail for a reason
 that has to do with images. Under a service manager that keeps descriptors, what is stored is passed on to it,
-and so outlives this process too.
+and so outlives this process too. Without one, the daemon hands it to the next keeper (`handover`).
 
     SIGTERM, SIGINT   passed on as SIGTERM: the daemon unmounts everything and ends, and so do we. With
                       "leave" as for SIGHUP
@@ -13,6 +13,7 @@ and so outlives this process too.
 """
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -21,9 +22,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from lazyfs.service import descriptors
+from lazyfs.service import descriptors, handover
 from lazyfs.service.descriptors import Message
 
 _FIRST_PAUSE_S: Final = 0.05
@@ -35,6 +37,7 @@ _HOPELESS: Final = 5
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Blocked in a new daemon until it can handle them."""
 
+_LONGEST: Final = 1 << 20
 _KILLED: Final = 128  # as the shell counts
 _COMMAND: Final = ("-P", "-m", "lazyfs.service.worker")
 
@@ -192,7 +195,8 @@ def main() -> int:
     """Keep the daemon that the file behind the descriptor in argv tells of."""
     told = int(sys.argv[1])
     os.set_inheritable(told, False)
-    kept = descriptors.inherited(os.environ, os.getpid())
+    root = Path(json.loads(os.pread(told, _LONGEST, 0))["root"])
+    kept = descriptors.inherited(os.environ, os.getpid()) | handover.claim(root)
     manager = descriptors.supervisor(os.environ)
     keeper = Keeper(told, kept, manager, leave="--leave" in sys.argv[2:])
     for number in (*SIGNALS, signal.SIGINT):

@@ -23,9 +23,15 @@ class Supervisor:
     def __init__(self, where: socket.socket | None = None, kept: Mapping[str, int] | None = None) -> None:
         self._where = where
         self._kept = dict(kept or {})
+        self._stored = dict(self._kept)
 
     def __repr__(self) -> str:
         return f"<Supervisor {'' if self._where else 'absent'}, {sorted(self._kept)} not taken>"
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """What is kept for us now, by name."""
+        return self._stored
 
     def take(self, name: str) -> int | None:
         """The descriptor that was kept under a name, the caller's from now on; None if there is none."""
@@ -39,11 +45,13 @@ class Supervisor:
         self._kept.clear()
 
     def store(self, name: str, descriptor: int) -> None:
-        """Have a descriptor kept under a name."""
+        """Have a descriptor kept under a name, for as long as it is open here."""
+        self._stored[name] = descriptor
         self._tell(descriptors.store(name), descriptor)
 
     def remove(self, name: str) -> None:
         """Have what is kept under a name dropped."""
+        self._stored.pop(name, None)
         self._tell(descriptors.remove(name))
 
     def ready(self) -> None:

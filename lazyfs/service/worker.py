@@ -1,7 +1,7 @@
 """The data daemon's process, which a keeper starts: `python -m lazyfs.service.worker KEEPER ORDERS`.
 
-Both are descriptors: a socket to the keeper, and a file that says what to do. It ends when the keeper does,
-leaving everything as it is, for whoever is handed its descriptors next.
+Both are descriptors: a socket to the keeper, and a file that says what to do. When the keeper dies it goes on
+until there is another, hands its descriptors over, and ends, leaving everything as it is.
 
     SIGTERM   unmount everything and end
     SIGHUP    leave everything mounted and end
@@ -12,8 +12,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -22,7 +24,7 @@ from lazyfs.config import Config
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.printable import LineFormatter
-from lazyfs.service import descriptors
+from lazyfs.service import descriptors, handover
 from lazyfs.service.daemon import run_service
 from lazyfs.service.keeper import SIGNALS
 from lazyfs.service.options import ServiceOptions, decode_options
@@ -30,6 +32,7 @@ from lazyfs.service.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 
+_LOOK_EVERY_S: Final = 1.0
 _LONGEST: Final = 1 << 20
 
 
@@ -45,15 +48,44 @@ async def _run(options: ServiceOptions, config: Config, supervisor: Supervisor) 
         for number in SIGNALS:
             signal.signal(number, handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        async with open_tasks() as nursery:
-            nursery.start_soon(_leave_with_keeper, supervisor, leave)
-            await run_service(options, config, supervisor, leave.wait)
-            nursery.cancel_scope.cancel()
+
+        async def wait_leave(is_needed: Callable[[], bool]) -> None:
+            async with open_tasks() as nursery:
+                nursery.start_soon(_leave_when_orphaned, options.root, supervisor, leave, is_needed)
+                await leave.wait()
+                nursery.cancel_scope.cancel()
+
+        await run_service(options, config, supervisor, wait_leave)
 
 
-async def _leave_with_keeper(supervisor: Supervisor, leave: trio.Event) -> None:
+async def _leave_when_orphaned(
+    root: Path, supervisor: Supervisor, leave: trio.Event, is_needed: Callable[[], bool]
+) -> None:
+    """Go on without a keeper until another one takes over, or nothing of ours is mounted or in use."""
     await supervisor.wait_gone()
-    leave.set()
+    _log.warning("the keeper is dead; everything goes on until another is started")
+    async with open_tasks() as nursery:
+        nursery.start_soon(_hand_over, root, supervisor, leave)
+        while is_needed():  # noqa: ASYNC110  # orphans are rare, and so are their looks
+            await trio.sleep(_LOOK_EVERY_S)
+        leave.set()
+        nursery.cancel_scope.cancel()
+
+
+async def _hand_over(root: Path, supervisor: Supervisor, leave: trio.Event) -> None:
+    try:
+        with handover.offer(root) as listening:
+            listener = trio.socket.from_stdlib_socket(listening)
+            handed = False
+            while not handed:
+                connection, _ = await listener.accept()
+                with socket.socket(fileno=connection.detach()) as keeper:
+                    keeper.setblocking(True)
+                    handed = handover.hand_over(keeper, supervisor.stored)
+    except OSError as error:
+        _log.error("nobody can take over: %s", error)
+    else:
+        leave.set()
 
 
 def main() -> int:

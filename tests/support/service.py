@@ -97,10 +97,15 @@ class Daemon:
     def kill_worker(self) -> None:
         os.kill(self.worker, signal.SIGKILL)
 
-    def kill(self) -> None:
-        """Kill the keeper; returns when the worker has ended too."""
+    def kill_keeper(self) -> None:
         self.keeper.kill()
         self.keeper.wait()
+
+    def kill(self) -> None:
+        """Kill both, as the end of a control group does."""
+        worker = self.worker
+        self.kill_keeper()
+        os.kill(worker, signal.SIGKILL)
         with (self.root / "lock").open("w") as lock:
             flock(lock, LOCK_EX)
 
