@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?= --numprocesses=auto --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab bench stress clean setup setup-test setup-bench
+.PHONY: help demo test lint lab bench cold stress clean setup setup-test setup-bench
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lab: setup-test ## Make the real images that tests use (once; in .cache/lab)
 
 bench: setup-bench ## Measure the parts that decide the speed, as root
 	$(PYTHON) -m bench micro
+
+cold: setup-bench ## Measure how long containers take to start, as root
+	$(PYTHON) -m bench cold --only python --methods full-containerd,lazyfs-run,lazyfs-run-pack
 
 stress: setup-test ## Run the long tests
 	$(PYTHON) -m pytest -m stress $(PYTEST_ARGS)

@@ -15,7 +15,7 @@ from bench.spread import Spread
 _STYLE: Final = Path(__file__).with_name("report.css")
 _HEADS: Final = (
     *("", "ready s", "lowest &ndash; highest", "times", "pulled s", "done s"),
-    *("MB", "requests", "CPU s", "peak MB", "starts"),
+    *("MB", "&times; touched", "requests", "CPU s", "peak MB", "starts"),
 )
 
 
@@ -63,11 +63,11 @@ def _table(facts: Facts, series: Sequence[Series]) -> Iterator[str]:
     yield '<div class="scroll"><table><tr>' + "".join(f"<th>{head}</th>" for head in _HEADS) + "</tr>"
     baseline = next((_middle(one, lambda start: start.ready_s) for one in series if one.starts), 0.0)
     for one in series:
-        yield f"<tr><td>{escape(one.method)}</td>{_cells(one, baseline)}</tr>"
+        yield f"<tr><td>{escape(one.method)}</td>{_cells(one, baseline, facts.touched_bytes)}</tr>"
     yield "</table></div>"
 
 
-def _cells(one: Series, baseline: float) -> str:
+def _cells(one: Series, baseline: float, touched_bytes: int) -> str:
     if not one.starts:
         return f'<td class="why" colspan="{len(_HEADS) - 1}">not measured: {escape(one.failure)}</td>'
     ready = Spread.of([start.ready_s for start in one.starts])
@@ -79,6 +79,7 @@ def _cells(one: Series, baseline: float) -> str:
         number(_middle(one, lambda start: start.pulled_s)),
         number(Spread.of(completed).median) if completed else "&ndash;",
         f"{_middle(one, lambda start: start.down) / 1e6:.1f}",
+        f"{_middle(one, lambda start: start.down) / touched_bytes:.2f}" if touched_bytes else "&ndash;",
         f"{_middle(one, lambda start: start.requests):.0f}",
         number(_middle(one, lambda start: start.cpu_s)),
         f"{_middle(one, lambda start: start.peak_bytes) / 1e6:.0f}",

@@ -83,28 +83,34 @@ def _take(runner: Runner, method: Method, workload: Workload, name: str, series:
 
 
 def _prepare(plan: Plan, store: Store, bar: "tqdm[Any]") -> tuple[Record, dict[int, str]]:
-    """An empty record, and the images' names by the identity of their series."""
-    facts = [Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w)) for w in plan.workloads]
+    """A record without starts, and the images' names by the identity of their series."""
+    published: dict[tuple[str, str], str | MethodFailed] = {}
+    for workload, (name, method) in product(plan.workloads, plan.methods.items()):
+        bar.set_postfix_str(f"{workload.name} for {name}")
+        try:
+            method.check()
+            published[workload.name, name] = method.publish(store, workload)
+        except MethodFailed as failed:
+            published[workload.name, name] = failed
+        bar.update()
     record = new_record(
         distance=plan.distance.name,
         caches="warm" if plan.warm else "cold",
         command=plan.command,
         methods={name: method.title for name, method in plan.methods.items()},
-        workloads=facts,
+        workloads=[
+            Facts(w.name, w.image or w.recipe, w.command, store.image_bytes(w), store.touched_bytes(w))
+            for w in plan.workloads
+        ],
         note=plan.note,
     )
     names: dict[int, str] = {}
     for series in record.series:
-        bar.set_postfix_str(f"{series.workload} for {series.method}")
-        method = plan.methods[series.method]
-        try:
-            method.check()
-            names[id(series)] = method.publish(
-                store, next(w for w in plan.workloads if w.name == series.workload)
-            )
-        except MethodFailed as failed:
-            series.failure = str(failed)
-        bar.update()
+        found = published[series.workload, series.method]
+        if isinstance(found, MethodFailed):
+            series.failure = str(found)
+        else:
+            names[id(series)] = found
     return record, names
 
 

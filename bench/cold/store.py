@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,6 +82,21 @@ class Store:
         """
         layout = self.layout(workload)
         return sum(layer["size"] for layer in json.loads(_blob(layout, manifest_digest(layout)))["layers"])
+
+    def keep_touched(self, workload: Workload, touched_bytes: int) -> None:
+        """Remember how much of its image a start of the workload touches, uncompressed."""
+        file = self._touched(workload)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(touched_bytes))
+
+    def touched_bytes(self, workload: Workload) -> int:
+        """What was remembered; 0 if nobody looked."""
+        file = self._touched(workload)
+        return int(file.read_text()) if file.exists() else 0
+
+    def _touched(self, workload: Workload) -> Path:
+        asked = [manifest_digest(self.layout(workload)), *workload.command, repr(workload.ready)]
+        return self.home / "cold-touched" / sha256("\0".join(asked).encode()).hexdigest()[:24]
 
     def publish(
         self, way: str, workload: Workload, make: Callable[[str], None], *, version: str = "1"

@@ -14,6 +14,7 @@ _COLUMNS = (
     "pulled s",
     "done s",
     "MB",
+    "x touched",
     "requests",
     "CPU s",
     "peak MB",
@@ -26,18 +27,18 @@ def render(record: Record) -> str:
     for facts in record.workloads:
         touched = f", {facts.touched_bytes / 1e6:.1f} MB touched" if facts.touched_bytes else ""
         lines += ["", f"{facts.name} ({facts.image_bytes / 1e6:.0f} MB of layers{touched})"]
-        lines += rows(record.of(facts.name))
+        lines += rows(record.of(facts.name), facts.touched_bytes)
     return "\n".join([*lines, "", footnote(record)])
 
 
-def rows(series: Sequence[Series]) -> Iterator[str]:
+def rows(series: Sequence[Series], touched_bytes: int) -> Iterator[str]:
     """The methods of one workload, the first one being the baseline of `times`."""
     width = max((len(one.method) for one in series), default=0)
     yield f"  {'':<{width}}  {_COLUMNS[0]:>8}  {_COLUMNS[1]:>17}" + "".join(f"{c:>10}" for c in _COLUMNS[2:])
     baseline = next((median(one.starts) for one in series if one.starts), 0.0)
     for one in series:
         if one.starts:
-            yield f"  {one.method:<{width}}  {_row(one.starts, baseline)}"
+            yield f"  {one.method:<{width}}  {_row(one.starts, baseline, touched_bytes)}"
         if one.failure:
             yield f"  {one.method:<{width}}  not measured{' further' if one.starts else ''}: {one.failure}"
 
@@ -47,7 +48,7 @@ def median(starts: Sequence[Start]) -> float:
     return Spread.of([start.ready_s for start in starts]).median
 
 
-def _row(starts: Sequence[Start], baseline: float) -> str:
+def _row(starts: Sequence[Start], baseline: float, touched_bytes: int) -> str:
     ready = Spread.of([start.ready_s for start in starts])
     completed = [start.completed_s for start in starts if start.completed_s is not None]
     mark = "*" if is_disturbed(starts) else " "
@@ -56,6 +57,7 @@ def _row(starts: Sequence[Start], baseline: float) -> str:
         number(_middle([start.pulled_s for start in starts])),
         number(_middle(completed)) if completed else "-",
         f"{_middle([start.down for start in starts]) / 1e6:.1f}",
+        f"{_middle([start.down for start in starts]) / touched_bytes:.2f}" if touched_bytes else "-",
         f"{_middle([start.requests for start in starts]):.0f}",
         number(_middle([start.cpu_s for start in starts])),
         f"{_middle([start.peak_bytes for start in starts]) / 1e6:.0f}",
@@ -80,7 +82,7 @@ def footnote(record: Record) -> str:
     return (
         "Medians. ready: from asking for the image to a ready container; times: of the first method's;\n"
         "pulled: until the container could be started; done: until it had ended; MB, requests: sent and\n"
-        "answered by the registry until then; CPU and peak memory: of daemons and commands, without the\n"
-        "container.\n"
+        "answered by the registry until then; x touched: what came, compressed or not, by what a start\n"
+        "touches; CPU and peak memory: of daemons and commands, without the container.\n"
         f"* others used more than {QUIET_SHARE:.0%} of the machine, in the worst sample {worst:.0%}.{note}"
     )

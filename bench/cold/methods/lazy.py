@@ -1,5 +1,6 @@
 """lazyfs: `lazyfs run`; its mount below an overlay, and runc; its snapshotter below containerd."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -61,6 +62,7 @@ class Lazy:
             lazyfs(context, "index", "--push", context.reference)
             if self.way == PACKED:
                 _record(context)
+                store.keep_touched(workload, _touched_bytes(context))
                 lazyfs(context, "optimize", "--push", "--replace", context.reference)
         return name
 
@@ -100,6 +102,12 @@ def _record(context: Context) -> None:
         session.remove()
         process.wait()
         watch.close()
+
+
+def _touched_bytes(context: Context) -> int:
+    """What that trace says."""
+    words = ("trace", "show", "--json", "--cache-dir", context.scratch / "cache", context.reference)
+    return sum(int(touch["size"]) for touch in json.loads(context.box.run(LAZYFS, *words))["files"])
 
 
 class _Run:
