@@ -176,10 +176,10 @@ class LayerBoot:
         stream = self._boot.stream
         return stream.promised(self._layer, missing) if stream else None
 
-    def touches(self, first_leaf: int, end_leaf: int) -> bool:
+    def touches(self, first_leaf: int, end_leaf: int, *, ever: bool) -> bool:
         """As PackStream.touches."""
         stream = self._boot.stream
-        return stream is not None and stream.touches(self._layer, first_leaf, end_leaf)
+        return stream is not None and stream.touches(self._layer, first_leaf, end_leaf, ever=ever)
 
     async def wait(self, chunk: int, apart: int) -> None:
         """As PackStream.wait, of a chunk that was promised."""

@@ -72,8 +72,8 @@ class Coming(Protocol):
     def promised(self, missing: Sequence[tuple[int, int]]) -> int | None:
         """With which part all of these ranges of leaves will have come; None if not all of them will."""
 
-    def touches(self, first_leaf: int, end_leaf: int) -> bool:
-        """Whether some of these leaves are still to come."""
+    def touches(self, first_leaf: int, end_leaf: int, *, ever: bool) -> bool:
+        """Whether some of these leaves are still to come; with `ever`, or have come."""
 
     async def wait(self, chunk: int, apart: int) -> None:
         """Wait for a part, as long as that is no slower than a request for `apart` bytes."""
@@ -226,13 +226,17 @@ class LazyLayer:
         else:
             self._misses += 1
             self._complete = False  # if it was, something has been evicted
-            self._run_ahead(start, size)
+            self._run_ahead(start, size, missed=True)
             data = await self._fetched(start, size)
         self._bytes_served += size
         return data
 
-    def _run_ahead(self, start: int, size: int) -> None:
-        """Bring what a sequential reader wants next. Nobody waits for it."""
+    def _run_ahead(self, start: int, size: int, *, missed: bool = False) -> None:
+        """Bring what a sequential reader wants next. Nobody waits for it.
+
+        While a reader finds what it wants, nothing is added to what a boot pack has brought: those parts of a
+        span that are not in the pack are none that a start wants.
+        """
         if self._complete or self._entry.refuses:
             return
         ahead = self._ahead.note(start, start + size, self._fetcher.worth_ahead)
@@ -240,17 +244,19 @@ class LazyLayer:
             return
         first, end = ahead[0], min(ahead[1], self._end)
         numbers = [
-            n for n in self._spans.covering(first, end) if not self._has_span(n) and not self._comes(n)
+            n
+            for n in self._spans.covering(first, end)
+            if not self._has_span(n) and not self._comes(n, ever=not missed)
         ]
         if numbers:
             self._fetcher.bring(numbers, Purpose.AHEAD)
         else:
             self._complete = self._entry.complete
 
-    def _comes(self, number: int) -> bool:
-        """Whether something of a span comes by itself."""
+    def _comes(self, number: int, *, ever: bool = False) -> bool:
+        """Whether something of a span comes by itself; with `ever`, or has come."""
         span = self._spans[number]
-        return any(coming.touches(span.first_leaf, span.end_leaf) for coming in self._coming)
+        return any(coming.touches(span.first_leaf, span.end_leaf, ever=ever) for coming in self._coming)
 
     def _has_span(self, number: int) -> bool:
         span = self._spans[number]
@@ -363,7 +369,7 @@ class LazyLayer:
             self._spans,
             missing,
             room,
-            lambda n: self._has_span(n) or self._comes(n) or self._fetcher.is_under_way(n),
+            lambda n: self._has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
         )
         self._fetcher.bring(numbers, Purpose.AHEAD)
 

@@ -310,10 +310,10 @@ class PackStream:
             return None
         return max((chunk for chunk in chunks if chunk is not None), default=None)
 
-    def touches(self, layer: PackLayer, first_leaf: int, end_leaf: int) -> bool:
-        """Whether some of these leaves are still to come."""
+    def touches(self, layer: PackLayer, first_leaf: int, end_leaf: int, *, ever: bool) -> bool:
+        """Whether some of these leaves are still to come; with `ever`, or have come."""
         places = self._places.get(layer)
-        return not self._ended and places is not None and places.touches(first_leaf, end_leaf)
+        return (ever or not self._ended) and places is not None and places.touches(first_leaf, end_leaf)
 
     async def wait(self, chunk: int, apart: int) -> None:
         """Wait for a chunk for as long as that is no slower than fetching what is wanted apart.
