@@ -50,7 +50,7 @@ class Stargz:
         return f"stargz snapshotter 0.14.3, containerd; converted by ctr-remote {how}"
 
     def check(self) -> None:
-        need("containerd", "ctr", "runc", "mmdebstrap")
+        need("containerd", "ctr", "ctr-remote", "runc", "mmdebstrap")
         _made(lambda: (stargz_daemon(self.store.images.store), tools(self.store.images.lab)))
 
     def publish(self, store: Store, workload: Workload) -> str:
@@ -168,7 +168,8 @@ def _optimizing(workload: Workload) -> tuple[str, ...]:
 
 def _convert(store: Store, workload: Workload, how: Sequence[str], target: str) -> None:
     lab = store.images.lab
-    ctr_remote = tools(lab).command("ctr-remote")
+    # The newer one cannot start a container below this containerd.
+    ctr_remote = ["ctr-remote"] if how[0] == "optimize" else tools(lab).command("ctr-remote")
     with containerd(lab) as socket:
         _import(store.layout(workload), socket, _ORIGINAL)
         run(*ctr_remote, "--address", socket, "image", *how, _ORIGINAL, target)
