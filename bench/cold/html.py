@@ -8,7 +8,7 @@ from typing import Final
 
 from bench.cold.plots import Picture
 from bench.cold.record import Facts, Record, Series, Start
-from bench.cold.table import footnote, is_disturbed
+from bench.cold.table import footnote, is_disturbed, pulled
 from bench.report import number
 from bench.spread import Spread
 
@@ -76,7 +76,7 @@ def _cells(one: Series, baseline: float, touched_bytes: int) -> str:
         f"<b>{number(ready.median)}</b>{' *' if is_disturbed(one.starts) else ''}",
         f"{number(ready.low)} &ndash; {number(ready.high)}",
         f"{ready.median / baseline:.2f}" if baseline else "",
-        number(_middle(one, lambda start: start.pulled_s)),
+        pulled(_middle(one, lambda start: start.pulled_s)),
         number(Spread.of(completed).median) if completed else "&ndash;",
         f"{_middle(one, lambda start: start.down) / 1e6:.1f}",
         f"{_middle(one, lambda start: start.down) / touched_bytes:.2f}" if touched_bytes else "&ndash;",

@@ -160,3 +160,4 @@ def _remove_cgroups(mark: str) -> None:
         if Path(folder).name == mark:
             with suppress(OSError):
                 Path(folder).rmdir()
+                Path(folder).parent.rmdir()  # "bench", if this was the last

@@ -1,6 +1,7 @@
 """Results for a terminal."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from bench.cold.record import Record, Series, Start
 from bench.measure import QUIET_SHARE
@@ -19,6 +20,8 @@ _COLUMNS = (
     "CPU s",
     "peak MB",
 )
+
+_NO_TIME_S: Final = 0.001
 
 
 def render(record: Record) -> str:
@@ -54,7 +57,7 @@ def _row(starts: Sequence[Start], baseline: float, touched_bytes: int) -> str:
     mark = "*" if is_disturbed(starts) else " "
     cells = (
         f"{ready.median / baseline:.2f} x" if baseline else "",
-        number(_middle([start.pulled_s for start in starts])),
+        pulled(_middle([start.pulled_s for start in starts])),
         number(_middle(completed)) if completed else "-",
         f"{_middle([start.down for start in starts]) / 1e6:.1f}",
         f"{_middle([start.down for start in starts]) / touched_bytes:.2f}" if touched_bytes else "-",
@@ -68,6 +71,11 @@ def _row(starts: Sequence[Start], baseline: float, touched_bytes: int) -> str:
 
 def _middle(values: Sequence[float]) -> float:
     return Spread.of(values).median
+
+
+def pulled(seconds: float) -> str:
+    """A time until something was pulled; a method that does that on the way has none."""
+    return number(seconds) if seconds >= _NO_TIME_S else "-"
 
 
 def is_disturbed(starts: Sequence[Start]) -> bool:
