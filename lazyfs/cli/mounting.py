@@ -24,7 +24,7 @@ from lazyfs.exit_codes import BUG
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
 
-_DAEMON_END_S: Final = 20.0
+_DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that others use too
 _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cache
 
 
