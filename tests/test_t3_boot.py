@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import trio
 from indexer.boot_pack import Run, decode_pack_head
 from indexer.errors import FormatError, Unsupported
 from lazyfs.assembly import opened
+from lazyfs.image.hastening import hasten
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import MadePack, make_pack, publish_pack
 from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact, newest_first
@@ -171,6 +172,27 @@ async def test_a_pack_that_was_made_here_is_taken_offline(registry: Registry, tm
     async with mounted(registry, tmp_path / "cache", offline=True) as found:
         assert (await found.image.boot.find()).digest == pack.digest
         await start(found.image, START)
+
+
+async def test_layers_that_are_open_already_are_hastened_and_recorded_too(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """As the service does, whose layers are shared by mounts."""
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    async with mounted(registry, tmp_path / "cache", boot_pack=False) as found, AsyncExitStack() as stack:
+        image, workshop = found.image, found.workshop
+        registry.journal.clear()
+        packs = workshop.boot_packs
+        hastened = await hasten(stack, image.resolved, image.by_names, workshop.cache, packs, ask=True)
+        assert hastened.packed
+        assert hastened.boot is not None
+        await hastened.boot.wait_over()
+        for name in START:
+            extent = image.metadata.extent(image.metadata.resolve(name))
+            assert extent is not None
+            assert image.layers[extent[0]].read_nowait(extent[1], 6) is not None
+        assert hastened.tracer.trace().size == 4 * 6
+        assert registry.requests == {("GET", "manifest"): 1, ("GET", "blob"): 1}
 
 
 # Wrong packs

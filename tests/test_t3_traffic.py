@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from indexer.boot_pack import PackLayer
+from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.image.completion import complete, complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings
+from lazyfs.image.layer import LazyLayer
 from lazyfs.image.pace import Pace
 from lazyfs.image.plan import beside
 from lazyfs.image.traffic import SLOWEST, Cause, Purpose, SlowRead, Ticket, Traffic, TrafficCount
+from lazyfs.source.line import Line
 from tests.support.layers import build, gzip_layer
+from tests.support.tars import file, tar
 from tests.test_t3_layer import QUIET, TAR, MemoryBlob, lazy
 
 
@@ -175,6 +179,53 @@ async def test_nothing_is_streamed_before_much_was_read(cache):
             await layer.read(start, 10)
         assert not layer.much_read.is_set()  # it is small
         nursery.cancel_scope.cancel()
+
+
+async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cache, autojump_clock):
+    blob = MemoryBlob(gzip_layer(TAR))
+    line = Line()
+    for _ in range(3):
+        line.answered(0.05)
+
+    async def far_away() -> None:
+        await trio.sleep(0.06)
+
+    blob.before = far_away
+    async with lazy(blob, cache) as layer:
+        far = LazyLayer(layer.spans, layer.extents, layer.entry, layer._fetcher, QUIET, line)
+        await far.read(0, 10)
+        assert len(blob.ranges) == 1  # nothing is known of the line yet
+        await far.read(600_000, 10)
+        assert len(blob.ranges) >= 2
+        asked = sum(end - start for start, end in blob.ranges[1:])
+        await trio.sleep(1)
+        size = max(span.compressed_end - span.compressed_start for span in layer.spans)
+        assert size < asked <= size + 5 * blob.ranges[0][1]  # 50 ms at the speed of the first
+        number = layer.spans.find(600_000)
+        assert layer.entry.has(*layer.spans.leaf_range(*_of(layer.spans[number + 1])))
+
+
+def _of(span: Span) -> tuple[int, int]:
+    return span.uncompressed_start, span.uncompressed_end
+
+
+async def test_of_what_much_is_read_the_rest_comes_too(cache):
+    """A third of a layer, and more than a little."""
+    data = tar(file(b"large", random.Random(8).randbytes(18 << 20)))
+    blob = MemoryBlob(data)
+    traffic = Traffic()
+    async with lazy(blob, cache, traffic=traffic) as layer, trio.open_nursery() as nursery:
+        nursery.start_soon(complete_when_much_read, layer)
+        for span in list(layer.spans)[::2]:
+            if not layer.much_read.is_set():
+                await layer.read(span.uncompressed_start, 10)
+        assert layer.much_read.is_set()
+        with trio.fail_after(30):
+            while not layer.entry.complete:
+                await layer.wait_landed()
+    counts = traffic.counts()
+    assert counts[Purpose.DEMAND].bytes >= 8 << 20
+    assert counts[Purpose.DEMAND].bytes + counts[Purpose.AHEAD].bytes <= len(data) + (1 << 20)
 
 
 # Deciding
