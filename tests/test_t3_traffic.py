@@ -191,7 +191,7 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         await trio.sleep(0.06)
 
     blob.before = far_away
-    async with lazy(blob, cache) as layer:
+    async with lazy(blob, cache, max_gap=0) as layer:
         far = LazyLayer(layer.spans, layer.extents, layer.entry, layer._fetcher, QUIET, line)
         await far.read(0, 10)
         assert len(blob.ranges) == 1  # nothing is known of the line yet
