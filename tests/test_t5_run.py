@@ -325,3 +325,10 @@ def test_an_interrupted_start_leaves_nothing(containers, image):
             time.sleep(0.1)
             process.kill()
         until(lambda: not containers.left(), f"what {delay_s} seconds made goes")
+
+
+def test_the_cache_may_lie_behind_a_symlink(containers, image, tmp_path):
+    there = tmp_path / "there"
+    there.symlink_to(containers.runner.cache_dir)
+    behind = Containers(LazyfsRunner(home=tmp_path / "home", cache_dir=there))
+    assert shell(behind, image, "echo here") == ["here"]

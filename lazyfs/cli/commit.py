@@ -78,7 +78,7 @@ def commit(
         apply_edit({}, edit)
     named = parse_image(target)
     making = Making(_created(), author, message, edits)
-    places = ContainerPlaces(config.cache_dir.absolute() / "containers")
+    places = ContainerPlaces(config.cache_dir.resolve() / "containers")
     if os.geteuid() != 0:
         become_root()  # its files belong to users of the container's namespace
     with _changes(changes, image, places) as found:

@@ -127,7 +127,7 @@ def run(
         volumes=tuple(map(parse_volume, volumes)),
     )
     program = find_runtime(runtime, os.environ)
-    places = ContainerPlaces(config.cache_dir.absolute() / "containers")
+    places = ContainerPlaces(config.cache_dir.resolve() / "containers")
     upper = upper.absolute() if upper else None
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
