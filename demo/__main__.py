@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from demo.registry import Registry, Traffic, serve
 
 FOLDER = Path(__file__).parents[1] / ".cache" / "demo"
 REPOSITORY = "demo/app"
+SETTLES_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def lazy_start(name: str, folder: Path, cache: Path, registry: Registry) -> Row:
         traffic = registry.link.traffic() - before
         check_answer(answer)
         show_layers(mount_point)
-        check_stats(lazyfs.stats(mount_point), traffic)
+        check_stats(lambda: lazyfs.stats(mount_point), lambda: registry.link.traffic() - before)
         lazyfs("umount", mount_point)
         if mount_point.is_mount():
             raise DemoFailed(f"{mount_point} is still mounted after lazyfs umount")
@@ -130,11 +132,17 @@ def show_layers(root: Path) -> None:
     say(f"  /{image.DATA} and /{image.DATA_LINK} are one file: inode {first.st_ino}, {first.st_nlink} links")
 
 
-def check_stats(stats: dict[str, Any], traffic: Traffic) -> None:
-    """See that lazyfs tells the truth about what it asked for and got."""
-    told = Traffic(stats["requests"], stats["bytes"])
-    if told != traffic:
-        raise DemoFailed(f"lazyfs stats says {told}, the registry says {traffic}")
+def check_stats(stats: Callable[[], dict[str, Any]], sent: Callable[[], Traffic]) -> None:
+    """See that lazyfs tells the truth about what it asked for and got, once what is under way has come."""
+    until = time.monotonic() + SETTLES_S
+    while True:
+        said, traffic = stats(), sent()
+        told = Traffic(said["requests"], said["bytes"])
+        if told == traffic:
+            return
+        if time.monotonic() > until:
+            raise DemoFailed(f"lazyfs stats says {told}, the registry says {traffic}")
+        time.sleep(0.1)
 
 
 def full_pull(folder: Path, registry: Registry) -> tuple[Row, Pulled]:
