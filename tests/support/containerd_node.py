@@ -22,6 +22,7 @@ from lazyfs.service.client import ServiceClient
 from tests.support.containerd_config import config_text
 from tests.support.containerd_release import Release
 from tests.support.cri import Cri, connected_cri
+from tests.support.lab_build import LEAVE_OTHERS
 from tests.support.runner import executable
 from tests.support.snapshot_client import SnapshotClient, connected
 
@@ -77,6 +78,7 @@ class Node:
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "infinity"]
         )
         self._first = _child(self._init.pid)
+        self.inside("sh", "-c", LEAVE_OTHERS)
         self.inside("mkdir", "-p", "/run/containerd")
         self.inside("mount", "-t", "tmpfs", "none", "/run/containerd")
         self.snapshots: SnapshotClient = self._stack.enter_context(connected(self.socket("snapshotter")))
