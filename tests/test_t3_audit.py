@@ -11,6 +11,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from indexer.digest import sha256_digest
 from indexer.toc import Extent, Kind, Member, Span
@@ -346,7 +347,8 @@ async def test_an_audit_ends_with_its_mount(registry: Registry, tmp_path: Path) 
     async with image_of(name(registry), tmp_path / "cache") as opened:
         await opened.image.layers[0].read(0, len(TAR))
         auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
-        with trio.move_on_after(0.05) as scope:  # not long enough for a process to begin
-            await auditor.run()
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(auditor.run)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         assert auditor.statistics().audited == 0
