@@ -1,0 +1,174 @@
+"""lazyfs commit: what containers of real images changed, as images that others unpack and that run again."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.containers import Containers, until
+from tests.support.lab_registry import docker_registry
+from tests.support.oracle import compare_trees
+from tests.support.runner import LazyfsRunner
+
+# Not of the tree: what a runtime mounts, and the empty files and directories it does that on.
+MOUNTED = (b"proc", b"sys", b"dev", b"etc/hosts", b"etc/hostname", b"etc/resolv.conf")
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory) -> Containers:
+    """One cache for all."""
+    top = tmp_path_factory.mktemp("commit")
+    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
+
+
+@pytest.fixture(scope="module")
+def image(lab_image):
+    """From a name to an image's name."""
+    return lambda name: f"oci:{lab_image(name)}:latest"
+
+
+@pytest.fixture(scope="module")
+def own_registry(tmp_path_factory) -> Iterator[str]:
+    """The address of a registry that can be written."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture
+def shm() -> Iterator[Path]:
+    """A directory in memory: unmounting an overlay whose changes last syncs all of their file system."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+CHANGES = """
+set -e
+rm /etc/passwd- && rm -rf /etc/apt && mkdir /etc/apt && echo new > /etc/apt/file
+rm -rf /usr/share/zoneinfo && echo no > /usr/share/zoneinfo
+rm /etc/issue && mkdir /etc/issue && echo below > /etc/issue/below
+mkdir -p /srv/a/b && echo x > /srv/a/one && ln /srv/a/one /srv/a/b/two && ln -s ../one /srv/a/b/link
+mkfifo /srv/a/fifo && mknod /srv/a/null c 1 3 && truncate -s 9M /srv/a/sparse && printf end >> /srv/a/sparse
+chmod 4711 /srv/a/one && chown 12:34 /srv/a && chmod 1777 /srv/a/b
+touch -d '2001-02-03 04:05:06.789' /srv/a
+mv /usr/share/base-files /usr/share/moved && chmod 700 /home && echo >> /etc/hosts
+touch "/srv/$(printf 'odd\\377name')" && touch /srv/$(printf '%0200d' 7)
+"""
+
+
+def tree_differences(containers: Containers, layout: Path, tag: str, kept: Path, image: str, scratch: Path):
+    """How the tree that umoci unpacks of an image differs from that of a running container."""
+    with containers.started("--name", "shown", "--upper", kept, image, "sleep", "1000"):
+        running = Path(f"/proc/{containers.pid('shown')}/root")
+        until((running / "proc/1").exists, "the container is up")
+        command = ["umoci", "unpack", "--image", f"{layout}:{tag}", str(scratch)]
+        subprocess.run(command, check=True, capture_output=True)
+        return compare_trees(running, scratch / "rootfs", without=MOUNTED)
+
+
+@pytest.mark.parametrize(("compression", "driver"), [("gzip", "erofs"), ("zstd", "fuse")])
+def test_what_umoci_unpacks_is_the_tree_that_ran(containers, image, shm, tmp_path, compression, driver):
+    base, kept, out = image("python"), shm / "kept", tmp_path / "out"
+    containers("run", "--driver", driver, "--upper", kept, base, "sh", "-c", CHANGES)
+    containers(
+        "commit", kept, f"oci:{out}:new", "--compression", compression, "-c", 'CMD ["cat", "/srv/a/b/two"]'
+    )
+    if compression == "gzip":  # umoci knows no zstd
+        assert tree_differences(containers, out, "new", kept, base, tmp_path / "unpacked") == []
+    assert containers("run", "--driver", driver, f"oci:{out}:new").stdout == "x\n"
+    mount_point = tmp_path / "mnt"
+    mount_point.mkdir()
+    containers("mount", "--driver", driver, f"oci:{out}:new", mount_point)
+    try:
+        with containers.started("--name", "again", "--upper", kept, base, "sleep", "1000"):
+            running = Path(f"/proc/{containers.pid('again')}/root")
+            until((running / "proc/1").exists, "the container is up")
+            assert compare_trees(running, mount_point, without=MOUNTED) == []
+    finally:
+        containers("umount", mount_point)
+
+
+def test_a_database_travels_as_an_image(containers, image, registry, own_registry, shm, tmp_path):
+    """initdb in a container, committed to a registry with its index; started from there with a new cache."""
+    base, kept, target = registry.reference("postgres"), shm / "kept", f"{own_registry}/team/db:1"
+    initialise = "initdb --no-sync -D /srv/data/db >/dev/null && echo kept > /srv/data/mark"
+    containers("run", "--upper", kept, base, "sh", "-c", initialise)
+    made = json.loads(containers("commit", kept, target, "--push-index", "-m", "a database", "--json").stdout)
+    assert made["published"]["new"]
+    elsewhere = Containers(LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "cache"))
+    start = """
+    cat /srv/data/mark &&
+    pg_ctl -w -s -D /srv/data/db -o "-k /tmp -c listen_addresses= -c fsync=off" -l /tmp/log start &&
+    psql -h /tmp -d postgres -Atc 'select 40 + 2' && pg_ctl -w -s -m immediate -D /srv/data/db stop
+    """
+    done = elsewhere(
+        "run", "--net", "none", f"{target.rpartition(':')[0]}@{made['digest']}", "sh", "-c", start
+    )
+    assert done.stdout == "kept\n42\n"
+    described = json.loads(elsewhere("inspect", "--json", target).stdout)
+    assert described["indexed"]
+    assert described["config"]["history"][-1]["comment"] == "a database"
+    assert [layer["digest"] for layer in described["layers"]][-1] == made["layer"]
+
+
+def test_layers_are_mounted_or_copied_between_repositories(containers, image, own_registry, shm, tmp_path):
+    """The second commit, beside the first, sends the new layer alone; skopeo reads both."""
+    kept, first, second = shm / "kept", f"{own_registry}/one:1", f"{own_registry}/two:1"
+    containers("run", "--upper", kept, image("base"), "sh", "-c", "echo 1 > /one")
+    containers("commit", kept, first)
+    containers("run", "--upper", shm / "more", first, "sh", "-c", "cat /one > /two")
+    containers("commit", shm / "more", second)
+    for target, layers in ((first, 4), (second, 5)):
+        command = ["skopeo", "inspect", "--tls-verify=false", f"docker://{target}"]
+        done = subprocess.run(command, check=True, capture_output=True)
+        assert len(json.loads(done.stdout)["Layers"]) == layers
+    assert containers("run", second, "cat", "/two").stdout == "1\n"
+
+
+def test_a_running_container_is_committed_by_its_name(containers, image, tmp_path):
+    script = "echo early > /file; while :; do date > /busy; done"
+    with containers.started("--name", "busy", image("base"), "sh", "-c", script) as process:
+        pid = containers.pid("busy")
+        until(lambda: Path(f"/proc/{pid}/root/busy").exists(), "it has begun")
+        containers("commit", "busy", f"oci:{tmp_path / 'out'}:1")
+        assert process.poll() is None
+    assert containers("run", f"oci:{tmp_path / 'out'}:1", "cat", "/file").stdout == "early\n"
+
+
+def test_the_same_changes_give_the_same_image_and_tags_move(containers, image, shm, tmp_path):
+    kept, out, env = shm / "kept", tmp_path / "out", {"SOURCE_DATE_EPOCH": "1700000000"}
+    containers("run", "--upper", kept, image("base"), "sh", "-c", "echo 1 > /one")
+    digests = {containers("commit", kept, f"oci:{out}:{tag}", env=env).stdout for tag in "aab"}
+    assert len(digests) == 1
+    containers("commit", kept, f"oci:{out}:a", "-c", "USER nobody")
+    index = json.loads((out / "index.json").read_text())
+    assert [link["annotations"]["org.opencontainers.image.ref.name"] for link in index["manifests"]] == [
+        "b",
+        "a",
+    ]
+    assert containers("run", f"oci:{out}:a", "id", "-un").stdout == "nobody\n"
+    assert containers("run", f"oci:{out}:b", "id", "-un").stdout == "root\n"
+
+
+def test_an_upper_directory_of_ones_own_is_committed_with_its_image(containers, image, tmp_path):
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "own").write_text("mine\n")
+    containers("commit", upper, f"oci:{tmp_path / 'out'}:1", "--image", image("base"))
+    assert containers("run", f"oci:{tmp_path / 'out'}:1", "cat", "/own").stdout == "mine\n"
+
+
+def test_what_cannot_be_committed_is_said_in_a_line(containers, image, shm, tmp_path):
+    kept = shm / "kept"
+    containers("run", "--upper", kept, image("base"), "true")
+    for words, code in (
+        ([tmp_path / "absent", f"oci:{tmp_path}/out:1"], 125),
+        ([kept, f"oci:{tmp_path}/out:1", "-c", "RUN x"], 125),
+        ([kept, f"oci-archive:{tmp_path}/out.tar"], 64),
+        ([kept, "127.0.0.1:1/app:1"], 75),
+    ):
+        done = containers("commit", *words, exit_code=code, env={"LAZYFS_RETRIES": "0"})
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "out").exists()
