@@ -21,8 +21,8 @@ _PATIENCE: Final = 3
 class Supervisor:
     """Gathers our signals from its making on, also those that come before there is a container.
 
-    The first process of a container ignores what it has no handler for (pid_namespaces(7)); so the third order
-    to end, SIGINT or SIGTERM, kills it.
+    The first process of a container ignores what it has no handler for (pid_namespaces(7)); so the third
+    order to end, SIGINT or SIGTERM, kills it.
 
     A context manager; nothing of it is undone before the end, so that cleaning up is not disturbed.
 

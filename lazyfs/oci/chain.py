@@ -14,8 +14,8 @@ class ChainOrder:
         manifest: digest of the platform's manifest; "" where the client does not tell.
         layers: how many layers of the manifest, from the bottom; at least 1.
         layer: digest of the topmost of them, compressed.
-        chain_id: the chainID of these layers that containerd expects (OCI image specification, config.md, "Layer
-            ChainID"); "" where unknown.
+        chain_id: the chainID of these layers that containerd expects (OCI image specification, config.md,
+            "Layer ChainID"); "" where unknown.
 
     """
 
