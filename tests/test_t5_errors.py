@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +212,20 @@ def archive_of_docker(world: World) -> Path:
     return path
 
 
+def contain(world: World, *words: str, options: Sequence[str | Path] = (), tag: str = "good") -> Done:
+    return world.run("run", *options, world.at(tag), *words)
+
+
+def changes_to_another(world: World) -> Done:
+    options = ("--upper", world.tmp / "kept")
+    assert contain(world, "nope", options=options).returncode == 127
+    return contain(world, "nope", options=options, tag="other")
+
+
+def first_file(world: World) -> str:
+    return world.run("find", world.at("good"), "-type", "f").stdout.splitlines()[0].lstrip("/")
+
+
 CASES: dict[str, Callable[[World], Done]] = {
     # 64
     "No such command": lambda w: w.run("mont"),
@@ -351,6 +365,20 @@ CASES: dict[str, Callable[[World], Done]] = {
     ),
     "A credential helper that fails": failing_helper,
     "No key to check signatures with": lambda w: ask(w, "good", "--require-signature"),
+    "No command to run": contain,
+    "A user that the image does not know": lambda w: contain(w, "x", options=("--user", "nobodyelse")),
+    "A group that the image does not know": lambda w: contain(w, "x", options=("--user", "0:nogroup")),
+    "A volume that is not there": lambda w: contain(w, "x", options=("-v", f"{w.tmp}/absent:/x")),
+    "A volume that makes no sense": lambda w: contain(w, "x", options=("-v", "x")),
+    "No runtime": lambda w: contain(w, "x", options=("--runtime", "none")),
+    "A name that no container can have": lambda w: contain(w, "x", options=("--name", "a/b")),
+    "Changes to another image": changes_to_another,
+    "No place for changes": lambda w: contain(w, "x", options=("--upper", w.file("up/x", "").parent)),
+    "Nothing to commit": lambda w: w.run("commit", w.tmp / "absent", f"oci:{w.tmp}/out:1"),
+    "A change that is none": lambda w: w.run("commit", "--change", "RUN x", w.tmp, f"oci:{w.tmp}/out:1"),
+    "A command that is a directory": lambda w: contain(w, "/"),
+    "A command without permission": lambda w: contain(w, "/" + first_file(w)),
+    "No such command in the container": lambda w: contain(w, "nope"),
 }
 
 

@@ -82,7 +82,7 @@ def _map_from_outside(ready: int, pid: int, uid: int, gid: int, uids: IdRange, g
     for program, own, more in (("newuidmap", uid, uids), ("newgidmap", gid, gids)):
         words = [program, pid, 0, own, 1, 1, *more]
         try:
-            done = subprocess.run(list(map(str, words)), check=False, capture_output=True)
+            done = subprocess.run(list(map(str, words)), check=False)  # it says itself what is wrong
         except OSError:
             return errno.ENOENT
         if done.returncode != 0:
