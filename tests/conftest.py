@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ LAB_FIXTURES = frozenset({"lab", "lab_image", "registry", "unpacked"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of the log guard."""
+    """Declare the marker of the log guard; take interrupts, which shells have background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line(
         "markers", "expect_log(pattern): the test logs a WARNING or worse that matches, or it fails"
     )
