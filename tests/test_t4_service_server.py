@@ -1,12 +1,12 @@
 """The data daemon's socket: whoever may open it, and whatever they say there."""
 
 import json
-import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -129,20 +129,26 @@ async def test_hundreds_may_ask_at_once(tmp_path):
         assert len(answers) == 300
 
 
-async def test_others_are_not_answered_even_if_they_can_open_the_socket(tmp_path):
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path != Path("/"):
-            path.chmod(0o711)
-    async with serving(tmp_path / "s"):
-        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
-        (tmp_path / "s").chmod(0o666)
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that others may enter, whatever those of pytest are."""
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o711)
+        yield Path(place)
+
+
+async def test_others_are_not_answered_even_if_they_can_open_the_socket(open_place):
+    path = open_place / "s"
+    async with serving(path):
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.chmod(0o666)
         asking = (
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
             's.sendall(b\'{"do": "list"}\\n\'); print(len(s.recv(100)))'
         )
         command = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", asking]
         done = await trio.run_process(
-            [*command, str(tmp_path / "s")], capture_stdout=True, stderr=subprocess.STDOUT, check=False
+            [*command, str(path)], capture_stdout=True, stderr=subprocess.STDOUT, check=False
         )
         assert done.stdout == b"0\n" or b"ConnectionResetError" in done.stdout or b"BrokenPipe" in done.stdout
 
