@@ -92,7 +92,6 @@ def test_a_start_is_measured_from_image_to_page(workloads, layout, home, tmp_pat
     assert part.down < UNREAD / 2
     for start in (whole, part):
         check_order(start)
-    assert {use.name for use in whole.processes} >= {"umoci"}
     assert {use.name for use in part.processes} >= {"lazyfs"}
 
     told = capsys.readouterr().out

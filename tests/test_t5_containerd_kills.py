@@ -113,6 +113,7 @@ def nothing_is_left(machine: Node) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_at_any_moment(seed: int, machine: Node, registry: Registry) -> None:
     """While images come and go and containers start, whatever runs is killed every now and then."""
