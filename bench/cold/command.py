@@ -10,6 +10,7 @@ from bench.cold.catalog import UnknownName, chosen, methods
 from bench.cold.compare import render_comparison
 from bench.cold.html import page
 from bench.cold.record import BadRecord, Record, load
+from bench.cold.run import Caches
 from bench.cold.session import Plan, measure_all
 from bench.cold.site import BadDistance, Distance
 from bench.cold.store import Store, store
@@ -42,10 +43,20 @@ def add_commands(commands: Any) -> None:
         help="of the registry: 100mbit-20ms (each way; default), 1gbit-1ms, loopback, or the like",
     )  # fmt: skip
     cold.add_argument(
-        "--caches", choices=("cold", "warm"), default="cold", help="warm: the image was run before"
+        "--caches", choices=[*Caches], default=Caches.COLD, type=Caches,
+        help="warm: the image was run before; hot: and the page cache is kept",
+    )  # fmt: skip
+    cold.add_argument(
+        "--registry-down", action="store_true", help="with warm or hot caches: nobody listens there any more"
     )
     cold.add_argument(
         "--registry", metavar="HOST[:PORT]", help="take images from this registry, as they are there"
+    )
+    cold.add_argument(
+        "--programs",
+        type=Path,
+        metavar="FOLDER",
+        help="where containerd, runc and the like are looked for first",
     )
     cold.add_argument("--repeat", type=int, default=3, metavar="N", help="starts of each (default: 3)")
     cold.add_argument(
@@ -69,6 +80,8 @@ def add_commands(commands: Any) -> None:
 
 def _cold(options: argparse.Namespace) -> None:
     source = store(HOME.resolve(), default_lab(), options.registry or "")
+    if options.registry_down and options.caches is Caches.COLD:
+        sys.exit("bench: --registry-down takes --caches warm or hot")
     try:
         workloads = _workloads(options.workloads, options.only)
         if options.list:
@@ -78,7 +91,9 @@ def _cold(options: argparse.Namespace) -> None:
             workloads=workloads,
             methods=chosen(options.methods.split(","), source),
             distance=Distance.of(options.world),
-            warm=options.caches == "warm",
+            caches=options.caches,
+            registry_down=options.registry_down,
+            programs=options.programs and options.programs.absolute(),
             repeat=options.repeat,
             quiet_wait_s=options.quiet_wait,
             command=sys.argv,

@@ -5,8 +5,9 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -24,6 +25,18 @@ from bench.cold.workload import Workload
 from bench.measure import CORES, busy_s, wait_until_quiet
 from bench.world import drop_caches
 
+
+class Caches(StrEnum):
+    """What is there already when the clock starts."""
+
+    COLD = "cold"
+    """Nothing."""
+    WARM = "warm"
+    """What a start before brought; the page cache is empty."""
+    HOT = "hot"
+    """What a start before brought, in the page cache too."""
+
+
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -35,14 +48,18 @@ class Runner:
         site: where the registry is.
         store: what it has.
         home: where scratch folders are made.
-        warm: measure the second start with the same caches, not the first.
+        caches: measure the second start with the same caches, not the first, unless they are cold.
+        registry_down: nobody listens there during the second start.
+        programs: where programs are looked for first.
         quiet_wait_s: how long to wait at most for other load to pass.
     """
 
     site: Site
     store: Store
     home: Path
-    warm: bool = False
+    caches: Caches = Caches.COLD
+    registry_down: bool = False
+    programs: Path | None = None
     quiet_wait_s: float = 0.0
 
     def start(self, method: Method, workload: Workload, name: str) -> Start:
@@ -53,14 +70,16 @@ class Runner:
         """
         with self._context(workload, name) as context, method.session(context) as session:
             try:
-                if self.warm:
+                if self.caches is not Caches.COLD:
                     self._go(session, context)
                     session.remove()
                     _write_back(context.scratch)
-                drop_caches()
+                if self.caches is not Caches.HOT:
+                    drop_caches()
                 method.warm_up(context)
                 wait_until_quiet(self.quiet_wait_s)
-                return self._measured(session, context)
+                with self.site.tap.stopped() if self.registry_down else nullcontext():
+                    return self._measured(session, context)
             finally:
                 session.remove()
 
@@ -103,12 +122,17 @@ class Runner:
 
     def _context(self, workload: Workload, name: str) -> "AbstractContextManager[Context]":
         reference = f"{self.site.address}/{name}"
-        return context_of(self.store, workload, reference, self.home, self.site.enter)
+        return context_of(self.store, workload, reference, self.home, self.site.enter, self.programs)
 
 
 @contextmanager
 def context_of(
-    store: Store, workload: Workload, reference: str, home: Path, enter: Callable[[Sequence[str]], list[str]]
+    store: Store,
+    workload: Workload,
+    reference: str,
+    home: Path,
+    enter: Callable[[Sequence[str]], list[str]],
+    programs: Path | None = None,
 ) -> Iterator[Context]:
     """A sandbox, a scratch folder and a mark for one start.
 
@@ -119,18 +143,19 @@ def context_of(
     with TemporaryDirectory(dir=home, prefix="run-") as folder:
         scratch = Path(folder)
         try:
-            with sandbox(enter, environment_of(scratch)) as box:
+            with sandbox(enter, environment_of(scratch, programs)) as box:
                 yield Context(box, scratch, reference, workload, store.configuration(workload), mark)
         finally:
             _remove_cgroups(mark)
 
 
-def environment_of(scratch: Path) -> Mapping[str, str]:
+def environment_of(scratch: Path, programs: Path | None = None) -> Mapping[str, str]:
     """An environment that leads no tool out of a folder."""
+    path = f"{programs}:{PATH}" if programs else PATH
     folders = {"HOME": "home", "TMPDIR": "tmp", "XDG_RUNTIME_DIR": "runtime"}
     for folder in folders.values():
         (scratch / folder).mkdir(mode=0o700)
-    return {"PATH": PATH, "LC_ALL": "C.UTF-8", **{key: str(scratch / name) for key, name in folders.items()}}
+    return {"PATH": path, "LC_ALL": "C.UTF-8", **{key: str(scratch / name) for key, name in folders.items()}}
 
 
 def _since(start: float, exchange: Exchange) -> Exchange:

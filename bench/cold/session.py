@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from bench.cold.methods.base import Method
 from bench.cold.record import Facts, Record, Series, new_record
-from bench.cold.run import Runner
+from bench.cold.run import Caches, Runner
 from bench.cold.site import Distance, site
 from bench.cold.store import Store
 from bench.cold.workload import Workload
@@ -26,7 +27,9 @@ class Plan:
         workloads: what is started.
         methods: how, by name.
         distance: of the registry.
-        warm: whether the image was run before.
+        caches: what is there already.
+        registry_down: whether nobody listens there during a start that is not the first.
+        programs: where programs are looked for first.
         repeat: starts of each.
         quiet_wait_s: how long to wait at most for other load to pass, before each.
         command: how it was asked for.
@@ -36,7 +39,9 @@ class Plan:
     workloads: Sequence[Workload]
     methods: Mapping[str, Method]
     distance: Distance
-    warm: bool = False
+    caches: Caches = Caches.COLD
+    registry_down: bool = False
+    programs: Path | None = None
     repeat: int = 3
     quiet_wait_s: float = 0.0
     command: Sequence[str] = ()
@@ -64,7 +69,10 @@ def measure_all(plan: Plan, store: Store, keep: Callable[[Record], None]) -> Rec
         site(plan.distance, upstream) as place,
         _bar(total * plan.repeat, "measuring") as bar,
     ):
-        runner = Runner(place, store, store.home, warm=plan.warm, quiet_wait_s=plan.quiet_wait_s)
+        runner = Runner(
+            place, store, store.home, plan.caches,
+            registry_down=plan.registry_down, programs=plan.programs, quiet_wait_s=plan.quiet_wait_s,
+        )  # fmt: skip
         for _, series in product(range(plan.repeat), record.series):
             bar.set_postfix_str(f"{series.workload} by {series.method}")
             if not series.failure:
@@ -95,7 +103,7 @@ def _prepare(plan: Plan, store: Store, bar: "tqdm[Any]") -> tuple[Record, dict[i
         bar.update()
     record = new_record(
         distance=plan.distance.name,
-        caches="warm" if plan.warm else "cold",
+        caches=plan.caches + (", registry down" if plan.registry_down else ""),
         command=plan.command,
         methods={name: method.title for name, method in plan.methods.items()},
         workloads=[

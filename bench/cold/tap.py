@@ -2,9 +2,10 @@
 
     python -m bench.cold.tap TO_HOST:PORT LISTEN_HOST
 
-It prints its port, then answers each line of its input with one JSON list of the exchanges since the last,
-and ends with its input. HTTP/1.1 without pipelining, which is what clients of registries speak: all that a
-connection carries down between two requests is the answer to the first.
+It prints its port, then answers each line of its input, and ends with its input: an empty line with one JSON
+list of the exchanges since the last; "stop" and "go" with the same, once it has stopped listening and ended
+all connections, and once it listens again. HTTP/1.1 without pipelining, which is what clients of registries
+speak: all that a connection carries down between two requests is the answer to the first.
 """
 
 import json
@@ -111,9 +112,21 @@ class Tap:
 
     def take(self) -> list[Exchange]:
         """The exchanges since the last call, by their beginnings."""
+        return self._ask("")
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Connections are refused meanwhile."""
+        self._ask("stop")
+        try:
+            yield
+        finally:
+            self._ask("go")
+
+    def _ask(self, word: str) -> list[Exchange]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(file=self._process.stdin, flush=True)
+        print(word, file=self._process.stdin, flush=True)
         told: list[list[Any]] = json.loads(self._process.stdout.readline())
         return sorted(Exchange(*fields) for fields in told)
 
@@ -171,13 +184,28 @@ async def _carry(source: trio.SocketStream, sink: trio.SocketStream, read: Calla
 
 async def _run(server: str, listen_host: str) -> None:
     relay = _Relay(server)
-    listeners = await trio.open_tcp_listeners(0, host=listen_host)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(trio.serve_listeners, relay.serve, listeners))
-        print(listeners[0].socket.getsockname()[1], flush=True)
-        while await trio.to_thread.run_sync(sys.stdin.readline):
-            print(json.dumps(relay.take()), flush=True)
-        nursery.cancel_scope.cancel()
+    port, line = 0, "go"
+    while line:
+        listeners = await trio.open_tcp_listeners(port, host=listen_host)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(trio.serve_listeners, relay.serve, listeners))
+            told: object = relay.take()
+            if not port:
+                told = port = listeners[0].socket.getsockname()[1]
+            line = await _answer_until("stop", relay, told)
+            nursery.cancel_scope.cancel()
+        line = line and await _answer_until("go", relay, relay.take())
+
+
+async def _answer_until(word: str, relay: _Relay, told: object) -> str:
+    """Tell something, then answer lines till one that is this word, or none comes; returns it."""
+    line = "\n"
+    while line == "\n":
+        print(json.dumps(told), flush=True)
+        line = await trio.to_thread.run_sync(sys.stdin.readline)
+        told = relay.take()
+    assert line.strip() in {"", word}
+    return line
 
 
 if __name__ == "__main__":
