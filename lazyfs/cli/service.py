@@ -9,7 +9,7 @@ import click
 
 from lazyfs.cli.options import PATH, configured
 from lazyfs.config import Config
-from lazyfs.service.options import CONTAINERD_STORE, ServiceOptions, encode_options
+from lazyfs.service.options import CONTAINERD_STORE, HUNG_AFTER_S, LINGER_S, ServiceOptions, encode_options
 
 DEFAULT_ROOT: Final = Path("/var/lib/lazyfs")
 DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
@@ -36,8 +36,23 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
     "--leave", is_flag=True,
     help="At SIGTERM, leave everything mounted: for a service manager that keeps our descriptors.",
 )  # fmt: skip
+@click.option(
+    "--hung-after", type=click.FloatRange(min=0), default=HUNG_AFTER_S, show_default=True, metavar="SECONDS",
+    help="Without a sign of life for so long, the process that works is killed and started anew; 0: never.",
+)  # fmt: skip
+@click.option(
+    "--linger", type=click.FloatRange(min=0), default=LINGER_S, show_default=True, metavar="SECONDS",
+    help="Keep a mount that nobody uses any more for so long: the next container starts faster.",
+)  # fmt: skip
 def daemon(
-    config: Config, root: Path, socket: Path, content_store: Path | None, driver: str, leave: bool
+    config: Config,
+    root: Path,
+    socket: Path,
+    content_store: Path | None,
+    driver: str,
+    leave: bool,
+    hung_after: float,
+    linger: float,
 ) -> None:
     """Serve the data of lazily mounted containers, in the foreground, until SIGTERM.
 
@@ -47,7 +62,8 @@ def daemon(
     """
     if content_store is None and CONTAINERD_STORE.is_dir():
         content_store = CONTAINERD_STORE
-    options = ServiceOptions(Path(os.path.realpath(root)), socket.absolute(), content_store, driver)
+    root = Path(os.path.realpath(root))
+    options = ServiceOptions(root, socket.absolute(), content_store, driver, hung_after, linger)
     told = os.memfd_create("lazyfs-daemon", 0)
     os.write(told, encode_options(options, config))
     os.chdir("/")

@@ -2,6 +2,10 @@
 
 A chain lives in a task of its own, which mounts it, says so, waits until it is to go, and unmounts it. What
 is mounted stands in the ledger, from which the next daemon makes it again.
+
+One that is released lingers: the next container finds it with all that the kernel has cached. The ledger says
+nothing of it, so that no later daemon keeps what nobody uses; whoever orders it again gets it when it stands
+there again.
 """
 
 import logging
@@ -58,6 +62,8 @@ class _Chain:
         leave: set when it is to go.
         gone: set when it is.
         noted: whether it is to be written down.
+        released: when it was, by trio's clock, if nobody has ordered it since.
+        turn: held while it is ordered again.
     """
 
     def __init__(self, entry: Entry, path: Path, state: str) -> None:
@@ -69,6 +75,8 @@ class _Chain:
         self.leave = trio.Event()
         self.gone = trio.Event()
         self.noted = False
+        self.released: float | None = None
+        self.turn = trio.Lock()
 
 
 @asynccontextmanager
@@ -117,6 +125,7 @@ class Chains:
         driver: presents them.
         directory: where they are mounted, each under its name.
         write_down: returns when `entries` is on disk.
+        linger_s: for how long a mount that was released stays.
     """
 
     def __init__(
@@ -126,12 +135,14 @@ class Chains:
         driver: Driver,
         directory: Path,
         write_down: Callable[[], Awaitable[None]],
+        linger_s: float = 0.0,
     ) -> None:
         self._nursery = nursery
         self._images = images
         self._driver = driver
         self._directory = directory
         self._write_down = write_down
+        self._linger_s = linger_s
         self._chains: dict[str, _Chain] = {}
         self._stale: dict[str, tuple[Entry, str]] = {}
 
@@ -162,13 +173,41 @@ class Chains:
             await chain.ready.wait()
             if chain.error is not None:
                 raise chain.error
-            if not chain.leave.is_set():
+            if await self._used(chain):
                 return Mounted(entry.name, chain.path, chain.entry.driver)
             await chain.gone.wait()
 
+    async def _used(self, chain: _Chain) -> bool:
+        """See that a mount stays, and is written down; False if it is going already."""
+        async with chain.turn:
+            if chain.leave.is_set():
+                return False
+            if chain.released is not None:
+                chain.released = None
+                await self._write_down()
+            return True
+
     async def release(self, name: str) -> None:
-        """Unmount what has this name, if anything does; returns when it is done."""
-        await self._release([name])
+        """Nobody uses what has this name, if anything does: unmount it, unless it is ordered again soon.
+
+        Returns when that is written down, and done if it is done at once.
+        """
+        chain = self._chains.get(name)
+        if not self._linger_s or chain is None or chain.error is not None:
+            await self._release([name])
+            return
+        self._stale.pop(name, None)
+        if chain.released is None:
+            chain.released = trio.current_time()
+            self._nursery.start_soon(self._linger, chain, chain.released)
+        await self._write_down()
+
+    async def _linger(self, chain: _Chain, released: float) -> None:
+        """Unmount what was released then, unless somebody orders it meanwhile."""
+        with trio.move_on_after(self._linger_s):
+            await chain.gone.wait()
+        if chain.released == released and not chain.gone.is_set():
+            await self._release([chain.entry.name])
 
     async def keep(self, names: Collection[str]) -> list[str]:
         """Release all mounts but these; the names of those released."""
@@ -190,7 +229,8 @@ class Chains:
 
     def listed(self) -> list[dict[str, Any]]:
         """What is mounted, or should be, by name; for people and programs."""
-        facts = [self._facts(chain.entry, chain.state) for chain in self._mounted()]
+        mounted = [(chain, chain.state if chain.released is None else "idle") for chain in self._mounted()]
+        facts = [self._facts(chain.entry, state) for chain, state in mounted]
         facts += [self._facts(entry, "stale") | {"why": why} for entry, why in self._stale.values()]
         return sorted(facts, key=lambda fact: str(fact["name"]))
 
@@ -206,7 +246,9 @@ class Chains:
         """What is mounted, about to be, or should be, for the next daemon."""
         entries = {entry.name: entry for entry, _ in self._stale.values()}
         chains = [chain for chain in self._chains.values() if not chain.leave.is_set()]
-        entries |= {chain.entry.name: chain.entry for chain in chains if chain.noted}
+        entries |= {
+            chain.entry.name: chain.entry for chain in chains if chain.noted and chain.released is None
+        }
         return tuple(entries.values())
 
     async def remake(self, entries: Iterable[Entry]) -> None:

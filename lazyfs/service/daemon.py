@@ -148,7 +148,7 @@ class _Service:
             shown = grove.shown(options.forest, self._supervisor) if grove else nullcontext()
             async with shown, open_tasks() as nursery:
                 driver = FirstThatWorks(erofs, fuse) if options.driver == "auto" else erofs or fuse
-                chains = Chains(nursery, images, driver, options.mounts, scribe.write)
+                chains = Chains(nursery, images, driver, options.mounts, scribe.write, options.linger_s)
                 chains.adopt(heritage.adopted)
                 kept = [entry.name for entry in heritage.adopted]
                 await trio.to_thread.run_sync(take_down_rest, options, kept)

@@ -46,6 +46,14 @@ def remove(name: str) -> bytes:
 
 
 READY: Final = b"READY=1\n"
+ALIVE: Final = b"WATCHDOG=1\n"
+
+_LONGEST_BEAT_S: Final = 5.0
+
+
+def beat_s(hung_after_s: float) -> float:
+    """Seconds between signs of life for who must not be without one for `hung_after_s`; 0 is for ever."""
+    return min(_LONGEST_BEAT_S, hung_after_s / 4) or _LONGEST_BEAT_S
 
 
 def send(where: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:

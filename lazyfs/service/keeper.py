@@ -7,6 +7,9 @@ having been told to, starts another that gets all of it. Small on purpose: nothi
 that has to do with images. Under a service manager that keeps descriptors, what is stored is passed on to it,
 and so outlives this process too. Without one, the daemon hands it to the next keeper (`handover`).
 
+A daemon whose event loop stands still is as good as dead: one that has given signs of life, and then gives
+none for as long as it was told, is killed. We give such signs to the service manager ourselves.
+
     SIGTERM, SIGINT   passed on as SIGTERM: the daemon unmounts everything and ends, and so do we. With
                       "leave" as for SIGHUP
     SIGHUP            passed on: the daemon ends and leaves everything mounted, for the next one
@@ -50,15 +53,25 @@ class Keeper:
         kept: what an earlier keeper left with the service manager, by name.
         manager: the service manager, if there is one.
         leave: leave everything mounted in the end.
+        hung_after_s: how long a daemon may give no sign of life; 0 for as long as it likes.
     """
 
     def __init__(
-        self, told: int, kept: dict[str, int], manager: socket.socket | None, *, leave: bool
+        self,
+        told: int,
+        kept: dict[str, int],
+        manager: socket.socket | None,
+        *,
+        leave: bool,
+        hung_after_s: float,
     ) -> None:
         self._told = told
         self._kept = kept
         self._manager = manager
         self._leave = leave
+        self._hung_after_s = hung_after_s
+        self._beat_s = descriptors.beat_s(hung_after_s)
+        self._silent: int | None = None  # beats missed since the last sign of life; None before the first
         self._child = 0
         self._ending = 0
         self._is_ready = False
@@ -96,6 +109,7 @@ class Keeper:
     def _run_one(self) -> int:
         """Have one daemon run to its end; returns its exit code, or minus the signal that killed it."""
         self._is_ready = False
+        self._silent = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
@@ -130,14 +144,39 @@ class Keeper:
             poll = select.poll()
             poll.register(death, select.POLLIN)
             poll.register(ours, select.POLLIN)
+            next_beat = time.monotonic()
             while True:
-                events = dict(poll.poll())
+                if time.monotonic() >= next_beat:
+                    self._beat(child)
+                    next_beat = time.monotonic() + self._beat_s
+                events = dict(poll.poll(1000 * max(0.0, next_beat - time.monotonic())))
                 if ours.fileno() in events and not self._hear_all(ours):
                     poll.unregister(ours)
                 if death in events:
                     return
         finally:
             os.close(death)
+
+    def _beat(self, child: int) -> None:
+        """Give a sign of life, and see whether the child does.
+
+        Beats are counted, not seconds: where both of us were frozen, the child may speak first.
+        """
+        self._tell_manager(descriptors.ALIVE)
+        if self._silent is None or not self._hung_after_s:
+            return
+        self._silent += 1
+        if self._silent > self._hung_after_s / self._beat_s:
+            self._silent = None
+            sys.stderr.write(
+                f"lazyfs: the daemon's process gave no sign of life for {self._hung_after_s:g} s\n"
+            )
+            os.kill(child, signal.SIGKILL)
+
+    def _tell_manager(self, data: bytes, sent: Sequence[int] = ()) -> None:
+        if self._manager is not None:
+            with suppress(OSError):
+                descriptors.send(self._manager, data, sent)
 
     def _hear_all(self, ours: socket.socket) -> bool:
         """Hear what there is; False if there will be no more."""
@@ -153,10 +192,11 @@ class Keeper:
             self._hear(message)
 
     def _hear(self, message: Message) -> None:
-        if self._manager is not None:
-            with suppress(OSError):
-                descriptors.send(self._manager, message.data, message.descriptors)
         lines = message.lines
+        if "WATCHDOG" in lines:
+            self._silent = 0
+            return
+        self._tell_manager(message.data, message.descriptors)
         name = lines.get("FDNAME", "")
         self._is_ready = self._is_ready or lines.get("READY") == "1"
         keep = "FDSTORE" in lines and name and message.descriptors
@@ -177,9 +217,7 @@ class Keeper:
         sys.stderr.write("lazyfs: no daemon could go on with what was mounted; it is mounted anew\n")
         for name in list(self._kept):
             self._drop(name)
-            if self._manager is not None:
-                with suppress(OSError):
-                    descriptors.send(self._manager, descriptors.remove(name))
+            self._tell_manager(descriptors.remove(name))
 
 
 def _moved(wanted: Sequence[int]) -> list[int]:
@@ -195,10 +233,11 @@ def main() -> int:
     """Keep the daemon that the file behind the descriptor in argv tells of."""
     told = int(sys.argv[1])
     os.set_inheritable(told, False)
-    root = Path(json.loads(os.pread(told, _LONGEST, 0))["root"])
-    kept = descriptors.inherited(os.environ, os.getpid()) | handover.claim(root)
+    options = json.loads(os.pread(told, _LONGEST, 0))
+    kept = descriptors.inherited(os.environ, os.getpid()) | handover.claim(Path(options["root"]))
     manager = descriptors.supervisor(os.environ)
-    keeper = Keeper(told, kept, manager, leave="--leave" in sys.argv[2:])
+    hung_after_s = float(options["hung_after_s"])
+    keeper = Keeper(told, kept, manager, leave="--leave" in sys.argv[2:], hung_after_s=hung_after_s)
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, keeper.end)
     code = keeper.run()

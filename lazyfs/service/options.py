@@ -11,6 +11,9 @@ from lazyfs.config import Config, load_config
 CONTAINERD_STORE: Final = Path("/var/lib/containerd/io.containerd.content.v1.content")
 """Where containerd keeps its content store, unless it is told otherwise."""
 
+HUNG_AFTER_S: Final = 60.0
+LINGER_S: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
@@ -21,12 +24,17 @@ class ServiceOptions:
         socket: where it listens.
         content_store: containerd's content store, whose blobs need not be downloaded to be indexed; or None.
         driver: who presents trees: "erofs", "fuse", or "auto" for the first that works here.
+        hung_after_s: seconds without a sign of life after which the daemon's process is killed and another
+            one started; 0 for never.
+        linger_s: seconds for which a mount that nobody uses any more is kept for the next container.
     """
 
     root: Path
     socket: Path
     content_store: Path | None = None
     driver: str = "auto"
+    hung_after_s: float = HUNG_AFTER_S
+    linger_s: float = LINGER_S
 
     @property
     def forest(self) -> Path:
@@ -47,6 +55,8 @@ def encode_options(options: ServiceOptions, config: Config) -> bytes:
         "socket": str(options.socket),
         "content_store": str(store) if store else None,
         "driver": options.driver,
+        "hung_after_s": options.hung_after_s,
+        "linger_s": options.linger_s,
         "config": config.as_flags(),
     }
     return json.dumps(told).encode()
@@ -57,4 +67,12 @@ def decode_options(data: bytes) -> tuple[ServiceOptions, Config]:
     told = json.loads(data)
     store = Path(told["content_store"]) if told["content_store"] else None
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
-    return ServiceOptions(Path(told["root"]), Path(told["socket"]), store, str(told["driver"])), config
+    options = ServiceOptions(
+        root=Path(told["root"]),
+        socket=Path(told["socket"]),
+        content_store=store,
+        driver=str(told["driver"]),
+        hung_after_s=float(told["hung_after_s"]),
+        linger_s=float(told["linger_s"]),
+    )
+    return options, config

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 
 import trio
 
@@ -57,6 +58,12 @@ class Supervisor:
     def ready(self) -> None:
         """Say that we have begun."""
         self._tell(descriptors.READY)
+
+    def alive(self) -> None:
+        """Give a sign of life. Never waits, and who does not listen is none of our business."""
+        if self._where is not None:
+            with suppress(OSError):
+                self._where.send(descriptors.ALIVE, socket.MSG_DONTWAIT)
 
     def _tell(self, data: bytes, *sent: int) -> None:
         if self._where is None:

@@ -37,6 +37,20 @@ _LONGEST: Final = 1 << 20
 
 
 async def _run(options: ServiceOptions, config: Config, supervisor: Supervisor) -> None:
+    async with open_tasks() as nursery:
+        nursery.start_soon(_beat, supervisor, descriptors.beat_s(options.hung_after_s))
+        await _run_until_told(options, config, supervisor)
+        nursery.cancel_scope.cancel()
+
+
+async def _beat(supervisor: Supervisor, every_s: float) -> None:
+    """Show the keeper that our event loop turns, to the very end."""
+    while True:
+        supervisor.alive()
+        await trio.sleep(every_s)
+
+
+async def _run_until_told(options: ServiceOptions, config: Config, supervisor: Supervisor) -> None:
     leave = trio.Event()
     with trio.CancelScope() as scope:
         token = trio.lowlevel.current_trio_token()

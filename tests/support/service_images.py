@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -39,8 +39,11 @@ def published(lab: Lab, address: str, name: str, place: Path) -> Published:
 
 
 @contextmanager
-def container(chain: Path, command: str) -> Iterator[subprocess.Popen]:
-    """A process in an overlay over a chain, in a mount namespace of its own, as a runtime makes it."""
+def container(chain: Path, command: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
+    """A process in an overlay over a chain, in a mount namespace of its own, as a runtime makes it.
+
+    With the words `within` before its command.
+    """
     script = f"""
         set -e
         mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/merged
@@ -48,7 +51,7 @@ def container(chain: Path, command: str) -> Iterator[subprocess.Popen]:
         cd /mnt/merged && echo ready >&2
         {command}
     """
-    shell = ["unshare", "--mount", "sh", "-c", script]
+    shell = [*within, "unshare", "--mount", "sh", "-c", script]
     process = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stderr.readline() == b"ready\n", process.stderr.read()
