@@ -5,7 +5,6 @@ the table of contents and the windows file, both annotated with the digest of th
 The same index gives the same bytes: no time, no name, no machine stands in them.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -14,10 +13,9 @@ from indexer.digest import sha256_digest
 from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.toc import Proof
 from indexer.toc_codec import TocHead, decode_head
+from lazyfs.image.attachment import build_attachment, parse_attachment
 from lazyfs.oci.descriptor import Descriptor, readable_digest
-from lazyfs.oci.manifest import parse_manifest
-from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from lazyfs.source.push_artifact import Artifact, descriptor_fields
+from lazyfs.source.push_artifact import Artifact
 
 INDEX_TYPE: Final = "application/vnd.lazyfs.index.v1+json"
 TOC_TYPE: Final = "application/vnd.lazyfs.toc.v1"
@@ -29,7 +27,6 @@ MAX_HEAD: Final = 128 << 20
 
 _MAX_LAYERS: Final = 500
 _MAX_DECODED: Final = 512 << 20  # four million members, as many as are taken from a tar
-_EMPTY: Final = b"{}"
 
 
 class LayerIndex(NamedTuple):
@@ -69,7 +66,6 @@ def build_artifact(subject: Descriptor, layers: Iterable[LayerFiles]) -> Artifac
     Raises:
         LimitExceeded: too many layers for one manifest.
     """
-    config = Descriptor(OCI_EMPTY, sha256_digest(_EMPTY), len(_EMPTY))
     blobs: list[tuple[Descriptor, bytes | memoryview]] = []
     for layer in layers:
         blobs.append(_blob(TOC_TYPE, layer.head, layer.layer_digest))
@@ -77,17 +73,7 @@ def build_artifact(subject: Descriptor, layers: Iterable[LayerFiles]) -> Artifac
             blobs.append(_blob(WINDOWS_TYPE, layer.windows, layer.layer_digest))
     if len(blobs) > 2 * _MAX_LAYERS:
         raise LimitExceeded(f"an index of more than {_MAX_LAYERS} layers")
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": INDEX_TYPE,
-        "config": descriptor_fields(config) | {"data": "e30="},
-        "layers": [descriptor_fields(link) for link, _ in blobs],
-        "subject": descriptor_fields(subject),
-    }
-    data = json.dumps(manifest, separators=(",", ":")).encode()
-    descriptor = Descriptor(OCI_MANIFEST, sha256_digest(data), len(data), artifact_type=INDEX_TYPE)
-    return Artifact(data, descriptor, subject.digest, ((config, _EMPTY), *blobs))
+    return build_attachment(INDEX_TYPE, subject, blobs)
 
 
 def _blob(media_type: str, data: bytes | memoryview, layer: str) -> tuple[Descriptor, bytes | memoryview]:
@@ -107,11 +93,7 @@ def parse_artifact(data: bytes, subject: str) -> Mapping[str, LayerIndex]:
         Unsupported: its digests cannot be checked.
         LimitExceeded: a head is too large.
     """
-    manifest = parse_manifest(data, OCI_MANIFEST)
-    if manifest.artifact_type != INDEX_TYPE:
-        raise FormatError(f"artifact of type {manifest.artifact_type[:100]!r} where an index should be")
-    if manifest.subject is None or manifest.subject.digest != subject:
-        raise FormatError("index of another image")
+    manifest = parse_attachment(data, INDEX_TYPE, subject, "index")
     found: dict[str, dict[str, Descriptor]] = {TOC_TYPE: {}, WINDOWS_TYPE: {}}
     for link in manifest.layers:
         if link.media_type not in found:

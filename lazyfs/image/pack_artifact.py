@@ -4,24 +4,20 @@ Of several packs of an image the one with the highest generation counts: whoever
 whole of it under the next number.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, LimitExceeded
+from lazyfs.image.attachment import build_attachment, parse_attachment
 from lazyfs.oci.descriptor import Descriptor, readable_digest
-from lazyfs.oci.manifest import parse_manifest
-from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from lazyfs.source.push_artifact import Artifact, descriptor_fields
+from lazyfs.source.push_artifact import Artifact
 
 BOOT_TYPE: Final = "application/vnd.lazyfs.boot-pack.v1+json"
 PACK_TYPE: Final = "application/vnd.lazyfs.boot-pack.v1"
 GENERATION_KEY: Final = "vnd.lazyfs.boot-pack.generation"
 
 MAX_PACK: Final = 1 << 30
-
-_EMPTY: Final = b"{}"
 
 
 def build_pack_artifact(subject: Descriptor, pack: bytes, generation: int) -> Artifact:
@@ -32,23 +28,8 @@ def build_pack_artifact(subject: Descriptor, pack: bytes, generation: int) -> Ar
         pack: its bytes.
         generation: one more than that of the pack it adds to; 1 for the first.
     """
-    config = Descriptor(OCI_EMPTY, sha256_digest(_EMPTY), len(_EMPTY))
     blob = Descriptor(PACK_TYPE, sha256_digest(pack), len(pack))
-    annotations = {GENERATION_KEY: str(generation)}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": BOOT_TYPE,
-        "config": descriptor_fields(config) | {"data": "e30="},
-        "layers": [descriptor_fields(blob)],
-        "subject": descriptor_fields(subject),
-        "annotations": annotations,
-    }
-    data = json.dumps(manifest, separators=(",", ":")).encode()
-    link = Descriptor(
-        OCI_MANIFEST, sha256_digest(data), len(data), artifact_type=BOOT_TYPE, annotations=annotations
-    )
-    return Artifact(data, link, subject.digest, ((config, _EMPTY), (blob, pack)))
+    return build_attachment(BOOT_TYPE, subject, [(blob, pack)], {GENERATION_KEY: str(generation)})
 
 
 def parse_pack_artifact(data: bytes, subject: str) -> Descriptor:
@@ -63,11 +44,7 @@ def parse_pack_artifact(data: bytes, subject: str) -> Descriptor:
         Unsupported: its digest cannot be checked.
         LimitExceeded: the pack is too large.
     """
-    manifest = parse_manifest(data, OCI_MANIFEST)
-    if manifest.artifact_type != BOOT_TYPE:
-        raise FormatError(f"artifact of type {manifest.artifact_type[:100]!r} where a boot pack should be")
-    if manifest.subject is None or manifest.subject.digest != subject:
-        raise FormatError("boot pack of another image")
+    manifest = parse_attachment(data, BOOT_TYPE, subject, "boot pack")
     packs = [link for link in manifest.layers if link.media_type == PACK_TYPE]
     if len(packs) != 1:
         raise FormatError(f"artifact with {len(packs)} boot packs")
