@@ -12,8 +12,10 @@ every leaf is compared with the span's Merkle root in the layer's own table of c
 All integers are little-endian. The same leaves give the same bytes under the same version of zstd.
 """
 
+import os
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -42,6 +44,7 @@ _MAX_CHUNKS: Final = 1 << 20
 _MAX_TABLE: Final = 64 << 20
 _MAX_LEAF: Final = 1 << 48
 _LEVEL: Final = 9
+_MOST_THREADS: Final = 8
 
 
 class PackLayer(NamedTuple):
@@ -219,8 +222,10 @@ def encode_pack(
         chunks: all chunks.
         level: of zstd, for the chunks.
     """
-    compressor = zstandard.ZstdCompressor(level=level)
-    frames = [compressor.compress(chunk.data) for chunk in chunks]
+    with ThreadPoolExecutor(_cores()) as threads:
+        frames = list(
+            threads.map(lambda chunk: zstandard.ZstdCompressor(level=level).compress(chunk.data), chunks)
+        )
     table = b"".join(
         (
             *(bytes.fromhex(digest_hex(digest)) for layer in layers for digest in layer),
@@ -237,6 +242,10 @@ def encode_pack(
     header = _HEADER.pack(_MAGIC, VERSION, len(layers), len(runs), len(chunks), len(stored), len(table))
     body = header + stored
     return b"".join((body, sha256(body).digest(), *frames))
+
+
+def _cores() -> int:
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
 def decompress(data: bytes | memoryview, size: int, what: str) -> bytes:

@@ -84,8 +84,19 @@ def test_the_same_leaves_make_the_same_bytes():
     assert pack_of(ALL) == pack_of(ALL)
 
 
+def test_no_chunk_is_much_longer_than_what_comes_before_it():
+    runs = [Run(0, 0, 4096)]
+    content = bytes(4096 * LEAF_SIZE)
+    pack = build_pack(LAYERS[:1], [table(content, [])], runs, lambda _, a, b: content[a:b], level=1)
+    sizes = [chunk.raw_size - 32 * chunk.digests for chunk in decode_pack_head(pack).chunks]
+    assert sizes[:4] == [256 << 10] * 4
+    assert all(size <= max(256 << 10, sum(sizes[:n]) // 4) for n, size in enumerate(sizes))
+    assert max(sizes) == 1 << 20
+    assert sum(sizes) == len(content)
+
+
 def test_leaves_of_whole_spans_need_no_digests_and_none_is_told_twice():
-    head = decode_pack_head(pack_of(ALL, 1 << 20))
+    head = decode_pack_head(pack_of([leaf for leaf in ALL if leaf[0] == 1], 1 << 20))
     assert sum(chunk.digests for chunk in head.chunks) == 0
     shuffled = random.Random(5).sample(ALL, len(ALL))
     head = decode_pack_head(pack_of(shuffled, LEAF_SIZE))

@@ -136,6 +136,19 @@ async def test_a_start_reads_what_the_pack_brings_and_nothing_else(
         assert found.image.boot.statistics().state == "done"
 
 
+async def test_nothing_is_brought_ahead_of_a_start_that_reads_what_the_pack_brings(
+    registry: Registry, tmp_path: Path
+) -> None:
+    in_order = sorted(FILES)[:30]  # more than a megabyte in a row
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker", in_order)).data)
+    async with mounted(registry, tmp_path / "cache") as found:
+        layer = found.image.layers[0]
+        await settled(found)
+        lacking = layer.missing_spans(0, 1 << 30)
+        await start(found.image, in_order)
+        assert layer.missing_spans(0, 1 << 30) == lacking  # nor under way
+
+
 async def test_what_the_pack_lacks_is_fetched_by_span(registry: Registry, tmp_path: Path) -> None:
     put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
     registry.journal.clear()

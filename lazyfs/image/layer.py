@@ -234,12 +234,13 @@ class LazyLayer:
     def _run_ahead(self, start: int, size: int, *, missed: bool = False) -> None:
         """Bring what a sequential reader wants next. Nobody waits for it.
 
-        While a reader finds what it wants, nothing is added to what a boot pack has brought: those parts of a
-        span that are not in the pack are none that a start wants.
+        While a reader reads what a boot pack brings, nothing is added to that: what is not in the pack is
+        nothing that a start wants.
         """
         if self._complete or self._entry.refuses:
             return
-        ahead = self._ahead.note(start, start + size, self._fetcher.worth_ahead)
+        packed = bool(self._coming) and self._is_packed(start, size, missed=missed)
+        ahead = self._ahead.note(start, start + size, 0 if packed else self._fetcher.worth_ahead)
         if ahead is None:
             return
         first, end = ahead[0], min(ahead[1], self._end)
@@ -252,6 +253,17 @@ class LazyLayer:
             self._fetcher.bring(numbers, Purpose.AHEAD)
         else:
             self._complete = self._entry.complete
+
+    def _is_packed(self, start: int, size: int, *, missed: bool) -> bool:
+        """Whether a boot pack has brought some of [start, start + size) or, `missed`, will bring the rest."""
+        end = min(start + size, self._end)
+        if start >= end:
+            return False
+        first, last = self._spans.leaf_range(start, end)
+        if not missed:
+            return any(coming.touches(first, last, ever=True) for coming in self._coming)
+        missing = self._entry.missing(first, last)
+        return any(coming.promised(missing) is not None for coming in self._coming)
 
     def _comes(self, number: int, *, ever: bool = False) -> bool:
         """Whether something of a span comes by itself; with `ever`, or has come."""

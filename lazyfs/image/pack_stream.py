@@ -311,9 +311,15 @@ class PackStream:
         return max((chunk for chunk in chunks if chunk is not None), default=None)
 
     def touches(self, layer: PackLayer, first_leaf: int, end_leaf: int, *, ever: bool) -> bool:
-        """Whether some of these leaves are still to come; with `ever`, or have come."""
+        """Whether some of these leaves are still to come; with `ever`, or came with a pack that was right."""
+        if self._ended and not (ever and self._was_right):
+            return False
         places = self._places.get(layer)
-        return (ever or not self._ended) and places is not None and places.touches(first_leaf, end_leaf)
+        return places is not None and places.touches(first_leaf, end_leaf)
+
+    @property
+    def _was_right(self) -> bool:
+        return self._state == "done" and (self._reader is None or not self._reader.rejected)
 
     async def wait(self, chunk: int, apart: int) -> None:
         """Wait for a chunk for as long as that is no slower than fetching what is wanted apart.
