@@ -285,6 +285,34 @@ def test_what_cannot_be_mounted_again_is_said_to_be_stale(tmp_path, lab):
         assert daemon.ask("mounts") == []
 
 
+@pytest.mark.parametrize("driver", ["erofs", "fuse"])
+def test_a_released_mount_waits_for_the_next_container_but_for_no_later_daemon(tmp_path, python, driver):
+    flags = ["--driver", driver, "--linger", "3600"]
+    with running_daemon(tmp_path / "daemon", flags=flags) as daemon:
+        mounted = daemon.ask("mount", python.whole)
+        device = mounted.path.stat().st_dev
+        daemon.ask("release", mounted.name)
+        assert [mount["state"] for mount in daemon.ask("mounts")] == ["idle"]
+        assert daemon.ask("mount", python.whole) == mounted
+        assert mounted.path.stat().st_dev == device
+        daemon.kill_worker()  # what is in use again is gone on with
+        assert [mount["state"] for mount in daemon.ask("mounts")] == ["live"]
+        assert (mounted.path / "etc/passwd").read_bytes()
+        daemon.ask("release", mounted.name)
+        daemon.kill_worker()  # what nobody uses is not
+        assert daemon.ask("mounts") == []
+        assert not mounted.path.exists()
+
+
+def test_a_released_mount_goes_after_a_while(tmp_path, python):
+    with running_daemon(tmp_path / "daemon", flags=["--linger", "0.05"]) as daemon:
+        mounted = daemon.ask("mount", python.whole)
+        daemon.ask("release", mounted.name)
+        while mounted.path.exists():
+            time.sleep(0.05)
+        assert daemon.ask("mounts") == []
+
+
 def test_left_alone_by_sighup_a_mount_is_gone_on_with(tmp_path, python):
     with running_daemon(tmp_path / "daemon") as daemon:
         mounted = daemon.ask("mount", python.whole)

@@ -10,9 +10,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +23,6 @@ from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
 from lazyfs.image.tasks import open_tasks
-from lazyfs.metrics import Metric, mount_metrics, serve_metrics
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
 from lazyfs.mount.forest_mount import take_down
@@ -54,8 +52,10 @@ _LOOK_EVERY_S: Final = 0.05
 _SYNC_S: Final = 5.0
 
 
-def _metrics(desk: Desk) -> Iterable[Metric]:
-    return mount_metrics(desk.statistics())
+async def _tell_metrics(address: str, desk: Desk, cache: Cache) -> None:
+    from lazyfs.metrics import serve_mount_metrics  # noqa: PLC0415  # seldom wanted
+
+    await serve_mount_metrics(address, desk.statistics, cache)
 
 
 WaitLeave = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -160,8 +160,7 @@ class _Service:
                 nursery.start_soon(chains.remake, heritage.orders)
                 desk = Desk(images, layers, fuse, chains, queue, fetching.traffic)
                 if config.metrics:
-                    told = partial(_metrics, desk)
-                    nursery.start_soon(serve_metrics, config.metrics, told)
+                    nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
                 nursery.start_soon(answer_questions, listener, desk.answer)
                 self._supervisor.ready()
                 await wait_leave(lambda: bool(fuse.saved()) or any(file.opens for file in layers.saved()))

@@ -40,6 +40,7 @@ class Node:
         registry: host and port of the registry, which speaks plain HTTP.
         sandbox: the image of pod sandboxes.
         environment: more for the daemon, as LAZYFS_CACHE_DIR.
+        plugin: the socket that containerd calls, if it is not the snapshotter's own.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Node:
         registry: str,
         sandbox: str,
         environment: Mapping[str, str] | None = None,
+        plugin: Path | None = None,
     ) -> None:
         self.top = top
         self.name = f"lazyfs-{os.getpid()}-{top.name}"
@@ -59,9 +61,8 @@ class Node:
         hosts = top / "certs.d" / registry
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n[host."http://{registry}"]\n')
-        config = config_text(
-            release.config_version, top, self.socket("snapshotter"), self.snapshots_root, sandbox
-        )
+        called = plugin or self.socket("snapshotter")
+        config = config_text(release.config_version, top, called, self.snapshots_root, sandbox)
         (top / "config.toml").write_text(config)
         (top / "log").mkdir()
 
@@ -178,11 +179,6 @@ class Node:
         self.ctr("leases", "create", "--id", "garbage")
         self.ctr("leases", "rm", "--sync", "garbage")
 
-    def end_leases(self) -> None:
-        """Give back what calls that were cut short hold: containerd would keep it for a day."""
-        for lease in self.ctr("leases", "ls", "--quiet").split():
-            self.ctr("leases", "rm", lease)
-
     def _call_snapshotter(self, key: str) -> None:
         """Have containerd call the snapshotter; a list of nothing it would answer by itself."""
         snapshots = ("snapshots", "--snapshotter", "lazyfs")
@@ -224,7 +220,7 @@ class Node:
         if program == "daemon":
             return (
                 *(lazyfs, "daemon", "--root", f"{self.top}/lazyfs", "--socket", str(self.socket("daemon"))),
-                *("--cache-dir", f"{self.top}/cache", "--log-level", "info"),
+                *("--cache-dir", f"{self.top}/cache", "--log-level", "info", "--linger", "0"),
             )
         return (
             *(lazyfs, "snapshotter", "--root", str(self.snapshots_root), "--log-level", "info"),
@@ -242,10 +238,18 @@ class Node:
 
 
 @contextmanager
-def node(top: Path, release: Release, registry: str, sandbox: str, **environment: str) -> Iterator[Node]:
+def node(
+    top: Path,
+    release: Release,
+    registry: str,
+    sandbox: str,
+    *,
+    plugin: Path | None = None,
+    **environment: str,
+) -> Iterator[Node]:
     """A machine for as long as the block lasts."""
     top.mkdir(parents=True)
-    made = Node(top, release, registry, sandbox, environment)
+    made = Node(top, release, registry, sandbox, environment, plugin)
     made.open()
     try:
         yield made

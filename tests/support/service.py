@@ -60,7 +60,7 @@ class Daemon:
     def launch(self) -> None:
         """Start it."""
         environment = os.environ | {"HOME": str(self.root.parent), "LAZYFS_RETRIES": "0"}
-        command = [sys.executable, "-c", _MAIN, "daemon", "--root", str(self.root)]
+        command = [sys.executable, "-c", _MAIN, "daemon", "--root", str(self.root), "--linger", "0"]
         command += ["--socket", str(self.socket), "--cache-dir", str(self.cache), *self._flags]
         command += ["--log-level", "info"]
         kept: Sequence[int] = ()
