@@ -87,6 +87,7 @@ def test_the_built_in_workloads_are_such_a_file():
         "redis",
         "node",
         "java",
+        "tar",
     ]
     assert {(BUILT_IN.parent / "recipes" / w.recipe / "Containerfile").is_file() for w in workloads} == {True}
 
