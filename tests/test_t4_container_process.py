@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.container.capabilities import DEFAULT
 from lazyfs.container.image_user import Identity, identify, parse_accounts, parse_groups
 from lazyfs.container.network_files import network_files
 from lazyfs.container.process import (
@@ -24,7 +25,7 @@ from lazyfs.container.process import (
     signal_number,
     working_dir_of,
 )
-from lazyfs.container.runtime_spec import CAPABILITIES, ContainerSpec, runtime_spec
+from lazyfs.container.runtime_spec import ContainerSpec, runtime_spec
 from lazyfs.container.user_namespace import IdRange, parse_subordinates
 from lazyfs.errors import ContainerError
 
@@ -213,9 +214,9 @@ def test_the_specification_is_json_and_says_what_was_settled():
 
 
 def test_only_root_has_capabilities_at_once():
-    assert spec()["process"]["capabilities"]["effective"] == list(CAPABILITIES)
+    assert spec()["process"]["capabilities"]["effective"] == list(DEFAULT)
     own = spec(identity=Identity(1, 1))["process"]["capabilities"]
-    assert own["bounding"] == list(CAPABILITIES)
+    assert own["bounding"] == list(DEFAULT)
     assert own["effective"] == own["permitted"] == own["inheritable"] == []
 
 

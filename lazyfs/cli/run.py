@@ -13,6 +13,7 @@ from lazyfs.cli.image_server import ForkedServer, ServerFailed
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain
 from lazyfs.config import Config
+from lazyfs.container.confinement import confine
 from lazyfs.container.places import ContainerPlaces
 from lazyfs.container.process import (
     Wishes,
@@ -54,6 +55,15 @@ from lazyfs.container.runtime import find_runtime
     show_default=True,
     help="Its network.",
 )
+@click.option("--cap-add", "added", multiple=True, metavar="NAME", help="A capability it gets too; ALL.")
+@click.option("--cap-drop", "dropped", multiple=True, metavar="NAME", help="One that it does not get; ALL.")
+@click.option(
+    "--security-opt",
+    "security",
+    multiple=True,
+    metavar="OPTION",
+    help="seccomp=unconfined, seccomp=FILE with a profile, or no-new-privileges.",
+)
 @click.option("--read-only", is_flag=True, help="Let it write to volumes only.")
 @click.option("--hostname", default="", help="Its name for itself.")
 @click.option("--name", default="", help="Its name here; made up if not given.")
@@ -89,6 +99,9 @@ def run(
     user: str | None,
     entrypoint: str | None,
     network: str,
+    added: tuple[str, ...],
+    dropped: tuple[str, ...],
+    security: tuple[str, ...],
     read_only: bool,
     hostname: str,
     name: str,
@@ -125,6 +138,7 @@ def run(
         read_only=read_only,
         terminal=tty,
         volumes=tuple(map(parse_volume, volumes)),
+        confinement=confine(added, dropped, security),
     )
     program = find_runtime(runtime, os.environ)
     places = ContainerPlaces(config.cache_dir.resolve() / "containers")

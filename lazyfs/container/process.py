@@ -3,10 +3,11 @@
 import json
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from lazyfs.container.confinement import Confinement
 from lazyfs.container.image_user import Identity
 from lazyfs.errors import ContainerError
 
@@ -68,6 +69,7 @@ class Wishes:
         read_only: nothing but volumes and kernel file systems can be written.
         terminal: the process has a terminal of its own.
         volumes: what of the host is shown.
+        confinement: what it is kept from.
     """
 
     command: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class Wishes:
     read_only: bool = False
     terminal: bool = False
     volumes: tuple[Volume, ...] = ()
+    confinement: Confinement = field(default_factory=Confinement)
 
 
 def arguments_of(image: ImageProcess, wishes: Wishes) -> tuple[str, ...]:

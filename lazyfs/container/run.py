@@ -239,6 +239,7 @@ def _settled(
         volumes=volumes,
         rootless=order.rootless,
         private_cgroups=_UNIFIED.exists() and not order.rootless,
+        confinement=wishes.confinement,
     )
 
 

@@ -1,24 +1,13 @@
-"""What a runtime is told of a container (OCI runtime-spec 1.0.2), with docker's and containerd's defaults.
-
-No seccomp profile is set: runtimes have none of their own.
-"""
+"""What a runtime is told of a container (OCI runtime-spec 1.0.2), with docker's and containerd's defaults."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from lazyfs.container.confinement import Confinement
 from lazyfs.container.image_user import Identity
 from lazyfs.container.process import Volume
-
-# moby, oci/caps/defaults.go
-CAPABILITIES: Final = tuple(
-    f"CAP_{name}"
-    for name in (
-        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP"),
-        *("SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
-    )
-)
 
 # moby, oci/defaults.go
 MASKED_PATHS: Final = (
@@ -49,6 +38,7 @@ class ContainerSpec:
         volumes: what of the host is shown, in the order of mounting.
         rootless: we are in a user namespace that an ordinary user made.
         private_cgroups: it has a cgroup namespace, as with version 2.
+        confinement: what it is kept from.
     """
 
     root: Path
@@ -63,6 +53,7 @@ class ContainerSpec:
     volumes: Sequence[Volume] = ()
     rootless: bool = False
     private_cgroups: bool = False
+    confinement: Confinement = field(default_factory=Confinement)
 
 
 def runtime_spec(spec: ContainerSpec) -> dict[str, Any]:
@@ -77,6 +68,7 @@ def runtime_spec(spec: ContainerSpec) -> dict[str, Any]:
             "namespaces": [{"type": kind} for kind in _namespaces(spec)],
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READ_ONLY_PATHS),
+            **({"seccomp": spec.confinement.seccomp} if spec.confinement.seccomp else {}),
             **({} if spec.rootless else {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}),
         },
     }
@@ -84,7 +76,8 @@ def runtime_spec(spec: ContainerSpec) -> dict[str, Any]:
 
 def _process(spec: ContainerSpec) -> dict[str, Any]:
     # Effective and permitted are what execve(2) leaves: nothing for others than root.
-    own = list(CAPABILITIES) if spec.identity.uid == 0 else []
+    most = list(spec.confinement.capabilities)
+    own = most if spec.identity.uid == 0 else []
     return {
         "terminal": spec.terminal,
         "user": {
@@ -96,12 +89,13 @@ def _process(spec: ContainerSpec) -> dict[str, Any]:
         "env": list(spec.env),
         "cwd": spec.working_dir,
         "capabilities": {
-            "bounding": list(CAPABILITIES),
+            "bounding": most,
             "effective": own,
             "permitted": own,
             "inheritable": [],
             "ambient": [],
         },
+        "noNewPrivileges": spec.confinement.no_new_privileges,
     }
 
 
