@@ -3,7 +3,9 @@
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import trio
 
 from indexer.errors import IndexerError
 from lazyfs.cache.documents import Documents
@@ -18,6 +20,9 @@ from lazyfs.source.base import Source
 from lazyfs.source.image import FoundImage, Seen, find_image, find_images, nobody_sees
 
 _log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 3.0
+"""How long a registry is waited for where we know what its tag was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +92,21 @@ class Resolver:
         if not isinstance(name, RegistryImage):
             return await self._source.resolve()
         key = str(name)
+        known = self._recalled(key)
         if self._offline:
-            return self._remembered(key)
-        try:
+            if known is None:
+                raise NotFound(f"{key} is not known here yet; name it once while its registry is up")
+            return known
+        if known is None:
             descriptor = await self._source.resolve()
-        except Unreachable as error:
+        else:
             try:
-                descriptor = self._remembered(key)
-            except NotFound:
-                raise error from None
-            _log.warning("%s; going on with what %s was when last seen", error, key)
-            return descriptor
+                with trio.fail_after(PATIENCE_S):
+                    descriptor = await self._source.resolve(patient=False)
+            except (Unreachable, trio.TooSlowError) as error:
+                why = str(error) or f"its registry gave no answer within {PATIENCE_S:g} s"
+                _log.warning("going on with what %s was when last seen: %s", key, why)
+                return known
         self._remember(key, descriptor)
         return descriptor
 
@@ -111,11 +120,10 @@ class Resolver:
         except CacheError as error:
             _log.warning("%s", error)
 
-    def _remembered(self, key: str) -> Descriptor:
+    def _recalled(self, key: str) -> Descriptor | None:
+        """What a tag named when its registry was last asked; None if that is not known here."""
         resolved = self._references.recall(key)
-        if resolved is None:
-            raise NotFound(f"{key} is not known here yet; name it once while its registry is up")
-        return _descriptor(resolved.descriptor)
+        return None if resolved is None else _descriptor(resolved.descriptor)
 
     async def _document(self, descriptor: Descriptor) -> bytes:
         data = self._documents.get(descriptor.digest)
@@ -144,10 +152,11 @@ def _resolved(name: ImageName, root: Descriptor, found: FoundImage) -> ResolvedI
     )
 
 
-def _descriptor(facts: dict[str, Any]) -> Descriptor:
+def _descriptor(facts: dict[str, Any]) -> Descriptor | None:
+    """The descriptor that was remembered; None if that is damaged."""
     try:
         return Descriptor(
             media_type=str(facts["mediaType"]), digest=str(facts["digest"]), size=int(facts["size"])
         )
-    except (KeyError, TypeError, ValueError, IndexerError) as error:
-        raise NotFound("what is remembered of this image is damaged; resolve it again") from error
+    except (KeyError, TypeError, ValueError, IndexerError):
+        return None

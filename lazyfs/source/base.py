@@ -88,12 +88,13 @@ class Blob(Protocol):
 class Source(Protocol):
     """One image, or one repository of them, somewhere."""
 
-    async def resolve(self, *, probe: bool = False) -> Descriptor:
+    async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
         """The manifest or index that the image's name stands for.
 
         A name with a digest costs nothing and gives a descriptor without type and size. A tag costs one
         request that also brings the document; it is kept for `document`. With `probe` only the descriptor is
-        asked for, which registries do not count against pull limits.
+        asked for, which registries do not count against pull limits. Without `patient` nobody is waited for
+        where nobody listens.
 
         Raises:
             NotFound, Unauthorized, Unreachable: there is none, or it cannot be had.

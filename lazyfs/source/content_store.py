@@ -51,9 +51,9 @@ class StoredFirst:
         self._source = source
         self._store = store
 
-    async def resolve(self, *, probe: bool = False) -> Descriptor:
+    async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
         """As Source.resolve says."""
-        return await self._source.resolve(probe=probe)
+        return await self._source.resolve(probe=probe, patient=patient)
 
     async def document(self, descriptor: Descriptor, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         """As Source.document says."""

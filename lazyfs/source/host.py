@@ -84,6 +84,7 @@ class Host:
         content: bytes | None = None,
         actions: str = PULL,
         max_bytes: int = MAX_REPLY_BYTES,
+        patient: bool = True,
     ) -> Reply:
         """Ask for something below the repository; the answer, whatever its status, unless it is transient.
 
@@ -95,6 +96,7 @@ class Host:
             content: the body to send.
             actions: what the token is to allow: "pull", or "pull,push".
             max_bytes: bound of the answer's body.
+            patient: whether to try again where nobody listens.
 
         Raises:
             Unauthorized: other credentials are needed.
@@ -109,7 +111,7 @@ class Host:
                 reply = await self._once(method, url, what, headers or {}, content, actions, max_bytes)
             except Transient as error:
                 if error.refused and not self._answered:
-                    retries.hurry()
+                    retries.hurry(patient=patient)
                 await retries.wait_after(error)
             else:
                 self._answered = True

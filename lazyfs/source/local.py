@@ -139,7 +139,12 @@ class LocalSource:
         self._root = root
         self._content = content
 
-    async def resolve(self, *, probe: bool = False) -> Descriptor:  # noqa: ARG002  # nothing is asked twice here
+    async def resolve(
+        self,
+        *,
+        probe: bool = False,  # noqa: ARG002  # nothing is asked twice here
+        patient: bool = True,  # noqa: ARG002  # nor waited for
+    ) -> Descriptor:
         """As Source.resolve says."""
         return self._root
 

@@ -1,6 +1,7 @@
 """An image in a registry, as a Source."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from indexer.digest import sha256_digest
@@ -75,22 +76,22 @@ class RegistrySource:
         """What this source has cost so far."""
         return self._counters.snapshot()
 
-    async def resolve(self, *, probe: bool = False) -> Descriptor:
+    async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
         """As Source.resolve says."""
         if self._reference.digest:
             return Descriptor("", readable_digest(self._reference.digest), UNKNOWN_SIZE)
-        return await self._first(Capability.RESOLVE, lambda host: self._resolve_at(host, probe=probe))
+        return await self._first(Capability.RESOLVE, partial(self._resolve_at, probe=probe, patient=patient))
 
-    async def _resolve_at(self, host: Host, *, probe: bool) -> Descriptor:
+    async def _resolve_at(self, host: Host, *, probe: bool, patient: bool) -> Descriptor:
         what = f"tag {self._reference.tag!r} of {host.name}"
         path = f"/manifests/{self._reference.tag}"
         if probe:
-            head = await host.request("HEAD", path, what, headers={"Accept": ACCEPT})
+            head = await host.request("HEAD", path, what, headers={"Accept": ACCEPT}, patient=patient)
             found = _descriptor_of_head(head)
             if found:
                 return found
         reply = await host.request(
-            "GET", path, what, headers={"Accept": ACCEPT}, max_bytes=MAX_DOCUMENT_BYTES
+            "GET", path, what, headers={"Accept": ACCEPT}, max_bytes=MAX_DOCUMENT_BYTES, patient=patient
         )
         if reply.status != 200:
             raise failure(reply, what)

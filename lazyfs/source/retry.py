@@ -77,9 +77,13 @@ class Retries:
         self._failed = 0
         self._most = policy.retries
 
-    def hurry(self) -> None:
-        """There is little hope: the address is wrong, or the server is not up. Whoever gave it waits."""
-        self._most = min(self._policy.retries, self._policy.retries_unanswered)
+    def hurry(self, *, patient: bool = True) -> None:
+        """There is little hope: the address is wrong, or the server is not up. Whoever gave it waits.
+
+        Args:
+            patient: whether to try again at all.
+        """
+        self._most = min(self._policy.retries, self._policy.retries_unanswered) if patient else 0
 
     def progressed(self) -> None:
         """Something was brought: count failures from nought again."""

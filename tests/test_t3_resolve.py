@@ -1,0 +1,89 @@
+"""What a tag is taken for while its registry is away."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from lazyfs.cache.cache import Cache
+from lazyfs.errors import Unreachable
+from lazyfs.image.resolve import PATIENCE_S, ResolvedImage, Resolver
+from lazyfs.oci.descriptor import Descriptor
+from lazyfs.oci.image_name import parse_image
+from lazyfs.oci.platform import parse_platform
+from tests.support.images import BuiltDocument, build_image
+from tests.support.registry import Registry
+from tests.support.tars import file, tar
+from tests.support.workshops import workshop_of
+
+NAME = "registry.test/app:1"
+
+
+def built() -> BuiltDocument:
+    return build_image([tar(file(b"a", b"content"))])
+
+
+class Somewhere:
+    """A source that can fall silent."""
+
+    def __init__(self, image: BuiltDocument) -> None:
+        self._documents = {image.digest: image.data, **image.blobs}
+        self._root = Descriptor(image.media_type, image.digest, len(image.data))
+        self.silent = False
+
+    async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
+        del probe, patient
+        if self.silent:
+            await trio.sleep_forever()
+        return self._root
+
+    async def document(self, descriptor: Descriptor, max_bytes: int = 0) -> bytes:
+        del max_bytes
+        return self._documents[descriptor.digest]
+
+
+async def resolved(source: Somewhere, cache: Cache) -> ResolvedImage:
+    resolver = Resolver(source, cache.documents, cache.references)
+    return await resolver.resolve(parse_image(NAME), parse_platform("linux/amd64"))
+
+
+async def test_a_silent_registry_is_waited_for_seconds_where_its_tag_is_known(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, cache = Somewhere(built()), Cache(tmp_path / "cache")
+    before = await resolved(source, cache)
+    source.silent = True
+    began = autojump_clock.current_time()
+    assert await resolved(source, cache) == before
+    assert autojump_clock.current_time() - began == PATIENCE_S
+    (warning,) = caplog.records
+    assert f"docker://{NAME} was when last seen" in warning.getMessage()
+    caplog.clear()
+
+
+async def test_a_silent_registry_is_waited_for_as_long_as_it_takes_where_its_tag_is_not_known(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    source, cache = Somewhere(built()), Cache(tmp_path / "cache")
+    source.silent = True
+    with pytest.raises(trio.TooSlowError), trio.fail_after(PATIENCE_S * 10):
+        await resolved(source, cache)
+
+
+async def test_nobody_waits_for_a_registry_that_is_down_where_its_tag_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Registry() as registry:
+        registry.push("app", built(), tag="1")
+        known, unknown = (f"{registry.host}/app:{tag}" for tag in ("1", "2"))
+        async with workshop_of(known, tmp_path, retries=5) as workshop:
+            await workshop.resolve()
+    async with workshop_of(known, tmp_path, retries=5) as workshop:
+        await workshop.resolve()
+        assert workshop.statistics().retries == 0
+    assert "gave up after one attempt" in caplog.text
+    caplog.clear()
+    async with workshop_of(unknown, tmp_path, retries=5) as workshop:
+        with pytest.raises(Unreachable):
+            await workshop.resolve()
+        assert workshop.statistics().retries == 2
