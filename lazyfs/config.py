@@ -70,6 +70,7 @@ class Config:
             nobody waits for anything (idle), or at any time (full).
         background_rate_kib: KiB a second that the background may fetch; 0 is any number.
         metrics: where daemons tell their counts to Prometheus: PORT or a loopback HOST:PORT; "" is nowhere.
+        snapshotter_metrics: the same, where the snapshotter tells its own.
         log_level: debug, info, warning or error.
     """
 
@@ -104,6 +105,7 @@ class Config:
     background: str = "off"
     background_rate_kib: int = 8192
     metrics: str = ""
+    snapshotter_metrics: str = ""
     log_level: str = "warning"
 
     def __post_init__(self) -> None:

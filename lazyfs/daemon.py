@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,13 +30,13 @@ from lazyfs.errors import ConfigError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.completion import wait_much_read
-from lazyfs.image.explain import explanation, traffic_facts
+from lazyfs.image.explain import explanation, traffic_facts, waits_facts
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
+from lazyfs.image.reads import reads_of, sum_of
 from lazyfs.image.recording import recorded
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.trace import Tracer
-from lazyfs.metrics import Metric, mount_metrics, serve_metrics
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
@@ -122,7 +122,7 @@ async def run_mount(
         nursery.start_soon(auditor.run)
         nursery.start_soon(keep_room, workshop.cache)
         if config.metrics:
-            nursery.start_soon(serve_metrics, config.metrics, partial(_metrics, workshop, image))
+            nursery.start_soon(_tell_metrics, config.metrics, workshop, image)
         report({"ready": asdict(facts), "why": served.why, "process": image.resolved.config.process_facts()})
         await trio.sleep_forever()
 
@@ -186,28 +186,23 @@ def answers(
 def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
     """What an open image has cost and given so far."""
     source = workshop.statistics()
-    unique = {id(layer): layer for layer in image.layers}.values()
-    layers = [layer.statistics() for layer in unique]
     return {
         "requests": source.control_requests + source.data_requests,
         "bytes": source.control_bytes + source.data_bytes,
         "source": asdict(source),
-        "reads": {
-            "hits": sum(layer.hits for layer in layers),
-            "misses": sum(layer.misses for layer in layers),
-            "bytes": sum(layer.bytes_served for layer in layers),
-            "failures": sum(layer.fetched.failures for layer in layers),
-        },
+        "reads": sum_of(map(reads_of, image.by_names.values()))._asdict(),
         "boot": asdict(image.boot.statistics()) if image.boot else None,
         "traffic": traffic_facts(image.traffic),
+        "waits": waits_facts(image.traffic),
         "indexes": Counter(index.kind.value for index in image.indexed),
         "image_bytes": sum(layer.descriptor.size for layer in image.resolved.layers),
     }
 
 
-def _metrics(workshop: Workshop, image: Image) -> Iterable[Metric]:
-    told = statistics(workshop, image)
-    return mount_metrics({**told, "sources": [told["source"]]})
+async def _tell_metrics(address: str, workshop: Workshop, image: Image) -> None:
+    from lazyfs.metrics import serve_mount_metrics  # noqa: PLC0415  # seldom wanted
+
+    await serve_mount_metrics(address, lambda: {**statistics(workshop, image), "mounts": 1}, workshop.cache)
 
 
 async def run_until_signal(work: Callable[[], Awaitable[None]]) -> None:

@@ -1,15 +1,25 @@
 """Counts for Prometheus, over HTTP on loopback (its text format 0.0.4).
 
-Whoever may connect may ask: nothing is told that has names of files or of users in it.
+Whoever may connect may ask: nothing is told that has names of files or of users in it. Names follow
+Prometheus' conventions ("Metric and label naming"): base units, `_total` for what only grows.
 """
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import trio
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
+from lazyfs.cache.cache import Cache
 from lazyfs.errors import ConfigError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,66 +27,107 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_REQUEST: Final = 8192
 _TIMEOUT_S: Final = 10.0
 
+_SOURCE: Final = {
+    "control_requests": "Requests for documents, tokens and the like.",
+    "control_bytes": "Bytes of their answers.",
+    "data_requests": "Requests for blobs, redirects included.",
+    "data_bytes": "Bytes of their answers.",
+    "retries": "Requests after one that failed.",
+}
+
 _log = logging.getLogger(__name__)
 
-
-class Metric(NamedTuple):
-    """One number.
-
-    Attributes:
-        name: without the "lazyfs_" that is put before it; counters end in "_total".
-        help: what it is.
-        value: the number.
-        labels: what tells it from others of this name.
-    """
-
-    name: str
-    help: str
-    value: float
-    labels: Mapping[str, str] = {}
+Collect = Callable[[], Awaitable[Iterable[Metric]]]
+"""Gives what is told now."""
 
 
-def render(metrics: Iterable[Metric]) -> str:
-    """The text format: the metrics of one name together, with one line of help and of type."""
-    families: dict[str, list[Metric]] = {}
-    for metric in metrics:
-        families.setdefault(metric.name, []).append(metric)
-    lines = []
-    for name, family in families.items():
-        kind = "counter" if name.endswith("_total") else "gauge"
-        lines += [f"# HELP lazyfs_{name} {_escaped(family[0].help)}", f"# TYPE lazyfs_{name} {kind}"]
-        lines += [f"lazyfs_{name}{_labels(metric.labels)} {metric.value:.17g}" for metric in family]
-    return "".join(f"{line}\n" for line in lines)
+class _Collected(Collector):
+    """What a registry tells that knows only this."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    pairs = ",".join(f'{name}="{_escaped(value, quotes=True)}"' for name, value in labels.items())
-    return f"{{{pairs}}}" if pairs else ""
+def render(metrics: Iterable[Metric]) -> bytes:
+    """The text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(list(metrics)))
+    return generate_latest(registry)
 
 
-def _escaped(text: str, *, quotes: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text
+def counter(name: str, told: str, label: str, values: Mapping[str, float]) -> Metric:
+    """A counter by the values of one label; its name is without "lazyfs_" and "_total"."""
+    family = CounterMetricFamily(f"lazyfs_{name}", told, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
 
 
-def mount_metrics(answer: Mapping[str, Any]) -> Iterable[Metric]:
-    """What a daemon's statistics say: `answer` is what it tells of its reads, sources and traffic."""
+def mount_metrics(answer: Mapping[str, Any]) -> Iterator[Metric]:
+    """What a daemon's statistics say: `answer` is what it tells of its reads, sources, traffic and cache."""
     reads = answer["reads"]
-    yield Metric("reads_total", "Reads of layers.", reads["hits"], {"result": "hit"})
-    yield Metric("reads_total", "", reads["misses"], {"result": "miss"})
-    yield Metric("read_bytes_total", "Uncompressed bytes that readers asked for.", reads["bytes"])
-    yield Metric("failed_fetches_total", "Fetches that failed.", reads["failures"])
-    for purpose, count in answer["traffic"].items():
-        told = {"purpose": purpose}
-        yield Metric("requests_total", "Requests for content, by whom they are for.", count["requests"], told)
-        yield Metric("requested_bytes_total", "Bytes that they asked for.", count["bytes"], told)
-    for name in ("control_requests", "data_requests", "control_bytes", "data_bytes", "retries"):
-        total = sum(source[name] for source in answer["sources"])
-        yield Metric(f"source_{name}_total", "Of registries and the like.", total)
-    boot = answer.get("boot")
-    if boot:
-        yield Metric("boot_pack_written_leaves", "Leaves that the boot pack brought.", boot["written"])
-        yield Metric("boot_pack_rejected_leaves", "Leaves of it that were wrong.", boot["rejected"])
+    yield counter("reads", "Reads of layers.", "result", {"hit": reads["hits"], "miss": reads["misses"]})
+    for name, told, value in (
+        ("read_bytes", "Uncompressed bytes that readers asked for.", reads["bytes"]),
+        ("failed_fetches", "Fetches that failed.", reads["failures"]),
+    ):
+        yield CounterMetricFamily(f"lazyfs_{name}", told, value=value)
+    yield _waits(answer["waits"])
+    traffic = answer["traffic"]
+    for name, told, field in (
+        ("requests", "Requests for content, by whom they are for.", "requests"),
+        ("requested_bytes", "Bytes that they asked for.", "bytes"),
+    ):
+        yield counter(name, told, "purpose", {purpose: count[field] for purpose, count in traffic.items()})
+    for name, told in _SOURCE.items():
+        yield CounterMetricFamily(f"lazyfs_source_{name}", told, value=answer["source"][name])
+    yield GaugeMetricFamily("lazyfs_mounts", "Mounts that are served.", value=answer["mounts"])
+    yield from _cache(answer["cache"])
+    if answer.get("boot"):
+        leaves = {result: answer["boot"][result] for result in ("written", "rejected")}
+        told = "Leaves that the boot pack brought; rejected were wrong."
+        yield counter("boot_pack_leaves", told, "result", leaves)
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
+    """What is told of a cache. Walks its directory."""
+    evictions = cache.housekeeper.evictions()
+    return {
+        "kinds": cache.usage().kinds,
+        "quota": cache.quota_bytes,
+        "evictions": evictions.times,
+        "evicted_bytes": evictions.bytes,
+    }
+
+
+def _waits(waits: Mapping[str, Mapping[str, Any]]) -> Metric:
+    told = "Seconds that reads waited which were not answered from the cache, by what for."
+    family = HistogramMetricFamily("lazyfs_read_wait_seconds", told, labels=["cause"])
+    for cause, seen in waits.items():
+        family.add_metric([cause], buckets_of(seen["bounds"], seen["counts"]), seen["total"])
+    return family
+
+
+def buckets_of(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    """A histogram's buckets, as the library takes them: at most how much, and how many."""
+    return list(zip([*map(str, bounds), "+Inf"], map(float, counts), strict=True))
+
+
+def _cache(cache: Mapping[str, Any]) -> Iterator[Metric]:
+    family = GaugeMetricFamily("lazyfs_cache_bytes", "Disk that the cache takes, by kind.", labels=["kind"])
+    for kind, size in cache["kinds"].items():
+        family.add_metric([kind], size)
+    yield family
+    told = "Disk that it may take; 0 is any amount."
+    yield GaugeMetricFamily("lazyfs_cache_quota_bytes", told, value=cache["quota"])
+    for name, told, field in (
+        ("cache_evictions", "Times that this process made room.", "evictions"),
+        ("cache_evicted_bytes", "Bytes that it evicted.", "evicted_bytes"),
+    ):
+        yield CounterMetricFamily(f"lazyfs_{name}", told, value=cache[field])
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -98,7 +149,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 async def serve_metrics(
     address: str,
-    collect: Callable[[], Iterable[Metric]],
+    collect: Collect,
     *,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -106,7 +157,7 @@ async def serve_metrics(
 
     Args:
         address: see `parse_address`.
-        collect: gives the numbers.
+        collect: gives the numbers; may take a while.
         task_status: is told the port; 0 where nothing can listen.
 
     Raises:
@@ -128,7 +179,23 @@ async def serve_metrics(
     await trio.serve_listeners(answer, listeners)
 
 
-async def _answer(stream: trio.SocketStream, collect: Callable[[], Iterable[Metric]]) -> None:
+async def serve_mount_metrics(
+    address: str, statistics: Callable[[], Mapping[str, Any]], cache: Cache
+) -> None:
+    """Tell what `mount_metrics` makes of a daemon's statistics, and of its cache, until cancelled.
+
+    Raises:
+        ConfigError: there is no such address to listen on.
+    """
+
+    async def collect() -> Iterable[Metric]:
+        kept = await trio.to_thread.run_sync(cache_facts, cache, abandon_on_cancel=True)
+        return mount_metrics({**statistics(), "cache": kept})
+
+    await serve_metrics(address, collect)
+
+
+async def _answer(stream: trio.SocketStream, collect: Collect) -> None:
     request = b""
     try:
         while b"\r\n\r\n" not in request:
@@ -138,7 +205,7 @@ async def _answer(stream: trio.SocketStream, collect: Callable[[], Iterable[Metr
                 return
         words = request.split(b"\r\n", 1)[0].split(b" ")
         found = len(words) == 3 and words[0] == b"GET" and words[1].split(b"?")[0] in (b"/metrics", b"/")
-        body = render(collect()).encode() if found else b"there is only GET /metrics\n"
+        body = render(await collect()) if found else b"there is only GET /metrics\n"
         status = "200 OK" if found else "404 Not Found"
         head = f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
         await stream.send_all(head.encode() + b"Connection: close\r\n\r\n" + body)

@@ -43,6 +43,7 @@ RULES = Rules(
         "pyfuse3": ("lazyfs.mount",),
         "grpc": ("lazyfs.snapshotter",),
         "google.protobuf": ("lazyfs.snapshotter",),
+        "prometheus_client": ("lazyfs.metrics", "lazyfs.snapshotter"),
         "sqlite3": ("lazyfs.snapshotter", "lazyfs.image.packages"),
         # libz in the indexer, fallocate in the cache, mount calls and syncfs in the faces.
         "ctypes": ("indexer", "lazyfs.cache", "lazyfs.container", "lazyfs.mount", "lazyfs.snapshotter"),

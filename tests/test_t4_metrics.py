@@ -1,48 +1,75 @@
 """Counts for Prometheus: its text format, on loopback, whatever strangers send."""
 
 import re
+from queue import Queue
+from urllib.request import urlopen
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 
 from lazyfs.errors import ConfigError
-from lazyfs.metrics import Metric, mount_metrics, parse_address, render, serve_metrics
+from lazyfs.image.histogram import Histogram
+from lazyfs.metrics import Collect, mount_metrics, parse_address, render, serve_metrics
+from tests.support.snapshot_client import status
+from tests.support.snapshotters import FakeChains, cri_labels, digest, served
 
 # docs/instrumenting/exposition_formats.md, "Text-based format"
 LINE = re.compile(
     r"# (?:HELP|TYPE) [a-z_]+ .*|"
     r'[a-z_]+(?:\{[a-z_]+="(?:[^"\\\n]|\\[\\"n])*"(?:,[a-z_]+="[^"]*")*\})? [0-9.e+-]+'
 )
+# docs/practices/naming.md: what it counts in, and "total" for what only grows.
+NAME = re.compile(r"lazyfs_[a-z_]+?(_bytes|_seconds)?(_total)?")
 
 ANSWER = {
     "reads": {"hits": 3, "misses": 1, "bytes": 1 << 40, "failures": 0},
+    "waits": {"network": {"bounds": (0.5, 1.0), "counts": (1, 1, 3), "total": 9.5}},
     "traffic": {"demand": {"requests": 1, "bytes": 7}, "pack": {"requests": 0, "bytes": 0}},
-    "sources": [
-        {"control_requests": 2, "data_requests": 3, "control_bytes": 4, "data_bytes": 5, "retries": 0},
-        {"control_requests": 20, "data_requests": 30, "control_bytes": 40, "data_bytes": 50, "retries": 1},
-    ],
+    "source": {
+        "control_requests": 22, "data_requests": 33, "control_bytes": 44, "data_bytes": 55, "retries": 1,
+    },
+    "mounts": 2,
+    "cache": {"kinds": {"layers": 77, "tocs": 8}, "quota": 0, "evictions": 1, "evicted_bytes": 6},
     "boot": {"written": 9, "rejected": 0},
-}
+}  # fmt: skip
 
 
 def test_every_line_is_one_of_the_format_and_every_name_is_told_once():
-    text = render(mount_metrics(ANSWER))
+    text = render(mount_metrics(ANSWER)).decode()
     lines = text.splitlines()
     assert all(LINE.fullmatch(line) for line in lines)
-    kinds = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert len(kinds) == len(set(kinds))
-    assert 'lazyfs_reads_total{result="hit"} 3' in lines
-    assert "lazyfs_read_bytes_total 1099511627776" in lines
-    assert "lazyfs_source_data_requests_total 33" in lines
-    assert "# TYPE lazyfs_boot_pack_written_leaves gauge" in lines
+    kinds = [line.split()[2:] for line in lines if line.startswith("# TYPE")]
+    assert len(kinds) == len({name for name, _ in kinds})
+    for name, kind in kinds:
+        assert NAME.fullmatch(name)
+        assert name.endswith("_total") == (kind == "counter")
+    assert {
+        'lazyfs_reads_total{result="hit"} 3.0',
+        "lazyfs_read_bytes_total 1.099511627776e+12",
+        "lazyfs_source_data_requests_total 33.0",
+        "lazyfs_mounts 2.0",
+        'lazyfs_cache_bytes{kind="layers"} 77.0',
+        "lazyfs_cache_evicted_bytes_total 6.0",
+        'lazyfs_boot_pack_leaves_total{result="written"} 9.0',
+        'lazyfs_read_wait_seconds_bucket{cause="network",le="1.0"} 1.0',
+        'lazyfs_read_wait_seconds_bucket{cause="network",le="+Inf"} 3.0',
+        'lazyfs_read_wait_seconds_count{cause="network"} 3.0',
+        'lazyfs_read_wait_seconds_sum{cause="network"} 9.5',
+    } <= set(lines)
 
 
-def test_labels_are_escaped():
-    text = render([Metric("x_total", "a\nb\\", 1, {"name": 'a"b\\c\nd'})])
-    assert text == (
-        "# HELP lazyfs_x_total a\\nb\\\\\n# TYPE lazyfs_x_total counter\n"
-        'lazyfs_x_total{name="a\\"b\\\\c\\nd"} 1\n'
-    )
+@given(st.lists(st.floats(0, 100), max_size=30))
+def test_a_histogram_counts_what_is_at_most_each_bound(values):
+    histogram = Histogram((0.5, 10.0))
+    for value in values:
+        histogram.observe(value)
+    counts, total = histogram.distribution()
+    assert counts == (sum(v <= 0.5 for v in values), sum(v <= 10 for v in values), len(values))
+    assert total == pytest.approx(sum(values))
 
 
 @pytest.mark.parametrize(
@@ -71,14 +98,17 @@ async def ask(port: int, request: bytes) -> bytes:
         return answer
 
 
+async def collect():
+    return [CounterMetricFamily("lazyfs_x", "X.", value=5)]
+
+
 async def test_whoever_asks_is_told():
     async with trio.open_nursery() as nursery:
-        collect = lambda: [Metric("x_total", "X.", 5)]  # noqa: E731  # one line of it
         port = await nursery.start(serve_metrics, "127.0.0.1:0", collect)
         answer = await ask(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4")
-        assert body.endswith(b"lazyfs_x_total 5\n")
+        assert body.endswith(b"lazyfs_x_total 5.0\n")
         assert f"Content-Length: {len(body)}".encode() in head
         assert (await ask(port, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
         assert (await ask(port, b"GET /secret HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
@@ -90,6 +120,59 @@ async def test_whoever_asks_is_told():
 @pytest.mark.expect_log("no metrics at")
 async def test_a_port_that_is_taken_is_logged_and_nothing_else():
     async with trio.open_nursery() as nursery:
-        port = await nursery.start(serve_metrics, "127.0.0.1:0", list)
-        assert await nursery.start(serve_metrics, f"127.0.0.1:{port}", list) == 0
+        port = await nursery.start(serve_metrics, "127.0.0.1:0", collect)
+        assert await nursery.start(serve_metrics, f"127.0.0.1:{port}", collect) == 0
         nursery.cancel_scope.cancel()
+
+
+def scraped(port: int) -> dict[str, float]:
+    """All samples by their names and labels, as the library's own parser reads them."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    return {
+        " ".join([sample.name, *(sample.labels[name] for name in sorted(sample.labels))]): sample.value
+        for sample in samples
+    }
+
+
+def test_a_snapshotter_tells_of_its_calls_while_it_serves_them(tmp_path):
+    ports: Queue[int] = Queue()
+
+    async def tell(collect: Collect) -> None:
+        async with trio.open_nursery() as nursery:
+            ports.put(await nursery.start(serve_metrics, "127.0.0.1:0", collect))
+
+    chains = FakeChains(tmp_path / "daemon", {"app": [digest("base"), digest("app")]})
+    with served(tmp_path / "root", chains, tell=tell) as client:
+        port = ports.get(timeout=60)
+        with status("ALREADY_EXISTS"):
+            client.prepare("1", "", cri_labels("app", [digest("base"), digest("app")], 1))
+        client.prepare("on lazy", client.list()[0].name, {})
+        client.prepare("unpacked", "", cri_labels("other", [digest("other")], 1))
+        client.commit("whole", "unpacked", {})
+        client.view("view", "whole", {})
+        with status("NOT_FOUND"):
+            client.stat("no such")
+        chains.away = True
+        client.remove("on lazy")
+        seen = scraped(port)
+    prefix = "lazyfs_snapshotter"
+    expected = {
+        "snapshots committed true": 1,
+        "snapshots committed false": 1,
+        "snapshots view false": 1,
+        "calls_total ALREADY_EXISTS Prepare": 1,
+        "calls_total OK Prepare": 2,
+        "calls_total NOT_FOUND Stat": 1,
+        "call_duration_seconds_count Prepare": 3,
+        "call_duration_seconds_bucket +Inf Prepare": 3,
+        "layers_total lazy": 1,
+        "layers_total unpacked": 1,
+        "created_total lazy": 1,
+        "created_total ordinary": 2,
+        "daemon_failures_total release": 1,
+        "daemon_reconnects_total": 0,
+    }
+    assert {name: seen.get(f"{prefix}_{name}") for name in expected} == expected
+    assert 0 < seen[f"{prefix}_call_duration_seconds_sum Prepare"] < 60

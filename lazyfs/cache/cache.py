@@ -158,6 +158,11 @@ class Cache:
             return describe_entry(path)
         return None
 
+    @property
+    def quota_bytes(self) -> int:
+        """How much disk it may take; 0 for any amount."""
+        return self._quota_bytes
+
     def usage(self) -> Usage:
         """How much disk everything takes. Walks the directory."""
         return measure(self.root)

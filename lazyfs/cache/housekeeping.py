@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakSet
 
 from lazyfs.cache.catalogue import Catalogue, KeptImage, Listed
@@ -42,6 +43,13 @@ class OpenEntries:
             entry.note_use()
 
 
+class Evictions(NamedTuple):
+    """How often room was made, and how many bytes went for that."""
+
+    times: int = 0
+    bytes: int = 0
+
+
 class Housekeeper:
     """What a cache does about its size. All methods may block for the disk; safe in any thread.
 
@@ -73,9 +81,14 @@ class Housekeeper:
         self._ledger = ledger
         self._evictor = Evictor(store, load_spans)
         self._collector = Collector(root, store.scratch, store.remove)
+        self._evictions = Evictions()
 
     def __repr__(self) -> str:
         return f"<Housekeeper of {self._root}, {self._space!r}, {self._ledger!r}>"
+
+    def evictions(self) -> Evictions:
+        """What was evicted through this object so far."""
+        return self._evictions
 
     def make_room(self, size: int = 0) -> int:
         """Evicts what was used least recently, until there is room for `size` more bytes; returns how many.
@@ -85,10 +98,13 @@ class Housekeeper:
         """
         try:
             with only_evictor(self._root / "locks") as alone:
-                return self._make_room(size) if alone else 0
+                freed = self._make_room(size) if alone else 0
         except (OSError, CacheError) as error:
             _log.warning("cannot make room in the cache: %s", error)
             return 0
+        if freed:
+            self._evictions = Evictions(self._evictions.times + 1, self._evictions.bytes + freed)
+        return freed
 
     def excess(self) -> int:
         """How many bytes `make_room` would have to take away now."""

@@ -14,9 +14,11 @@ from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
+from lazyfs.metrics import parse_address, serve_metrics
 from lazyfs.printable import LineFormatter
 from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
+from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.run import run_snapshotter
 
 DEFAULT_ROOT: Final = Path("/var/lib/lazyfs/snapshotter")
@@ -39,21 +41,27 @@ _PATIENT_S: Final = 60.0  # a container's start is not given up sooner
     show_default=True,
     help="Where the daemon that serves the data answers.",
 )
-def snapshotter(config: Config, root: Path, socket: Path, daemon: Path) -> None:
+@click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
+def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics: str | None) -> None:
     """Keep containerd's snapshots, in the foreground, until SIGTERM.
 
     An image that has an index is not pulled: its containers start at once, and `lazyfs daemon` fetches what
     they read. Any other image is pulled as usual. docs/containerd.md says how containerd is told.
     """
-    del config
+    counts = SnapshotterCounts()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    address = config.snapshotter_metrics if metrics is None else metrics
+    if address:
+        parse_address(address)  # now, not when containerd is here already
     run = partial(
         run_snapshotter,
         Path(os.path.realpath(root)),
         socket.absolute(),
-        ServiceClient(daemon.absolute(), patience_s=_SOON_S),
-        ServiceClient(daemon.absolute(), patience_s=_PATIENT_S),
+        ServiceClient(daemon.absolute(), patience_s=_SOON_S, again=counts.reconnected),
+        ServiceClient(daemon.absolute(), patience_s=_PATIENT_S, again=counts.reconnected),
+        counts=counts,
+        tell=partial(serve_metrics, address) if address else None,
         ready=_say_ready,
     )
     trio.run(partial(run_until_signal, run))

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from lazyfs.image.histogram import BOUNDS_S
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher
 from lazyfs.image.layer import LazyLayer
@@ -65,6 +66,11 @@ def traffic_facts(traffic: Traffic) -> dict[str, Any]:
         purpose.value: {"requests": counts[purpose].requests, "bytes": counts[purpose].bytes}
         for purpose in Purpose
     }
+
+
+def waits_facts(traffic: Traffic) -> dict[str, Any]:
+    """How long reads waited, by what for: a histogram whose last count is that of all."""
+    return {cause.value: {"bounds": BOUNDS_S, **seen._asdict()} for cause, seen in traffic.waits().items()}
 
 
 def slowest_facts(traffic: Traffic) -> list[dict[str, Any]]:

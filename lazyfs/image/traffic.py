@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import trio
 
 from indexer.boot_pack import PackLayer
+from lazyfs.image.histogram import Distribution, Histogram
 
 SLOWEST: Final = 32
 """Reads that are remembered for having waited longest."""
@@ -109,6 +110,7 @@ class Traffic:
         self._paid_until = 0.0
         self._slowest: list[tuple[float, int, SlowRead]] = []
         self._reads = 0
+        self._waits = {cause: Histogram() for cause in Cause}
 
     def __repr__(self) -> str:
         running = ", ".join(f"{count} {purpose.value}" for purpose, count in self._running.items() if count)
@@ -171,6 +173,7 @@ class Traffic:
     def waited(self, read: SlowRead) -> None:
         """A read had to wait."""
         self._reads += 1
+        self._waits[read.cause].observe(read.wait_s)
         item = (read.wait_s, self._reads, read)
         if len(self._slowest) < SLOWEST:
             heappush(self._slowest, item)
@@ -180,6 +183,10 @@ class Traffic:
     def counts(self) -> Mapping[Purpose, TrafficCount]:
         """What was asked so far."""
         return dict(self._counts)
+
+    def waits(self) -> Mapping[Cause, Distribution]:
+        """How long reads waited, by what they waited for most."""
+        return {cause: histogram.distribution() for cause, histogram in self._waits.items()}
 
     def slowest(self) -> list[SlowRead]:
         """The reads that waited longest, the longest first."""

@@ -1,6 +1,6 @@
 """Asks the data daemon. One that is being restarted is waited for: nothing that is asked is done twice."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -77,9 +77,13 @@ class ServiceClient:
     Args:
         socket: where the daemon listens.
         patience_s: for how many seconds a daemon that is not there, or dies before it answers, is waited for.
+        again: called each time a question is asked once more for that.
     """
 
-    def __init__(self, socket: Path, patience_s: float = 30.0) -> None:
+    def __init__(
+        self, socket: Path, patience_s: float = 30.0, again: Callable[[], None] = lambda: None
+    ) -> None:
+        self._again = again
         self._socket = socket
         self._patience_s = patience_s
 
@@ -175,6 +179,7 @@ class ServiceClient:
                         if trio.current_time() + pause > deadline:
                             raise Unreachable(f"no data daemon answers at {self._socket}: {error}") from error
                     await trio.sleep(pause)
+                    self._again()
                     pause = min(2 * pause, _LONGEST_PAUSE_S)
         except trio.TooSlowError:
             raise Unreachable(f"the data daemon gave no answer within {timeout_s:g} s") from None

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lazyfs.errors import BadReference
-from lazyfs.image.explain import slowest_facts, traffic_facts
+from lazyfs.image.explain import slowest_facts, traffic_facts, waits_facts
 from lazyfs.image.traffic import Traffic
 from lazyfs.service.chains import Chains
 from lazyfs.service.fuse_driver import FuseDriver
@@ -73,22 +73,19 @@ class Desk:
 
     def statistics(self) -> dict[str, Any]:
         """What was read, fetched and waited for so far."""
-        counts = [lazy.statistics() for lazy in self._layers.open_layers()]
+        reads = self._layers.reads()
         files = self._layers.saved()
         return {
             "pid": os.getpid(),
             "mounts": len(self._chains.listed()),
             "images": len(self._images.open_images()),
-            "layers": len(counts),
+            "layers": len(self._layers.open_layers()),
             "in_use": {"files": sum(file.opens > 0 for file in files), "trees": len(self._fuse.saved())},
             "indexing": self._queue.statistics()._asdict(),
-            "reads": {
-                "hits": sum(count.hits for count in counts),
-                "misses": sum(count.misses for count in counts),
-                "bytes": sum(count.bytes_served for count in counts),
-                "failures": sum(count.fetched.failures for count in counts),
-            },
+            "reads": reads._asdict(),
             "traffic": traffic_facts(self._traffic),
+            "waits": waits_facts(self._traffic),
             "slowest": slowest_facts(self._traffic),
+            "source": asdict(self._images.statistics()),
             "sources": [asdict(image.workshop.statistics()) for image in self._images.open_images()],
         }

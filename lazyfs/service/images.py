@@ -30,6 +30,7 @@ from lazyfs.oci.config import chain_ids
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
+from lazyfs.source.base import SourceStatistics
 
 _log = logging.getLogger(__name__)
 
@@ -157,6 +158,8 @@ class Images:
         self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S)
         self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
         self._looks = 0
+        self._workshops: list[Workshop] = []
+        self._past = SourceStatistics()  # of images that are closed
 
     def __repr__(self) -> str:
         return f"<Images {self._open!r}, {len(self._verdicts)} known, {self._looks} looked for>"
@@ -164,6 +167,10 @@ class Images:
     def open_images(self) -> list[OpenImage]:
         """Those that are open now."""
         return self._open.open_values()
+
+    def statistics(self) -> SourceStatistics:
+        """What all images have cost so far, also those that are closed."""
+        return sum((workshop.statistics() for workshop in self._workshops), start=self._past)
 
     async def assess(self, order: ChainOrder) -> str:
         """Why the ordered image cannot be shown lazily, in words; "" if it can.
@@ -236,7 +243,12 @@ class Images:
                     indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
-            yield OpenImage(workshop, resolved, indexed)
+            self._workshops.append(workshop)
+            try:
+                yield OpenImage(workshop, resolved, indexed)
+            finally:
+                self._workshops.remove(workshop)
+                self._past += workshop.statistics()
 
 
 def _verdict(image: OpenImage) -> Verdict:

@@ -25,6 +25,7 @@ from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.image import map_metadata, open_layer
 from lazyfs.image.indexing import IndexedLayer, load_index
 from lazyfs.image.layer import LazyLayer
+from lazyfs.image.reads import Reads, reads_of, sum_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.traffic import Purpose
 from lazyfs.mount.contents import LayerReader
@@ -109,6 +110,7 @@ class Layers:
         self._layers: Pool[LayerKey, ShownLayer] = Pool(nursery, _IDLE_S)
         self._metadata: Pool[Path, ShownMetadata] = Pool(nursery, _IDLE_S)
         self._files: dict[int, SavedFile] = {}
+        self._past = Reads()  # of layers that are closed
 
     def __repr__(self) -> str:
         return f"<Layers {self._layers!r} in {self._forest!r}>"
@@ -116,6 +118,10 @@ class Layers:
     def open_layers(self) -> list[LazyLayer]:
         """Those that are open now."""
         return [shown.lazy for shown in self._layers.open_values()]
+
+    def reads(self) -> Reads:
+        """What was read so far, also of layers that are closed."""
+        return sum_of([self._past, *map(reads_of, self.open_layers())])
 
     def saved(self) -> tuple[SavedFile, ...]:
         """The forest's files, for the next daemon."""
@@ -175,6 +181,7 @@ class Layers:
                 try:
                     yield ShownLayer(inode, lazy, auditor)
                 finally:
+                    self._past = sum_of([self._past, reads_of(lazy)])
                     self._hide(inode)
                     tasks.cancel_scope.cancel()
 

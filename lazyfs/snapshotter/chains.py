@@ -14,6 +14,7 @@ import trio
 from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError
 from lazyfs.oci.chain import ChainOrder
+from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.model import ChainAway
 
 _ASSESS_S: Final = 45.0
@@ -72,9 +73,11 @@ class BoundedChains:
     Args:
         soon: the daemon, for what is not worth waiting for if it is away.
         patient: the daemon, for mounts.
+        counts: told of what it did not do.
     """
 
-    def __init__(self, soon: Chains, patient: Chains) -> None:
+    def __init__(self, soon: Chains, patient: Chains, counts: SnapshotterCounts | None = None) -> None:
+        self._counts = counts or SnapshotterCounts()
         self._soon = soon
         self._patient = patient
 
@@ -84,6 +87,7 @@ class BoundedChains:
             with trio.fail_after(_ASSESS_S):
                 answer = await self._soon.assess(order)
         except (LazyfsError, IndexerError, trio.TooSlowError) as error:
+            self._counts.daemon_failed("assess")
             lazy, why = False, str(error) or f"that took longer than {_ASSESS_S:g} s to tell"
         else:
             lazy, why = answer.lazy, answer.why
@@ -112,28 +116,29 @@ class BoundedChains:
                 if mounted.name == name:
                     return mounted.path
                 why = f"{order.image} has other layers now"
+        self._counts.daemon_failed("mount")
         if scope.cancelled_caught:
             why = f"the daemon did not mount it within {_MOUNT_S:g} s"
         raise ChainAway(f"the lazy root filesystem cannot be mounted: {why}")
 
     async def release(self, name: str) -> bool:
         """Let a mount go; whether the daemon did."""
-        return await _try(lambda: self._soon.release(name), f"release {name}")
+        return await self._try("release", lambda: self._soon.release(name), f"release {name}")
 
     async def keep(self, names: Collection[str]) -> bool:
         """Let all mounts go but these; whether the daemon did."""
-        return await _try(lambda: self._soon.keep(names), "reconcile mounts")
+        return await self._try("keep", lambda: self._soon.keep(names), "reconcile mounts")
 
     async def index(self, order: ChainOrder) -> bool:
         """Ask for an index of the image for the next time; whether the daemon heard."""
-        return await _try(lambda: self._soon.index(order), f"ask for an index of {order.image}")
+        return await self._try("index", lambda: self._soon.index(order), f"ask for an index of {order.image}")
 
-
-async def _try(ask: Callable[[], Awaitable[object]], doing: str) -> bool:
-    try:
-        with trio.fail_after(_OTHERS_S):
-            await ask()
-    except (LazyfsError, IndexerError, trio.TooSlowError) as error:
-        _log.info("cannot %s: %s", doing, str(error) or "it takes too long")
-        return False
-    return True
+    async def _try(self, question: str, ask: Callable[[], Awaitable[object]], doing: str) -> bool:
+        try:
+            with trio.fail_after(_OTHERS_S):
+                await ask()
+        except (LazyfsError, IndexerError, trio.TooSlowError) as error:
+            self._counts.daemon_failed(question)
+            _log.info("cannot %s: %s", doing, str(error) or "it takes too long")
+            return False
+        return True

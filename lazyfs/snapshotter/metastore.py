@@ -125,6 +125,11 @@ class Metastore:
         )
         return [base for (base,) in rows]
 
+    def kinds(self) -> dict[tuple[str, bool], int]:
+        """How many snapshots there are of each kind, lazy and not."""
+        rows = self._db.execute("SELECT kind, layer != '', count(*) FROM snapshots GROUP BY 1, 2")
+        return {(kind, bool(lazy)): count for kind, lazy, count in rows}
+
     def ids(self) -> set[int]:
         """The ids of all snapshots."""
         return {number for (number,) in self._db.execute("SELECT id FROM snapshots")}

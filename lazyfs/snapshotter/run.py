@@ -2,20 +2,26 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
+from prometheus_client import Metric
 
 from lazyfs.errors import ConfigError
 from lazyfs.image.tasks import open_tasks
 from lazyfs.snapshotter.chains import BoundedChains, Chains
 from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.metastore import Metastore
+from lazyfs.snapshotter.metrics import SnapshotterCounts, snapshotter_metrics
 from lazyfs.snapshotter.mounts import overlay_options
 from lazyfs.snapshotter.server import serving
 from lazyfs.snapshotter.snapshotter import Snapshotter
+
+Tell = Callable[[Callable[[], Awaitable[Iterable[Metric]]]], Awaitable[None]]
+"""Tells whoever asks what it can collect, until cancelled."""
 
 
 async def run_snapshotter(
@@ -24,6 +30,8 @@ async def run_snapshotter(
     soon: Chains,
     patient: Chains,
     *,
+    counts: SnapshotterCounts | None = None,
+    tell: Tell | None = None,
     ready: Callable[[], None] = lambda: None,
     step: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -34,6 +42,8 @@ async def run_snapshotter(
         socket: where containerd finds us.
         soon: the daemon, for what is not worth waiting for if it is away.
         patient: the daemon, for mounts.
+        counts: told of what is done.
+        tell: serves what it is given to collect, as long as this runs.
         ready: called once containerd may come.
         step: told each step before it is taken; for tests.
 
@@ -45,15 +55,24 @@ async def run_snapshotter(
         store = Metastore(root / "snapshots.db")
         try:
             directories = Directories(root / "snapshots")
-            chains = BoundedChains(soon, patient)
+            counts = counts or SnapshotterCounts()
+            chains = BoundedChains(soon, patient, counts)
             async with open_tasks() as nursery:
-                snapshotter = Snapshotter(store, directories, chains, overlay_options(), nursery, step=step)
+                snapshotter = Snapshotter(
+                    store, directories, chains, overlay_options(), nursery, counts=counts, step=step
+                )
                 await snapshotter.start()
-                async with serving(snapshotter, socket):
+                async with serving(snapshotter, socket, counts):
+                    if tell is not None:
+                        nursery.start_soon(tell, partial(_collect, snapshotter, counts))
                     ready()
                     await trio.sleep_forever()
         finally:
             store.close()
+
+
+async def _collect(snapshotter: Snapshotter, counts: SnapshotterCounts) -> Iterable[Metric]:
+    return snapshotter_metrics(counts, await snapshotter.kinds())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ that goes away does not stop what it asked for.
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ import grpc
 import trio
 
 from lazyfs.errors import ConfigError
+from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.model import (
     BadSnapshotCall,
     ChainAway,
@@ -57,15 +59,22 @@ Call = Callable[[Any], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def serving(snapshotter: Snapshotter, socket: Path) -> AsyncIterator[None]:
+async def serving(
+    snapshotter: Snapshotter, socket: Path, counts: SnapshotterCounts | None = None
+) -> AsyncIterator[None]:
     """Serve a snapshotter on a unix socket that only our user can open.
+
+    Args:
+        snapshotter: answers.
+        socket: where.
+        counts: told of every call.
 
     Raises:
         ConfigError: the socket cannot be made.
     """
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshotter"),
-        handlers=[_Service(snapshotter, trio.lowlevel.current_trio_token())],
+        handlers=[_Service(snapshotter, trio.lowlevel.current_trio_token(), counts or SnapshotterCounts())],
     )
     _bind(server, socket)
     server.start()
@@ -93,8 +102,11 @@ def _bind(server: grpc.Server, socket: Path) -> None:
 class _Service(grpc.GenericRpcHandler):
     """The methods by their names on the wire."""
 
-    def __init__(self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(
+        self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken, counts: SnapshotterCounts
+    ) -> None:
         calls = _Calls(snapshotter)
+        self._counts = counts
         self._token = token
         self._handlers = {
             f"/{SERVICE}/{name}": self._handler(name, call) for name, call in calls.by_name().items()
@@ -125,17 +137,22 @@ class _Service(grpc.GenericRpcHandler):
 
     def _answer(self, name: str, call: Call, request: Any, context: grpc.ServicerContext) -> Any:
         """What the snapshotter answers; else the call is aborted with the error's status."""
+        began = time.perf_counter()
+        status = grpc.StatusCode.OK
         try:
             return trio.from_thread.run(call, request, trio_token=self._token)
         except SnapshotError as error:
             _log.info("%s: %s", name, error)
             status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
-            context.abort(status, str(error))
+            why = str(error)
         except (trio.RunFinishedError, trio.Cancelled):
-            context.abort(grpc.StatusCode.UNAVAILABLE, "the snapshotter is ending")
+            status, why = grpc.StatusCode.UNAVAILABLE, "the snapshotter is ending"
         except Exception as error:  # noqa: BLE001  # a bug fails one call, not the service
             _log.exception("a bug in %s", name)
-            context.abort(grpc.StatusCode.INTERNAL, f"a bug: {type(error).__name__}: {error}")
+            status, why = grpc.StatusCode.INTERNAL, f"a bug: {type(error).__name__}: {error}"
+        finally:
+            self._counts.called(name, status.name, time.perf_counter() - began)
+        context.abort(status, why)
         raise AssertionError  # abort raises
 
 

@@ -31,6 +31,7 @@ from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.filters import parse_filters
 from lazyfs.snapshotter.labels import REF, is_top, order_of
 from lazyfs.snapshotter.metastore import Metastore
+from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.model import (
     ChainAway,
     DiskRefused,
@@ -66,6 +67,7 @@ class Snapshotter:
         chains: the daemon.
         options: of this machine's overlayfs.
         nursery: where work goes on that no caller waits for.
+        counts: told of what is made.
         step: told the name of each step before it is taken; tests end the process there.
     """
 
@@ -77,8 +79,10 @@ class Snapshotter:
         options: OverlayOptions,
         nursery: trio.Nursery,
         *,
+        counts: SnapshotterCounts | None = None,
         step: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._counts = counts or SnapshotterCounts()
         self._store = store
         self._directories = directories
         self._chains = chains
@@ -114,7 +118,10 @@ class Snapshotter:
             SnapshotError: of any kind.
         """
         order = await self._order(parent, labels)
-        if order is not None and await self._is_lazy(key, parent, labels, order):
+        lazy = order is not None and await self._is_lazy(key, parent, labels, order)
+        if labels.get(REF):
+            self._counts.layer(lazy=lazy)
+        if order is not None and lazy:
             raise SnapshotExists(f"the layer {order.layer} is served as it is read")
         return await self._create(Kind.ACTIVE, key, parent, labels)
 
@@ -205,6 +212,10 @@ class Snapshotter:
         if record.info.kind is Kind.ACTIVE:
             return await self._disk(self._directories.usage, record.id)
         return await self._records(self._store.usage, key)
+
+    async def kinds(self) -> dict[tuple[str, bool], int]:
+        """How many snapshots there are of each kind, lazy and not."""
+        return await self._records(self._store.kinds)
 
     async def cleanup(self) -> None:
         """Remove directories that belong to no snapshot.
@@ -304,6 +315,7 @@ class Snapshotter:
                 await self.remove(key)
             raise
         self._step("answer")
+        self._counts.created(lazy=bool(record.base))
         return self._shown(record, lowers)
 
     async def _record(

@@ -15,7 +15,7 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.snapshotter.chains import Chains
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.records import mount_name
-from lazyfs.snapshotter.run import run_snapshotter
+from lazyfs.snapshotter.run import Tell, run_snapshotter
 from tests.support.snapshot_client import SnapshotClient, connected
 
 
@@ -124,7 +124,9 @@ def stargz_labels(image: str, layers: list[str], depth: int) -> dict[str, str]:
 
 
 @contextmanager
-def served(root: Path, chains: Chains, socket: Path | None = None) -> Iterator[SnapshotClient]:
+def served(
+    root: Path, chains: Chains, socket: Path | None = None, tell: Tell | None = None
+) -> Iterator[SnapshotClient]:
     """A client of a snapshotter that keeps its things in `root`, for as long as the block lasts."""
     socket = socket or root.with_name(root.name + ".sock")
     scope = trio.CancelScope()
@@ -134,7 +136,7 @@ def served(root: Path, chains: Chains, socket: Path | None = None) -> Iterator[S
     async def main() -> None:
         tokens.append(trio.lowlevel.current_trio_token())
         with scope:
-            await run_snapshotter(root, socket, chains, chains)
+            await run_snapshotter(root, socket, chains, chains, tell=tell)
 
     def run() -> None:
         try:
