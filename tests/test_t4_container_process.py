@@ -198,9 +198,10 @@ def kinds(document: dict) -> set[str]:
 
 def test_the_specification_is_json_and_says_what_was_settled():
     volume = Volume(Path("/src"), "/dst", read_only=True)
-    document = json.loads(json.dumps(spec(volumes=[volume], read_only=True, terminal=True)))
+    document = json.loads(json.dumps(spec(volumes=[volume], read_only=True, terminal=True, window=(33, 77))))
     assert document["process"]["user"] == {"uid": 0, "gid": 0, "additionalGids": [5]}
     assert document["process"]["terminal"]
+    assert document["process"]["consoleSize"] == {"height": 33, "width": 77}
     assert document["root"] == {"path": "/r", "readonly": True}
     assert document["mounts"][-1] == {
         "destination": "/dst",

@@ -29,7 +29,7 @@ from lazyfs.container.root_tree import RootTree, check_directory
 from lazyfs.container.runtime import Runtime, write_bundle
 from lazyfs.container.runtime_spec import KERNEL_MOUNTS, ContainerSpec, runtime_spec
 from lazyfs.container.supervise import Supervisor
-from lazyfs.container.terminal import Terminal
+from lazyfs.container.terminal import Terminal, window_size
 from lazyfs.container.user_namespace import become_root, check_mapped
 from lazyfs.errors import ContainerError
 from lazyfs.mount.mounts import Busy, unmount
@@ -236,6 +236,7 @@ def _settled(
         network=wishes.network,
         read_only=wishes.read_only,
         terminal=wishes.terminal,
+        window=window_size() if wishes.terminal else None,
         volumes=volumes,
         rootless=order.rootless,
         private_cgroups=_UNIFIED.exists() and not order.rootless,

@@ -35,6 +35,7 @@ class ContainerSpec:
         network: "host" or "none".
         read_only: nothing but volumes can be written.
         terminal: it has a terminal of its own.
+        window: the terminal's rows and columns at first; None if that is not known.
         volumes: what of the host is shown, in the order of mounting.
         rootless: we are in a user namespace that an ordinary user made.
         private_cgroups: it has a cgroup namespace, as with version 2.
@@ -50,6 +51,7 @@ class ContainerSpec:
     network: str = "host"
     read_only: bool = False
     terminal: bool = False
+    window: tuple[int, int] | None = None
     volumes: Sequence[Volume] = ()
     rootless: bool = False
     private_cgroups: bool = False
@@ -78,8 +80,10 @@ def _process(spec: ContainerSpec) -> dict[str, Any]:
     # Effective and permitted are what execve(2) leaves: nothing for others than root.
     most = list(spec.confinement.capabilities)
     own = most if spec.identity.uid == 0 else []
+    rows, columns = spec.window or (0, 0)
     return {
         "terminal": spec.terminal,
+        **({"consoleSize": {"height": rows, "width": columns}} if spec.terminal and spec.window else {}),
         "user": {
             "uid": spec.identity.uid,
             "gid": spec.identity.gid,

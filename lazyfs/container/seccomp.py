@@ -1,7 +1,7 @@
 """What containers may not ask of the kernel: `linux.seccomp` (OCI runtime-spec, config-linux.md).
 
-The default allows what it does not name, so that programs go on working on kernels to come. It denies what has
-no namespaces, what exploits are made of and hardly anything else, and what takes a capability that the
+The default allows what it does not name, so that programs go on working on kernels to come. It denies what
+has no namespaces, what exploits are made of and hardly anything else, and what takes a capability that the
 container has not, so that a hole in the kernel's own checks is none here.
 """
 

@@ -1,7 +1,6 @@
 """A container's terminal: bytes between its master side and our own terminal, and the window's size."""
 
 import errno
-import fcntl
 import os
 import selectors
 import termios
@@ -13,6 +12,14 @@ from typing import Any, Final, Self
 _PIECE: Final = 64 << 10
 _STDIN: Final = 0
 _STDOUT: Final = 1
+
+
+def window_size() -> tuple[int, int] | None:
+    """Rows and columns of our own terminal; None if we have none."""
+    for descriptor in (_STDIN, _STDOUT):
+        with suppress(OSError, termios.error):
+            return termios.tcgetwinsize(descriptor)
+    return None
 
 
 class Terminal:
@@ -47,11 +54,9 @@ class Terminal:
 
     def resize(self) -> None:
         """Give the terminal the size of ours."""
-        for descriptor in (_STDIN, _STDOUT):
-            with suppress(OSError):
-                size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
-                fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
-                return
+        size = window_size()
+        if size is not None:
+            termios.tcsetwinsize(self._master, size)
 
     def register(self, selector: selectors.BaseSelector) -> None:
         """Have the selector watch what we read."""
