@@ -1,5 +1,6 @@
 """The daemon that serves a container's image: forked from us, so that what we have imported costs nothing."""
 
+import gc
 import json
 import logging
 import os
@@ -101,8 +102,11 @@ def _fork(told: bytes) -> tuple[int, int]:
         detach(keep=(_STDIN, _STDOUT))
         die_with_parent(signal.SIGTERM)
         logging.getLogger().handlers.clear()
+        gc.disable()  # what is imported stays: looking through it meanwhile takes a tenth of the time
         from lazyfs import daemon  # noqa: PLC0415  # while the parent is waiting for it
 
+        gc.freeze()
+        gc.enable()
         code = daemon.main()
     finally:
         os._exit(code)
