@@ -13,6 +13,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Containers": {
         "run": "run a command in a container over the mounted image",
+        "exec": "run one more command in a container that runs",
         "commit": "make an image of what a container changed",
         "daemon": "serve the data of containers that start lazily",
         "snapshotter": "keep containerd's snapshots, lazily where that is possible",
@@ -47,6 +48,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
     "stats": ("stats", "stats --json /mnt"),
+    "exec": ("exec web nginx -s reload", "exec -it web bash"),
     "explain": ("explain /mnt", "explain --json"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),
     "inspect": ("inspect debian:12", "inspect --json --platform linux/arm64 debian:12"),

@@ -19,10 +19,11 @@ from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code, message_of
 _COMMANDS: Final = {
     "mount": "mounting",
     "umount": "mounting",
-    "stats": "mounting",
+    "stats": "stats",
     "explain": "explain",
     "trace": "trace",
     "run": "run",
+    "exec": "exec",
     "commit": "commit",
     "index": "images",
     "optimize": "optimize",

@@ -1,4 +1,4 @@
-"""The kernel's calls for containers that Python lacks: unshare(2), prctl(2), mount(2), openat2(2)."""
+"""The kernel's calls for containers that Python lacks: unshare, setns, prctl, mount, openat2(2)."""
 
 import ctypes
 import os
@@ -26,6 +26,19 @@ def unshare(namespaces: int) -> None:
         OSError: EPERM or ENOSPC where the machine does not allow it.
     """
     _check(_libc().unshare(namespaces))
+
+
+def join_users(pid: int) -> None:
+    """Enter the user namespace of a process. Only for a process with one thread.
+
+    Raises:
+        OSError: EPERM where that is not one of ours, ENOENT where there is no such process.
+    """
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc().setns(namespace, NEW_USERS))
+    finally:
+        os.close(namespace)
 
 
 def keep_mounts_private() -> None:

@@ -160,6 +160,14 @@ class ContainerPlaces:
         path = self._directory / name
         return ContainerPlace(path) if _NAME.fullmatch(name) and (path / "facts.json").is_file() else None
 
+    def all(self) -> list[ContainerPlace]:
+        """The places of all containers, by name; some may be of dead ones."""
+        try:
+            paths = sorted(self._directory.iterdir())
+        except OSError:
+            return []
+        return [ContainerPlace(path) for path in paths if (path / "facts.json").is_file()]
+
     def clear_dead(self) -> None:
         """Clear what containers left whose runners were killed."""
         with suppress(OSError), self._locked():

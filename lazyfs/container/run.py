@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from lazyfs.container import kernel
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
@@ -26,16 +26,13 @@ from lazyfs.container.process import (
     working_dir_of,
 )
 from lazyfs.container.root_tree import RootTree, check_directory
-from lazyfs.container.runtime import Runtime, write_bundle
+from lazyfs.container.runtime import UNIFIED, Runtime, leave_one_cgroup_version, write_bundle
 from lazyfs.container.runtime_spec import KERNEL_MOUNTS, ContainerSpec, runtime_spec
 from lazyfs.container.supervise import Supervisor
 from lazyfs.container.terminal import Terminal, window_size
 from lazyfs.container.user_namespace import become_root, check_mapped
 from lazyfs.errors import ContainerError
 from lazyfs.mount.mounts import Busy, unmount
-from lazyfs.mount.syscalls import unmount_kernel
-
-_UNIFIED: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 class ImageServer(Protocol):
@@ -165,19 +162,12 @@ def run_container(order: RunOrder, place: ContainerPlace, serve: Callable[[Path]
         supervision.enter_context(supervisor)
         stack.callback(runtime.delete, identifier)
         if runtime.name == "crun":
-            _leave_one_cgroup_version()
+            leave_one_cgroup_version()
         pid, master = _start(order, runtime, identifier, bundle)
         terminal = None
         if master is not None:
             terminal = stack.enter_context(Terminal(master, interactive=order.interactive))
         return supervisor.wait(pid, terminal, server.fileno())
-
-
-def _leave_one_cgroup_version() -> None:
-    """Hide version 2 from us where both are mounted: crun refuses such machines."""
-    if not _UNIFIED.exists():
-        with suppress(OSError):  # it is not there, or not ours
-            unmount_kernel(b"/sys/fs/cgroup/unified", lazy=True)
 
 
 def _mount_root(place: ContainerPlace, changes: Changes, root: Path, *, lasting: bool) -> Changes:
@@ -239,7 +229,7 @@ def _settled(
         window=window_size() if wishes.terminal else None,
         volumes=volumes,
         rootless=order.rootless,
-        private_cgroups=_UNIFIED.exists() and not order.rootless,
+        private_cgroups=UNIFIED.exists() and not order.rootless,
         confinement=wishes.confinement,
     )
 

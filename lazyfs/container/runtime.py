@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
+from lazyfs.mount.syscalls import unmount_kernel
 
 KNOWN: Final = ("runc", "crun")
+UNIFIED: Final = Path("/sys/fs/cgroup/cgroup.controllers")
+"""There where version 2 of control groups is the only one."""
 
 _NOT_FOUND: Final = ("executable file not found", "executable file `", "no such file or directory")
 _REFUSED: Final = ("permission denied", "is a directory", "exec format error")
@@ -89,8 +92,19 @@ class Runtime:
         )  # fmt: skip
         return done.returncode == 0
 
+    def words_to_exec(self, identifier: str, process: Path) -> list[str]:
+        """The command that starts one more process in a container, as a file says, and waits for its end."""
+        return [*self._command(), "exec", "--process", str(process), identifier]
+
     def _command(self) -> list[str]:
         return [self.program, "--root", str(self.state)]
+
+
+def leave_one_cgroup_version() -> None:
+    """Hide version 2 from us where both are mounted: crun refuses such machines."""
+    if not UNIFIED.exists():
+        with suppress(OSError):  # it is not there, or not ours
+            unmount_kernel(b"/sys/fs/cgroup/unified", lazy=True)
 
 
 def find_runtime(wanted: str, environment: Mapping[str, str]) -> str:
