@@ -269,8 +269,15 @@ def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
 def fetch_settings(config: Config, *, record: bool = False) -> FetchSettings:
     """How the configuration wants content fetched; for a recording nothing that is not wanted."""
     ahead = ReadAheadSettings(most_reach=0) if record else ReadAheadSettings()
-    traffic = Traffic(config.background_rate_kib << 10, patient=config.background != "full")
-    return FetchSettings(timeout_s=config.read_timeout_s, read_ahead=ahead, traffic=traffic)
+    rate = config.limit_rate_kib << 10
+    traffic = Traffic(
+        config.background_rate_kib << 10,
+        patient=config.background != "full",
+        rate=rate,
+        connections=config.max_connections,
+    )
+    settings = FetchSettings(timeout_s=config.read_timeout_s, read_ahead=ahead, traffic=traffic)
+    return settings.paced(rate)
 
 
 @asynccontextmanager

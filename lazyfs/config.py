@@ -26,6 +26,7 @@ _BOUNDS: Final = {
     "max_ratio": (1, 1 << 20),
     "free_floor_mib": (0, 1 << 30),
     "background_rate_kib": (0, 1 << 30),
+    "limit_rate_kib": (0, 1 << 30),
     "cache_quota_mib": (0, 1 << 30),
 }
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
@@ -69,6 +70,7 @@ class Config:
         background: what is fetched although nobody reads it: nothing (off), the rest of each layer while
             nobody waits for anything (idle), or at any time (full).
         background_rate_kib: KiB a second that the background may fetch; 0 is any number.
+        limit_rate_kib: KiB a second of content that all together may fetch, readers too; 0 is any number.
         metrics: where daemons tell their counts to Prometheus: PORT or a loopback HOST:PORT; "" is nowhere.
         snapshotter_metrics: the same, where the snapshotter tells its own.
         log_level: debug, info, warning or error.
@@ -104,6 +106,7 @@ class Config:
     boot_pack: bool = True
     background: str = "off"
     background_rate_kib: int = 8192
+    limit_rate_kib: int = 0
     metrics: str = ""
     snapshotter_metrics: str = ""
     log_level: str = "warning"

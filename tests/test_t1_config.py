@@ -46,6 +46,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "boot_pack": (False, "yes"),
     "background": ("idle", "full"),
     "background_rate_kib": (0, "4096"),
+    "limit_rate_kib": (64, "4096"),
     "metrics": ("9400", "127.0.0.1:9401"),
     "snapshotter_metrics": ("9402", "127.0.0.1:9403"),
     "log_level": ("error", "info"),

@@ -9,11 +9,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Final
+from typing import Final, Self
 
 import trio
 
@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _MOST_AT_ONCE: Final = 16 << 20
 _MUCH: Final = 8 << 20
 _TRANSFERS: Final = 8
+_LEAST_PACED: Final = 64 << 10
 _LEAST_TRANSFER_S: Final = 0.001
 _STREAMED_FROM: Final = 512 << 10  # compressed bytes; fewer come at once
 _COMPRESSED_START: Final = attrgetter("compressed_start")
@@ -63,6 +64,11 @@ class FetchSettings:
     max_gap: int = 32 << 10
     read_ahead: ReadAheadSettings = field(default_factory=ReadAheadSettings)
     traffic: Traffic = field(default_factory=Traffic)
+
+    def paced(self, rate: int) -> Self:
+        """The same with requests so small that others get their turn soon, at so many bytes a second."""
+        most = max(rate // 4, _LEAST_PACED) if rate else self.max_streamed
+        return replace(self, max_bytes=min(self.max_bytes, most), max_streamed=min(self.max_streamed, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,12 @@ class SpanFetcher:
         return number in self._landings
 
     def carried_meanwhile(self, round_trip_s: float) -> int:
-        """Bytes that the line carries while a round trip lasts, by the requests of late; 0 before any."""
+        """Bytes that the line carries while a round trip lasts, by the requests of late; 0 before any.
+
+        Where bytes are counted out, none are to spare.
+        """
+        if self._settings.traffic.rate:
+            return 0
         size = sum(size for size, _ in self._transfers)
         seconds = sum(max(seconds - round_trip_s, _LEAST_TRANSFER_S) for _, seconds in self._transfers)
         return int(size / seconds * round_trip_s) if size else 0
@@ -194,6 +205,10 @@ class SpanFetcher:
             self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch, ticket))
         return {number: self._landings[number] for number in numbers}
 
+    async def _pay(self, size: int) -> None:
+        """Wait until a stream may go on with so many bytes, for readers."""
+        await self._settings.traffic.pay(Ticket(Purpose.DEMAND), size)
+
     def _is_large(self, sharing: range) -> bool:
         """Whether the spans of one entry are pieces of a zstd frame that is better streamed."""
         first, last = self._spans[sharing[0]], self._spans[sharing[-1]]
@@ -209,7 +224,7 @@ class SpanFetcher:
         if self._whole is not None:
             self._stream_whole(spans)
             return
-        stream = FrameStream(spans, self._entry, self._blob, self._landings, self._count)
+        stream = FrameStream(spans, self._entry, self._blob, self._landings, self._count, self._pay)
         settings = self._settings
         work = partial(stream.run, settings.max_bytes, settings.timeout_s)
         self._nursery.start_soon(self._guarded, spans, work)
@@ -218,7 +233,8 @@ class SpanFetcher:
         """Land these claimed spans by streaming the layer from its beginning."""
         if self._whole is None:
             _log.warning("the server of %r knows no ranges: its layer is streamed whole", self)
-            self._whole = WholeStream(self._spans, self._entry, self._blob, self._landings, self._count)
+            pay = self._pay if self._settings.traffic.rate else None
+            self._whole = WholeStream(self._spans, self._entry, self._blob, self._landings, self._count, pay)
         self._whole.wanted.extend(spans)
         if not self._whole.runs:
             self._whole.runs = True
@@ -262,12 +278,16 @@ class SpanFetcher:
     async def _fetch(self, fetch: Fetch, ticket: Ticket) -> None:
         asked = trio.current_time()
         async with AsyncExitStack() as locks:
-            await locks.enter_async_context(self._settings.traffic.turn(ticket))
+            traffic = self._settings.traffic
+            await locks.enter_async_context(traffic.turn(ticket))
+            paid = max(span.compressed_end for span in fetch.spans) - fetch.spans[0].compressed_start
+            await traffic.pay(ticket, paid)
             with trio.fail_after(self._settings.timeout_s):
                 for span in fetch.spans:  # ascending, as everybody locks them
                     await locks.enter_async_context(self._entry.span_lock(span.number))
                 missing = [s for s in fetch.spans if not self._entry.has(s.first_leaf, s.end_leaf)]
                 if not missing:
+                    traffic.give_back(paid)
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
                 self._count(end - start, len(missing), ticket.purpose)
@@ -277,6 +297,9 @@ class SpanFetcher:
                 try:
                     landed = await self._fetch_range(missing, start, end, ticket)
                     self._transfers.append((end - start, trio.current_time() - began))
+                except RangeRefused:
+                    traffic.give_back(paid)
+                    raise
                 finally:
                     self._throughput.ended(trio.current_time())
         for span, data in landed:

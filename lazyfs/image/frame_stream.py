@@ -4,7 +4,7 @@ Readers behind the frontier are served as it passes, those ahead of it wait. Amo
 the others watch what it puts into the cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -31,11 +31,19 @@ class FrameStream:
         blob: where they come from.
         landings: who waits for them.
         count: told of each request.
+        pay: waits until so many bytes may be asked for.
     """
 
     def __init__(
-        self, spans: Sequence[Span], entry: LayerEntry, blob: Blob, landings: Landings, count: Count
+        self,
+        spans: Sequence[Span],
+        entry: LayerEntry,
+        blob: Blob,
+        landings: Landings,
+        count: Count,
+        pay: Callable[[int], Awaitable[None]],
     ) -> None:
+        self._pay = pay
         self._spans = spans
         self._entry = entry
         self._blob = blob
@@ -82,6 +90,7 @@ class FrameStream:
         end = self._spans[-1].compressed_end
         for start in range(self._spans[0].compressed_start, end, piece_size):
             stop = min(start + piece_size, end)
+            await self._pay(stop - start)
             with trio.fail_after(timeout_s):
                 finished = await self._blob.fetch(start, stop, consume)
             self._count(stop - start, len(finished))

@@ -14,12 +14,13 @@ from typing import Final, NamedTuple
 import trio
 
 from indexer.boot_pack import PackLayer
+from lazyfs.image.budget import Budget
 from lazyfs.image.histogram import Distribution, Histogram
 
 SLOWEST: Final = 32
 """Reads that are remembered for having waited longest."""
 
-_MOST: Final = 12  # requests at once in advance of readers, so that there are connections left for them
+_MOST: Final = 12  # requests at once in advance of readers, and 3/4 of the connections: the rest are theirs
 _BUSY: Final = 4  # readers' requests under way beside which nothing new is asked for in advance
 _IDLE_S: Final = 0.5
 
@@ -31,6 +32,9 @@ class Purpose(Enum):
     PACK = "pack"
     AHEAD = "read-ahead"
     BACKGROUND = "background"
+
+
+_URGENCY: Final = {purpose: number for number, purpose in enumerate(Purpose)}
 
 
 class Cause(Enum):
@@ -98,13 +102,21 @@ class Traffic:
     Args:
         background_rate: bytes a second that the background may ask for; 0 is any number.
         patient: whether the background waits until nothing else has been asked for a while.
+        rate: bytes a second for all requests together; 0 is any number.
+        connections: how many there are for all of them; 0 is any number.
     """
 
-    def __init__(self, background_rate: int = 0, *, patient: bool = True) -> None:
+    def __init__(
+        self, background_rate: int = 0, *, patient: bool = True, rate: int = 0, connections: int = 0
+    ) -> None:
         self._rate = background_rate
+        self._budget = Budget(rate)
+        self._connections = connections
+        self._most_ahead = min(_MOST, max(connections * 3 // 4, 1)) if connections else _MOST
         self._patient = patient
         self._running = dict.fromkeys(Purpose, 0)
         self._counts = dict.fromkeys(Purpose, TrafficCount())
+        self._waiting: list[Ticket] = []
         self._changed = trio.lowlevel.ParkingLot()
         self._busy_until = -_IDLE_S
         self._paid_until = 0.0
@@ -121,12 +133,16 @@ class Traffic:
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for a turn, and hold it."""
-        while not self._may_run(ticket.purpose):
-            if ticket.purpose is Purpose.BACKGROUND:
-                with trio.move_on_after(_IDLE_S):  # that nothing runs for a while, nobody tells
+        self._waiting.append(ticket)
+        try:
+            while not self._may_run(ticket.purpose):
+                if ticket.purpose is Purpose.BACKGROUND:
+                    with trio.move_on_after(_IDLE_S):  # that nothing runs for a while, nobody tells
+                        await self._changed.park()
+                else:
                     await self._changed.park()
-            else:
-                await self._changed.park()
+        finally:
+            self._waiting.remove(ticket)
         purpose = ticket.purpose
         self._running[purpose] += 1
         try:
@@ -137,20 +153,36 @@ class Traffic:
                 self._busy_until = trio.current_time()
             self._changed.unpark_all()
 
+    async def pay(self, ticket: Ticket, size: int) -> None:
+        """Wait until so many bytes may be asked for, as all together may ask for so many a second."""
+        await self._budget.pay(size, lambda: _URGENCY[ticket.purpose])
+
+    def give_back(self, size: int) -> None:
+        """Bytes that were paid for were not needed."""
+        self._budget.give_back(size)
+
+    @property
+    def rate(self) -> int:
+        """Bytes a second for all requests together; 0 is any number."""
+        return self._budget.rate
+
     def promote(self, ticket: Ticket) -> None:
         """A reader waits for this request by now."""
         if ticket.purpose is not Purpose.DEMAND:
             ticket.purpose = Purpose.DEMAND
             self._changed.unpark_all()
+            self._budget.look_again()
 
     def _may_run(self, purpose: Purpose) -> bool:
         running = self._running
+        if purpose is not Purpose.DEMAND and any(other.purpose is Purpose.DEMAND for other in self._waiting):
+            return False
         ahead = sum(running.values()) - running[Purpose.DEMAND]
         match purpose:
             case Purpose.DEMAND:
-                return True
+                return not self._connections or ahead + running[purpose] < self._connections
             case Purpose.PACK | Purpose.AHEAD:
-                return running[Purpose.DEMAND] < _BUSY and ahead < _MOST
+                return running[Purpose.DEMAND] < _BUSY and ahead < self._most_ahead
             case Purpose.BACKGROUND:
                 free = self._is_idle or not self._patient
                 return free and running[purpose] < 2 and trio.current_time() >= self._paid_until

@@ -4,7 +4,7 @@ Spans land as they pass. A span that is asked for when it has passed by already,
 brought by another pass. Each span's window is the output of the one before: none is fetched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -32,6 +32,7 @@ class WholeStream:
         blob: where they come from.
         landings: who waits for them.
         count: told of each pass: compressed bytes, and spans.
+        pay: waits until so many bytes more may come; None if any number may.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class WholeStream:
         blob: Blob,
         landings: Landings,
         count: Callable[[int, int], None],
+        pay: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        self._pay = pay
         self._spans = spans
         self._entry = entry
         self._blob = blob
@@ -83,6 +86,8 @@ class WholeStream:
         pour = SpanPour(self._spans, 0, unpack)
 
         def consume(piece: memoryview) -> None:
+            if self._pay is not None:
+                trio.from_thread.run(self._pay, len(piece), trio_token=token)
             for span, data in pour.feed(piece):
                 self._entry.put(span.uncompressed_start, span.first_leaf, data)
                 token.run_sync_soon(self._landings.land, span.number, data)
