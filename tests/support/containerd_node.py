@@ -175,9 +175,8 @@ class Node:
 
     def collect_garbage(self) -> None:
         """Have containerd collect garbage, and wait until it has; it does not look unless something went."""
-        self._call_snapshotter("garbage")
-        self.ctr("leases", "create", "--id", "garbage")
-        self.ctr("leases", "rm", "--sync", "garbage")
+        self._call_snapshotter(f"garbage-{time.monotonic_ns()}")
+        self.ctr("leases", "rm", "--sync", self.ctr("leases", "create").strip())
 
     def _call_snapshotter(self, key: str) -> None:
         """Have containerd call the snapshotter; a list of nothing it would answer by itself."""

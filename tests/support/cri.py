@@ -43,6 +43,9 @@ _MESSAGES = message_classes(
         "StopPodSandboxResponse": {},
         "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")},
         "RemovePodSandboxResponse": {},
+        "ListPodSandboxRequest": {},
+        "ListPodSandboxResponse": {"items": (1, "repeated PodSandbox")},
+        "PodSandbox": {"id": (1, "string")},
         "ContainerMetadata": {"name": (1, "string"), "attempt": (2, "uint32")},
         "LinuxContainerSecurityContext": {"namespace_options": (3, "NamespaceOption")},
         "LinuxContainerConfig": {"security_context": (2, "LinuxContainerSecurityContext")},
@@ -65,6 +68,9 @@ _MESSAGES = message_classes(
         "StopContainerResponse": {},
         "RemoveContainerRequest": {"container_id": (1, "string")},
         "RemoveContainerResponse": {},
+        "ListContainersRequest": {},
+        "ListContainersResponse": {"containers": (1, "repeated Container")},
+        "Container": {"id": (1, "string")},
         "ContainerStatusRequest": {"container_id": (1, "string")},
         "ContainerStatusResponse": {"status": (1, "ContainerStatus")},
         "ContainerStatus": {"id": (1, "string"), "state": (3, "int32"), "exit_code": (7, "int32")},
@@ -79,8 +85,16 @@ _MESSAGES = message_classes(
 _SERVICES = {
     "ImageService": ("PullImage", "RemoveImage", "ListImages"),
     "RuntimeService": (
-        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer"),
-        *("StopContainer", "RemoveContainer", "ContainerStatus", "ExecSync"),
+        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "ListPodSandbox"),
+        *(
+            "CreateContainer",
+            "StartContainer",
+            "ListContainers",
+            "StopContainer",
+            "RemoveContainer",
+            "ContainerStatus",
+            "ExecSync",
+        ),
     ),
 }
 
@@ -176,11 +190,22 @@ class Cri:
         """Stop and remove a sandbox and what is in it."""
         self.call("StopPodSandbox", pod_sandbox_id=pod)
         self.call("RemovePodSandbox", pod_sandbox_id=pod)
-        del self._pods[pod]
+        self._pods.pop(pod, None)
+
+    def pods(self) -> list[str]:
+        """All sandboxes, those of calls that were cut short too."""
+        return sorted(str(pod.id) for pod in self.call("ListPodSandbox").items)
+
+    def containers(self) -> list[str]:
+        """All containers, those of calls that were cut short too."""
+        return sorted(str(container.id) for container in self.call("ListContainers").containers)
 
     def remove_pods(self) -> None:
-        """Stop and remove all sandboxes of this client."""
-        for pod in list(self._pods):
+        """Stop and remove all sandboxes and what is in them, also those that nobody was told of.
+
+        So the kubelet does with what belongs to no pod that it knows.
+        """
+        for pod in self.pods():
             self.remove_pod(pod)
 
 
