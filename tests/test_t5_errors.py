@@ -216,6 +216,11 @@ def contain(world: World, *words: str, options: Sequence[str | Path] = (), tag: 
     return world.run("run", *options, world.at(tag), *words)
 
 
+def without_a_capability(world: World) -> Done:
+    words = ["setpriv", "--bounding-set=-bpf", executable(), "run", "--cap-add", "bpf", world.at("good"), "x"]
+    return subprocess.run(words, env=os.environ | world.env(), capture_output=True, text=True, check=False)
+
+
 def changes_to_another(world: World) -> Done:
     options = ("--upper", world.tmp / "kept")
     assert contain(world, "nope", options=options).returncode == 127
@@ -373,6 +378,11 @@ CASES: dict[str, Callable[[World], Done]] = {
     "No runtime": lambda w: contain(w, "x", options=("--runtime", "none")),
     "A name that no container can have": lambda w: contain(w, "x", options=("--name", "a/b")),
     "Changes to another image": changes_to_another,
+    "No such capability": lambda w: contain(w, "x", options=("--cap-drop", "FLY")),
+    "A capability that we have not ourselves": without_a_capability,
+    "No seccomp profile": lambda w: contain(w, "x", options=("--security-opt", f"seccomp={w.file('p', '')}")),
+    "A security option that is none": lambda w: contain(w, "x", options=("--security-opt", "apparmor=x")),
+    "No such container": lambda w: w.run("exec", "absent", "id"),
     "No place for changes": lambda w: contain(w, "x", options=("--upper", w.file("up/x", "").parent)),
     "Nothing to commit": lambda w: w.run("commit", w.tmp / "absent", f"oci:{w.tmp}/out:1"),
     "A change that is none": lambda w: w.run("commit", "--change", "RUN x", w.tmp, f"oci:{w.tmp}/out:1"),

@@ -2,15 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support.containers import until
 from tests.support.runner import TIMEOUT_S, executable
 
 NOBODY = 65534
@@ -108,6 +111,24 @@ def test_with_ranges_all_users_of_an_image_work_and_changes_are_committed(user, 
     assert not (root / "srv/data/db/base").exists()
     assert (root / "srv/data/own").stat().st_uid == (root / "var/lib/postgresql").stat().st_uid
     assert (root / "etc/apt/file").stat().st_uid == 0
+
+
+def test_one_more_process_joins_a_container(user):
+    user.give_ids("")
+    script = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+    first = ["run", "--name", "box", "--user", "0", "-w", "/", user.image, "sh", "-c", script]
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(user, *first, exit_code=7)
+        started = user.place / "home/.cache/lazyfs/containers/box/bundle/pid"
+        until(lambda: started.exists() and started.read_text() != "", "the container starts")
+        try:
+            probe = "id -u; cat /proc/self/uid_map; readlink /proc/1/exe; grep Seccomp: /proc/self/status"
+            done = user("exec", "box", "sh", "-c", probe)
+        finally:
+            os.kill(int(started.read_text()), signal.SIGTERM)
+        running.result()
+    words = done.stdout.split()
+    assert (words[:4], words[5:]) == (["0", "0", "65534", "1"], ["Seccomp:", "2"])
 
 
 def test_nothing_is_left(user):

@@ -115,7 +115,7 @@ def read_profile(data: bytes, capabilities: Collection[str], machine: str) -> di
         action = told["defaultAction"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContainerError(
-            "that is no seccomp profile: it takes JSON with defaultAction, syscalls"
+            "that is no seccomp profile: it takes JSON with defaultAction and syscalls"
         ) from error
     return {"defaultAction": action, "architectures": list(architectures), "syscalls": rules, **flags}
 
