@@ -6,9 +6,11 @@ wants a leaf that is still to come asks whether to wait for it.
 """
 
 import logging
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,7 +23,7 @@ from indexer.errors import IndexerError
 from indexer.toc import SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import LazyfsError, NotFound
-from lazyfs.image.ordered_ranges import pour
+from lazyfs.image.ordered_ranges import Take, pour
 from lazyfs.image.pace import Pace
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.traffic import Purpose, Ticket, Traffic
@@ -153,7 +155,7 @@ class PackStream:
                 return
         async with open_tasks() as nursery:
             nursery.start_soon(self._unpack_all)
-            await pour(self._fetch, self._at, self._blob.size, self._take)
+            await pour(self._stream, self._fetch, self._at, self._blob.size, self._take)
             self._all_here = True
             self._held_more.set()
         if self._state == "coming":
@@ -192,12 +194,36 @@ class PackStream:
     # Bytes
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        async with self._traffic.turn(Ticket(Purpose.PACK)):
+        ticket = Ticket(Purpose.PACK)
+        async with self._traffic.turn(ticket):
             self._traffic.count(Purpose.PACK, end - start)
             data = await self._blob.fetch(start, end, bytes)
-        self._received += len(data)
-        self._pace.arrived(len(data), trio.current_time())
+        self._arrived(len(data))
         return data
+
+    async def _stream(self, start: int, end: int, take: Take) -> None:
+        token = trio.lowlevel.current_trio_token()
+        pieces, coming = trio.open_memory_channel[bytes](math.inf)  # of no more than the range
+
+        def arrived(piece: bytes) -> None:
+            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # it was given up
+                pieces.send_nowait(piece)
+                self._arrived(len(piece))
+
+        async def bring() -> None:
+            ticket = Ticket(Purpose.PACK)
+            async with self._traffic.turn(ticket), pieces:
+                self._traffic.count(Purpose.PACK, end - start)
+                await self._blob.stream(start, end, lambda piece: token.run_sync_soon(arrived, bytes(piece)))
+
+        async with open_tasks() as nursery, coming:
+            nursery.start_soon(bring)
+            async for piece in coming:
+                await take(piece)
+
+    def _arrived(self, size: int) -> None:
+        self._received += size
+        self._pace.arrived(size, trio.current_time())
 
     async def _take(self, data: bytes) -> None:
         self._held += data
