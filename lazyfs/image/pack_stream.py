@@ -196,6 +196,7 @@ class PackStream:
     async def _fetch(self, start: int, end: int) -> bytes:
         ticket = Ticket(Purpose.PACK)
         async with self._traffic.turn(ticket):
+            await self._traffic.pay(ticket, end - start)
             self._traffic.count(Purpose.PACK, end - start)
             data = await self._blob.fetch(start, end, bytes)
         self._arrived(len(data))
@@ -213,6 +214,7 @@ class PackStream:
         async def bring() -> None:
             ticket = Ticket(Purpose.PACK)
             async with self._traffic.turn(ticket), pieces:
+                await self._traffic.pay(ticket, end - start)
                 self._traffic.count(Purpose.PACK, end - start)
                 await self._blob.stream(start, end, lambda piece: token.run_sync_soon(arrived, bytes(piece)))
 
