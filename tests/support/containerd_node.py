@@ -26,6 +26,9 @@ from tests.support.lab_build import LEAVE_OTHERS
 from tests.support.runner import executable
 from tests.support.snapshot_client import SnapshotClient, connected
 
+PROBE = "probe-"
+"""How keys of snapshots begin that are made to see whether one can be made; ctr has them kept for ever."""
+
 PROGRAMS = ("daemon", "snapshotter", "containerd")
 _START_S = 60.0
 _PATH = f"{os.defpath}:/usr/sbin:/sbin"
@@ -137,7 +140,7 @@ class Node:
             try:
                 trio.run(ServiceClient(self.socket("daemon")).mounts)
                 self.cri.images()
-                self._call_snapshotter(f"ready-{time.monotonic_ns()}")
+                self._call_snapshotter()
             except (AssertionError, grpc.RpcError, LazyfsError):
                 assert time.monotonic() < deadline, "they do not come back"
                 time.sleep(0.05)
@@ -175,11 +178,12 @@ class Node:
 
     def collect_garbage(self) -> None:
         """Have containerd collect garbage, and wait until it has; it does not look unless something went."""
-        self._call_snapshotter(f"garbage-{time.monotonic_ns()}")
+        self._call_snapshotter()
         self.ctr("leases", "rm", "--sync", self.ctr("leases", "create").strip())
 
-    def _call_snapshotter(self, key: str) -> None:
+    def _call_snapshotter(self) -> None:
         """Have containerd call the snapshotter; a list of nothing it would answer by itself."""
+        key = f"{PROBE}{time.monotonic_ns()}"
         snapshots = ("snapshots", "--snapshotter", "lazyfs")
         self.ctr(*snapshots, "prepare", key)
         self.ctr(*snapshots, "rm", key)
