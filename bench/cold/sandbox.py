@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from bench.measure import MethodFailed
+from tests.support.lab_build import LEAVE_OTHERS
 
 # CHLD ignored: what is orphaned is reaped by the kernel. /run: containerd's shims have their sockets there.
-_INIT: Final = 'trap "" CHLD; mount -t proc proc /proc && mount -t tmpfs tmpfs /run && echo up && exec cat'
+_INIT: Final = f"""
+    trap "" CHLD
+    mount -t proc proc /proc && {{ {LEAVE_OTHERS}; }} && mount -t tmpfs tmpfs /run && echo up && exec cat
+"""
 _END_S: Final = 30.0
 
 

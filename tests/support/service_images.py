@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
 from tests.support.lab import Lab, push_layout
+from tests.support.lab_build import LEAVE_OTHERS
 from tests.support.runner import LazyfsRunner
 from tests.support.service import orders_of
 
@@ -42,13 +43,13 @@ def published(lab: Lab, address: str, name: str, place: Path) -> Published:
 def container(chain: Path, command: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
     """A process in an overlay over a chain, in a mount namespace of its own, as a runtime makes it.
 
-    With the words `within` before its command.
+    Of other mounts it keeps what the overlay holds. With the words `within` before its command.
     """
     script = f"""
         set -e
         mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/merged
         mount -t overlay -o lowerdir={chain},upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/merged
-        cd /mnt/merged && echo ready >&2
+        cd /mnt/merged && {{ {LEAVE_OTHERS}; }} && echo ready >&2
         {command}
     """
     shell = [*within, "unshare", "--mount", "sh", "-c", script]
