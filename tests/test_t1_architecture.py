@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 RULES = Rules(
     floors=(
         ("indexer", "demo"),
-        ("lazyfs.errors", "lazyfs"),
+        ("lazyfs.errors", "lazyfs.flock", "lazyfs"),
         ("lazyfs.oci",),
         ("lazyfs.source", "lazyfs.cache"),
         ("lazyfs.image",),
         ("lazyfs.mount", "lazyfs.snapshotter"),
         ("lazyfs.container",),
         (
-            *("lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config", "lazyfs.control"),
-            *("lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
+            *("lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config"),
+            *("lazyfs.control", "lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
             *("lazyfs.mount_states", "lazyfs.policy"),
             *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
         ),

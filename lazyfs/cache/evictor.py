@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,14 +16,13 @@ from lazyfs.cache.files import cache_errors, data_runs
 from lazyfs.cache.inventory import entry_paths
 from lazyfs.cache.last_use import REGION, REGION_BITS, last_uses, region_count
 from lazyfs.cache.layer_store import LayerStore
-from lazyfs.cache.locks import try_flock
 from lazyfs.errors import CacheError
+from lazyfs.flock import flock_within
 
 _log = logging.getLogger(__name__)
 
 _MOST_REGIONS: Final = 16  # taken away at once; writers of the entry wait meanwhile
 _PATIENCE_S: Final = 5.0
-_PAUSE_S: Final = 0.01
 
 LoadSpans = Callable[[str, str], SpanTable | None]
 """The span table of a layer digest and the digest of a table of contents; None if it is not known."""
@@ -174,11 +172,6 @@ def only_evictor(directory: Path) -> Iterator[bool]:
     """Whether we are the one process that makes room in a cache; waits a while for another to be done."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        deadline = time.monotonic() + _PATIENCE_S
-        alone = try_flock(descriptor)
-        while not alone and time.monotonic() < deadline:
-            time.sleep(_PAUSE_S)
-            alone = try_flock(descriptor)
-        yield alone
+        yield flock_within(descriptor, _PATIENCE_S)
     finally:
         os.close(descriptor)

@@ -8,9 +8,9 @@ from indexer.digest import LEAF_SIZE
 from lazyfs.cache.entry_files import ABSENT, PRESENT, Geometry, State, fill_directory
 from lazyfs.cache.files import FILE_MODE, cache_errors, write_sparse
 from lazyfs.cache.layer_store import LayerStore
-from lazyfs.cache.locks import directory_locked
 from lazyfs.cache.room import Admission
 from lazyfs.errors import CacheError
+from lazyfs.flock import directory_locked
 
 
 class Filling:

@@ -9,7 +9,7 @@ from typing import Final
 
 from lazyfs.cache.entry_files import ABSENT, State
 from lazyfs.cache.files import read_bounded
-from lazyfs.cache.locks import try_flock
+from lazyfs.flock import try_flock
 
 _LARGEST_PRESENCE: Final = 1 << 32
 _LARGEST_STATE: Final = 1 << 16

@@ -16,8 +16,8 @@ from typing import Final
 from indexer.digest import digest_hex
 from lazyfs.cache.entry_files import ABSENT, PRESENT, EntryFiles, Geometry, State, fill_directory
 from lazyfs.cache.files import cache_errors, is_at, make_directories
-from lazyfs.cache.locks import directory_locked, try_flock
 from lazyfs.cache.scratch import Scratch
+from lazyfs.flock import directory_locked, try_flock
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Locks between processes: byte ranges of one open file, and named files. The kernel frees them on death.
+"""Locks between processes: bytes of one open file, and named files. The kernel frees them on death.
 
 Open file description locks (fcntl_locking(2), F_OFD_SETLK) belong to the descriptor, not to the process: they
-exclude other descriptors of the same process too, and closing another one does not drop them. Neither they
-nor flock(2) can be waited for in trio, so waiting is polling; what they guard takes milliseconds to minutes.
+exclude other descriptors of the same process too, and closing another one does not drop them. They cannot
+be waited for in trio, so waiting is polling; what they guard takes milliseconds to minutes.
 """
 
 import errno
@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from lazyfs.cache.files import FILE_MODE, cache_errors, is_at, plain_name
+from lazyfs.flock import try_flock
 
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.020
@@ -78,30 +79,6 @@ def _wait_for_byte(descriptor: int, offset: int, deadline: float) -> None:
 def _set_lock(descriptor: int, command: int, kind: int, offset: int) -> None:
     # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid; the last must be 0 for OFD locks.
     fcntl.fcntl(descriptor, command, struct.pack("hhqqi0q", kind, os.SEEK_SET, offset, 1, 0))
-
-
-def try_flock(descriptor: int) -> bool:
-    """Takes flock(2) exclusively, without waiting; a shared lock that this descriptor has may get lost."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def directory_locked(path: Path) -> Iterator[None]:
-    """Holds a directory's flock exclusively; blocks until it is free.
-
-    Raises:
-        OSError: there is no such directory.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 async def wait_acquired(acquire_nowait: Callable[[], bool]) -> None:

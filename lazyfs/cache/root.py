@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.cache.files import DIRECTORY_MODE, cache_errors, read_bounded
-from lazyfs.cache.locks import directory_locked
 from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
+from lazyfs.flock import directory_locked
 
 _VERSION: Final = b"1\n"
 _PARTS: Final = (

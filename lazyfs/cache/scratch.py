@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.cache.files import DIRECTORY_MODE, create_private, is_at, write_all
-from lazyfs.cache.locks import try_flock
 from lazyfs.errors import CacheError
+from lazyfs.flock import try_flock
 
 _ATTEMPTS: Final = 100
 

@@ -5,16 +5,15 @@ DIR/work            what overlayfs needs beside it
 DIR/container.json  the image, and the empty mount points that were made in the upper directory
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from lazyfs.errors import ContainerError
+from lazyfs.flock import directory_owned
 
 _FILE: Final = "container.json"
 
@@ -107,16 +106,11 @@ def in_use(directory: Path) -> Iterator[None]:
     Raises:
         ContainerError: it cannot be made, or another container uses it.
     """
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ContainerError(f"{directory}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ContainerError(f"{directory}: another container uses it") from None
+            owned = stack.enter_context(directory_owned(directory))
+        except OSError as error:
+            raise ContainerError(f"{directory}: {error.strerror}") from error
+        if not owned:
+            raise ContainerError(f"{directory}: another container uses it")
         yield
-    finally:
-        os.close(descriptor)

@@ -16,13 +16,14 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from lazyfs.container.runtime import Runtime
 from lazyfs.errors import ContainerError
+from lazyfs.flock import directory_locked, try_flock
 from lazyfs.mount.syscalls import unmount_kernel
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
@@ -175,15 +176,9 @@ class ContainerPlaces:
                 if path.is_dir():
                     _clear_if_dead(path)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Nobody else makes or clears places meanwhile."""
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return directory_locked(self._directory, follow=True)
 
 
 def clear_when_dead(path: Path) -> None:
@@ -210,9 +205,7 @@ def _clear_if_dead(path: Path) -> bool:
             ContainerPlace(path).clear()
         return not path.exists()
     with Held(descriptor):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(descriptor):
             return False
         if _is_lock_of(descriptor, path):
             ContainerPlace(path).clear()

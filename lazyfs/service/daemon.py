@@ -5,11 +5,9 @@ cache cannot answer fail from then on. Orders stay: the next daemon makes all mo
 killed, or told to leave, leaves everything as it is: if its connection was kept, the next one goes on.
 """
 
-import fcntl
 import logging
 import os
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +20,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
+from lazyfs.flock import flock_within
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
@@ -48,7 +47,6 @@ _log = logging.getLogger(__name__)
 
 _QUESTIONS: Final = "questions"
 _LOCK_S: Final = 5.0
-_LOOK_EVERY_S: Final = 0.05
 _SYNC_S: Final = 5.0
 
 
@@ -191,22 +189,11 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
     except OSError as error:
         raise MountError(f"cannot use {options.root}: {error.strerror}") from error
     try:
-        until = time.monotonic() + _LOCK_S
-        while not _try_lock(lock):
-            if time.monotonic() > until:
-                raise MountError(f"another data daemon uses {options.root}")
-            time.sleep(_LOOK_EVERY_S)
+        if not flock_within(lock, _LOCK_S):
+            raise MountError(f"another data daemon uses {options.root}")
         yield
     finally:
         os.close(lock)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

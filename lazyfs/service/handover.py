@@ -3,7 +3,6 @@
 The orphan goes on serving meanwhile, and ends once it has handed them over.
 """
 
-import fcntl
 import os
 import socket
 import struct
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from lazyfs.flock import try_flock
 from lazyfs.service import descriptors
 
 _SOCKET: Final = "handover"
@@ -29,12 +29,9 @@ def is_locked(root: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_flock(lock)
     finally:
         os.close(lock)
-    return False
 
 
 def claim(root: Path) -> dict[str, int]:

@@ -9,12 +9,14 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from indexer.errors import IndexerError
+from lazyfs.acceptor import accept_connections
 from lazyfs.errors import BadReference, LazyfsError, MountError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.printable import one_line
@@ -25,7 +27,6 @@ _log = logging.getLogger(__name__)
 _QUESTION_S: Final = 10.0
 _ANSWER_S: Final = 10.0
 _CONNECTIONS: Final = 512
-_PAUSE_S: Final = 0.1
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 _LONGEST_COMPLAINT: Final = 2000
 
@@ -65,39 +66,12 @@ def _made(path: Path) -> Path:
 
 async def answer_questions(listening: socket.socket, answer: Answer) -> None:
     """Answer whoever may ask, until cancelled."""
-    listener = trio.socket.from_stdlib_socket(listening)
-    turns = trio.Semaphore(_CONNECTIONS)
-    async with trio.open_nursery() as nursery:
-        while True:
-            await turns.acquire()
-            try:
-                connection, _ = await listener.accept()
-            except OSError as error:  # out of descriptors, or they have gone already: accept(2)
-                turns.release()
-                _log.warning("cannot take a question: %s", error)
-                await trio.sleep(_PAUSE_S)
-                continue
-            nursery.start_soon(_take, connection, answer, turns)
+    await accept_connections(listening, _CONNECTIONS, partial(_converse, answer))
 
 
-async def _take(connection: trio.socket.SocketType, answer: Answer, turns: trio.Semaphore) -> None:
-    try:
-        with connection:
-            if _peer(connection) in {0, os.getuid()}:
-                await _converse(trio.SocketStream(connection), answer)
-    except (trio.BrokenResourceError, OSError):
-        return  # whoever asked has gone
-    finally:
-        turns.release()
-
-
-def _peer(connection: trio.socket.SocketType) -> int:
-    """The user at the other end, as of when they connected."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    return int(_PEER.unpack(credentials)[1])
-
-
-async def _converse(stream: trio.SocketStream, answer: Answer) -> None:
+async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
+    if _peer(stream.socket) not in {0, os.getuid()}:
+        return
     with trio.move_on_after(_QUESTION_S) as scope:
         line = await _line(stream)
     if scope.cancelled_caught or line is None:
@@ -105,6 +79,12 @@ async def _converse(stream: trio.SocketStream, answer: Answer) -> None:
     reply = await _reply(line, answer)
     with trio.move_on_after(_ANSWER_S):
         await stream.send_all(encoded(reply))
+
+
+def _peer(connection: trio.socket.SocketType) -> int:
+    """The user at the other end, as of when they connected."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])
 
 
 async def _line(stream: trio.SocketStream) -> bytes | None:

@@ -1,9 +1,7 @@
 """Puts the snapshotter together and serves it: records, directories, the daemon, the socket."""
 
-import fcntl
-import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import trio
 from prometheus_client import Metric
 
 from lazyfs.errors import ConfigError
+from lazyfs.flock import directory_owned
 from lazyfs.image.tasks import open_tasks
 from lazyfs.snapshotter.chains import BoundedChains, Chains
 from lazyfs.snapshotter.directories import Directories
@@ -80,16 +79,11 @@ def _owned(root: Path) -> Iterator[None]:
     """The root for us alone: two processes would give the same ids to different snapshots."""
     if set(str(root)) & set(":,\\"):
         raise ConfigError(f'{root}: overlayfs takes no paths with ":", "," or "\\"')
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{root}: cannot keep snapshots there: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{root}: another snapshotter keeps its snapshots there") from None
+            owned = stack.enter_context(directory_owned(root))
+        except OSError as error:
+            raise ConfigError(f"{root}: cannot keep snapshots there: {error.strerror}") from error
+        if not owned:
+            raise ConfigError(f"{root}: another snapshotter keeps its snapshots there")
         yield
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ import trio
 
 from indexer.digest import digest_hex
 from lazyfs.errors import BadReference, SourceError
+from lazyfs.flock import directory_locked
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
 from lazyfs.source.answers import failure
@@ -22,7 +23,7 @@ from lazyfs.source.local import REF_NAME
 from lazyfs.source.push import open_repository
 from lazyfs.source.push_artifact import descriptor_fields
 from lazyfs.source.push_blob import PUSH, BlobUploads
-from lazyfs.source.push_layout import begin_layout, locked_layout, partial_file, write_whole
+from lazyfs.source.push_layout import begin_layout, partial_file, write_whole
 from lazyfs.source.settings import SourceSettings
 
 DEFAULT_TAG: Final = "latest"
@@ -109,13 +110,13 @@ class LayoutImageStore:
 
     def _begin(self) -> Path:
         self._path.mkdir(parents=True, exist_ok=True)
-        with locked_layout(self._path):
+        with directory_locked(self._path, follow=True):
             return begin_layout(self._path)
 
     def _finish(self, blobs: Path, image: ImageToStore) -> None:
         for link, data in (image.config, image.manifest):
             write_whole(blobs / digest_hex(link.digest), data)
-        with locked_layout(self._path):
+        with directory_locked(self._path, follow=True):
             data = (self._path / "index.json").read_bytes()
             read_layout_index((self._path / "oci-layout").read_bytes(), data)
             write_whole(self._path / "index.json", tagged(data, image.manifest[0], self._tag))

@@ -4,7 +4,6 @@ Every file appears whole under its name; `index.json` is replaced under a lock o
 several of us add at once is all there in the end. Tools that know no such lock may still undo each other.
 """
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import trio
 
 from indexer.digest import digest_hex
 from lazyfs.errors import NotFound, SourceError
+from lazyfs.flock import directory_locked
 from lazyfs.oci.media_types import OCI_INDEX
 from lazyfs.source.layout import Directory, read_layout_index
 from lazyfs.source.push_artifact import Artifact
@@ -50,7 +50,7 @@ class LayoutPublisher:
     def _publish(self, artifact: Artifact) -> bool:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            with locked_layout(self._path):
+            with directory_locked(self._path, follow=True):
                 return self._publish_locked(artifact)
         except OSError as error:
             where = str(self._path)
@@ -86,17 +86,6 @@ def _has(directory: Directory, digest: str) -> bool:
         directory.find(digest)
         return True
     return False
-
-
-@contextmanager
-def locked_layout(path: Path) -> Iterator[None]:
-    """Hold a layout directory's flock(2) alone; blocks until it is free."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
