@@ -34,7 +34,7 @@ def systemd(tmp_path) -> Iterator[Systemd]:
         name: (UNITS / name).read_text().replace("/usr/bin/lazyfs", executable())
         for name in (DAEMON, SNAPSHOTTER)
     }
-    units[DAEMON] = units[DAEMON].replace("WatchdogSec=60", "WatchdogSec=6")
+    units = {name: unit.replace("WatchdogSec=60", "WatchdogSec=5") for name, unit in units.items()}
     with running_systemd(tmp_path / "systemd", units) as systemd:
         yield systemd
     shutil.rmtree(tmp_path / "systemd")
@@ -84,6 +84,9 @@ def test_both_services_are_ready_when_systemd_says_so_and_stop(systemd, python):
     with grpc.insecure_channel(f"unix:{systemd.path('/run/lazyfs/snapshotter.sock')}") as channel:
         client = SnapshotClient(channel)
         client.prepare("first")
+        before = systemd.processes(SNAPSHOTTER)
+        systemd.ctl("kill", "--signal=STOP", SNAPSHOTTER)
+        wait_until(lambda: len(before | systemd.processes(SNAPSHOTTER)) == 2)
         mounts = client.mounts("first")
         assert [mount.type for mount in mounts] == ["bind"]
         ask(systemd, "mount", python.whole)

@@ -2,9 +2,12 @@
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from socket import MSG_DONTWAIT
+from socket import socket as Socket  # noqa: N812  # one of our options is called so
 from typing import Final
 
 import click
@@ -14,6 +17,7 @@ from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
+from lazyfs.image.tasks import open_tasks
 from lazyfs.metrics import parse_address, serve_metrics
 from lazyfs.printable import LineFormatter
 from lazyfs.service import descriptors
@@ -64,7 +68,26 @@ def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics:
         tell=partial(serve_metrics, address) if address else None,
         ready=_say_ready,
     )
-    trio.run(partial(run_until_signal, run))
+    trio.run(partial(run_until_signal, partial(_with_signs_of_life, run)))
+
+
+async def _with_signs_of_life(run: Callable[[], Awaitable[None]]) -> None:
+    """Show the service manager, if it wants to see it, that our event loop turns."""
+    manager = descriptors.supervisor(os.environ)
+    every_s = descriptors.watchdog_s(os.environ, os.getpid())
+    async with open_tasks() as nursery:
+        if manager is not None and every_s:
+            nursery.start_soon(_beat, manager, every_s)
+        await run()
+        nursery.cancel_scope.cancel()
+
+
+async def _beat(manager: Socket, every_s: float) -> None:
+    with manager:
+        while True:
+            with suppress(OSError):
+                manager.send(descriptors.ALIVE, MSG_DONTWAIT)
+            await trio.sleep(every_s)
 
 
 def _say_ready() -> None:

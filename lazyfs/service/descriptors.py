@@ -56,6 +56,15 @@ def beat_s(hung_after_s: float) -> float:
     return min(_LONGEST_BEAT_S, hung_after_s / 4) or _LONGEST_BEAT_S
 
 
+def watchdog_s(environment: Mapping[str, str], pid: int) -> float:
+    """Seconds between signs of life for the service manager; 0 if it wants none (sd_watchdog_enabled(3))."""
+    if environment.get("WATCHDOG_PID", str(pid)) != str(pid):
+        return 0.0
+    with suppress(ValueError):
+        return max(0, int(environment.get("WATCHDOG_USEC", ""))) / 2e6
+    return 0.0
+
+
 def send(where: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:
     """Tell the supervisor.
 

@@ -54,6 +54,7 @@ class Keeper:
         manager: the service manager, if there is one.
         leave: leave everything mounted in the end.
         hung_after_s: how long a daemon may give no sign of life; 0 for as long as it likes.
+        beat_s: how often that is looked after, and the manager gets a sign of life.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Keeper:
         *,
         leave: bool,
         hung_after_s: float,
+        beat_s: float,
     ) -> None:
         self._told = told
         self._kept = kept
         self._manager = manager
         self._leave = leave
         self._hung_after_s = hung_after_s
-        self._beat_s = descriptors.beat_s(hung_after_s)
+        self._beat_s = beat_s
         self._silent: int | None = None  # beats missed since the last sign of life; None before the first
         self._child = 0
         self._ending = 0
@@ -237,7 +239,16 @@ def main() -> int:
     kept = descriptors.inherited(os.environ, os.getpid()) | handover.claim(Path(options["root"]))
     manager = descriptors.supervisor(os.environ)
     hung_after_s = float(options["hung_after_s"])
-    keeper = Keeper(told, kept, manager, leave="--leave" in sys.argv[2:], hung_after_s=hung_after_s)
+    beat_s = descriptors.beat_s(hung_after_s)
+    wanted_s = descriptors.watchdog_s(os.environ, os.getpid())
+    keeper = Keeper(
+        told,
+        kept,
+        manager,
+        leave="--leave" in sys.argv[2:],
+        hung_after_s=hung_after_s,
+        beat_s=min(beat_s, wanted_s) if wanted_s else beat_s,
+    )
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, keeper.end)
     code = keeper.run()
