@@ -13,7 +13,7 @@ from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unau
 from lazyfs.source.base import PIECE_SIZE
 from lazyfs.source.registry import RegistrySource
 from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.transfer import MAX_SKIP
+from lazyfs.source.transfer import most_skipped
 from tests.support.registry import Registry
 from tests.support.registry_client import layer_link, source_of
 from tests.support.registry_faults import (
@@ -246,13 +246,16 @@ async def test_a_missing_blob_is_named_with_the_registrys_code(source: RegistryS
 async def test_a_range_far_in_is_not_bought_with_the_whole_blob(
     server: Registry, source: RegistrySource
 ) -> None:
-    large = bytes(MAX_SKIP + 10_000)
+    large = bytes(40 << 20)
+    most = most_skipped(len(large))
     server.put_blob("app", large)
-    server.faults.add("cdn" if server.has_cdn else "blob", IgnoreRange(), times=2)
+    server.faults.add("cdn" if server.has_cdn else "blob", IgnoreRange(), times=3)
     blob = source.blob(layer_link(large))
     with pytest.raises(RangeRefused, match="ignores ranges"):
-        await blob.fetch(MAX_SKIP + 1, MAX_SKIP + 100, bytes)
-    assert await blob.fetch(MAX_SKIP, MAX_SKIP + 100, bytes) == bytes(100)
+        await blob.fetch(most + 1, most + 100, bytes)
+    assert await blob.fetch(most - 1, most + 100, bytes) == bytes(101)
+    with pytest.raises(RangeRefused, match="ignores ranges"):
+        await blob.fetch(2, 100, bytes)
 
 
 async def test_a_blob_of_another_size_is_found_out(server: Registry, source: RegistrySource) -> None:
@@ -381,3 +384,18 @@ async def test_whatever_breaks_each_byte_comes_once(faults: list[Action], one: i
             for fault in faults[server.faults.pending :]:  # some may not have come to pass
                 server.faults.add("blob", fault)
             assert await pulled(source) == DATA
+
+
+async def test_prepared_connections_are_used_by_requests_that_come_together() -> None:
+    with Registry() as near:
+        near.put_blob("app", DATA)
+        async with source_of(near) as source:
+            await source.hosts[0].prepare(3)
+            blob = source.blob(LINK)
+            await blob.fetch(0, 1, bytes)
+            async with trio.open_nursery() as nursery:
+                for start in range(3):
+                    nursery.start_soon(blob.fetch, start, start + 60_000, bytes)
+            assert near.journal.connections == 3
+    async with source_of(near) as source:  # nobody listens any more
+        await source.hosts[0].prepare(3)

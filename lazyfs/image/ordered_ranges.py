@@ -50,9 +50,15 @@ async def pour(stream: Stream, fetch: Fetch, start: int, end: int, take: Take) -
     """
     slots = trio.Semaphore(AT_ONCE)
 
+    begun = trio.Event()
+
+    async def begin(data: bytes) -> None:
+        begun.set()
+        await take(data)
+
     async def bring(first: int, last: int, before: trio.Event | None, done: trio.Event) -> None:
         if before is None:
-            await stream(first, last, take)
+            await stream(first, last, begin)
         else:
             data = await fetch(first, last)
             await before.wait()
@@ -67,3 +73,6 @@ async def pour(stream: Stream, fetch: Fetch, start: int, end: int, take: Take) -
             done = trio.Event()
             nursery.start_soon(bring, first, last, before, done)
             before = done
+            await (
+                begun.wait()
+            )  # where the blob lies is found by one request alone, and this has to be the first

@@ -28,7 +28,7 @@ from lazyfs.image.candidates import Place, counted, may_count
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.kept import KeptTocs
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.tasks import run_all
+from lazyfs.image.tasks import open_tasks, run_all
 from lazyfs.image.trust import Demands
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
@@ -37,6 +37,8 @@ from lazyfs.source.attachments import Attachments
 _log = logging.getLogger(__name__)
 
 MAX_CANDIDATES: Final = 8
+
+_PREPARED: Final = 4  # connections: heads of tables and the boot pack are asked for at once
 
 _HEAD_FLOOR: Final = 1 << 20  # bytes of a head that any layer may have
 
@@ -83,8 +85,10 @@ class PublishedIndexes:
         place = next((place for place in self._places.values() if may_count(place, self._demands)), None)
         if self._offline or place is None or self._references.recall(self._key(name, manifest)) is not None:
             return
-        with suppress(LazyfsError, IndexerError):  # who wants to know is told
-            await place.attachments.referrers(manifest, INDEX_TYPE)
+        async with open_tasks() as nursery:
+            nursery.start_soon(place.attachments.prepare, _PREPARED)
+            with suppress(LazyfsError, IndexerError):  # who wants to know is told
+                await place.attachments.referrers(manifest, INDEX_TYPE)
 
     # What is here
 

@@ -53,6 +53,9 @@ class Attachments(Protocol):
     def blob(self, descriptor: Descriptor) -> Blob:
         """As Source.blob says."""
 
+    async def prepare(self, connections: int) -> None:
+        """Open connections for blobs that will be asked for soon, all at once."""
+
     def statistics(self) -> SourceStatistics:
         """As Source.statistics says."""
 
@@ -82,6 +85,12 @@ class RegistryAttachments:
             if found:
                 return found
         return await self._listed(registry, digest, artifact_type)
+
+    async def prepare(self, connections: int) -> None:
+        """As Attachments.prepare says."""
+        host = next((host for host in self._source.hosts if host.can(Capability.PULL)), None)
+        if host is not None:
+            await host.prepare(connections)
 
     async def _listed(self, host: Host, digest: str, artifact_type: str) -> Sequence[Descriptor]:
         """What a host lists of a type. All types come by one request: more than one is wanted."""
@@ -130,6 +139,9 @@ class LocalAttachments:
             if isinstance(manifest, Manifest) and manifest.subject and manifest.subject.digest == digest:
                 found.append(entry)
         return found
+
+    async def prepare(self, connections: int) -> None:
+        """There are none."""
 
     async def tagged(self, tag: str) -> bytes | None:
         """As Attachments.tagged says."""

@@ -137,6 +137,10 @@ class Connections:
         for connection in idle:
             connection.close()
 
+    def prepare(self, origin: Origin) -> None:
+        """Open a connection for who needs one soon; raises as `open` does."""
+        self.keep(self.open(origin, self._connect_timeout_s))
+
     def open(self, origin: Origin, timeout_s: float) -> Connection:
         """A new connection.
 

@@ -143,6 +143,10 @@ class Host:
             url = redirect_target(url, reply.header("location"))
         raise Unreachable(f"{what}: more than {MAX_REDIRECTS} redirects", url=shown(url))
 
+    async def prepare(self, connections: int) -> None:
+        """Open connections for ranges that will be asked for soon."""
+        await self._ranges.prepare(self._endpoint.base_url, connections)
+
     async def get_range(self, url: str, headers: Mapping[str, str]) -> ContentAnswer:
         """Ask for bytes at a URL, with authorization if it is this endpoint's.
 

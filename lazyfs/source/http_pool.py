@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from lazyfs.errors import LazyfsError
 from lazyfs.source.answers import EXCERPT_BYTES
 from lazyfs.source.answers import Answer as AnswerHead
 from lazyfs.source.connections import Connection, Connections, shut_down
@@ -64,6 +65,9 @@ class RangeClient(Protocol):
             SourceError: the URL is none, or may not be asked.
             Unreachable: trying again will not help.
         """
+
+    async def prepare(self, url: str, connections: int) -> None:
+        """Open connections to where a URL leads, for requests to come. What fails is left to these."""
 
 
 class HttpPool:
@@ -109,6 +113,18 @@ class HttpPool:
             answer.close()
             raise
         return answer
+
+    async def prepare(self, url: str, connections: int) -> None:
+        """As RangeClient.prepare says."""
+        origin = origin_of(url)
+
+        async def open_one() -> None:
+            with contextlib.suppress(Transient, LazyfsError):
+                await trio.to_thread.run_sync(self._connections.prepare, origin, abandon_on_cancel=True)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(connections, int(self._slots.total_tokens))):
+                nursery.start_soon(open_one)
 
 
 class HttpAnswer:
