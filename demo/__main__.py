@@ -107,11 +107,17 @@ def lazy_start(name: str, folder: Path, cache: Path, registry: Registry) -> Row:
         traffic = registry.link.traffic() - before
         check_answer(answer)
         show_layers(mount_point)
-        check_stats(lambda: lazyfs.stats(mount_point), lambda: registry.link.traffic() - before)
+        said = check_stats(lambda: lazyfs.stats(mount_point), lambda: registry.link.traffic() - before)
+        waited, ahead = _mb(said, "demand"), _mb(said, "read-ahead")
+        say(f"  fetched so far for readers that waited: {waited}; ahead of them: {ahead}")
         lazyfs("umount", mount_point)
         if mount_point.is_mount():
             raise DemoFailed(f"{mount_point} is still mounted after lazyfs umount")
     return Row(name, traffic, ended - began, f"mount {mounted - began:.2f}, program {ended - mounted:.2f}")
+
+
+def _mb(said: dict[str, Any], purpose: str) -> str:
+    return f"{said['traffic'][purpose]['bytes'] / 1e6:.1f} MB"
 
 
 def check_answer(answer: dict[str, Any]) -> None:
@@ -132,14 +138,17 @@ def show_layers(root: Path) -> None:
     say(f"  /{image.DATA} and /{image.DATA_LINK} are one file: inode {first.st_ino}, {first.st_nlink} links")
 
 
-def check_stats(stats: Callable[[], dict[str, Any]], sent: Callable[[], Traffic]) -> None:
-    """See that lazyfs tells the truth about what it asked for and got, once what is under way has come."""
+def check_stats(stats: Callable[[], dict[str, Any]], sent: Callable[[], Traffic]) -> dict[str, Any]:
+    """See that lazyfs tells the truth about what it asked for and got, once what is under way has come.
+
+    Returns what it tells.
+    """
     until = time.monotonic() + SETTLES_S
     while True:
         said, traffic = stats(), sent()
         told = Traffic(said["requests"], said["bytes"])
         if told == traffic:
-            return
+            return said
         if time.monotonic() > until:
             raise DemoFailed(f"lazyfs stats says {told}, the registry says {traffic}")
         time.sleep(0.1)
