@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import BadReference, CacheError, LazyfsError, NotFound
 from lazyfs.oci.chain import ChainOrder
+from lazyfs.service import descriptors
 from lazyfs.service.ledger import Entry, Ledger, SavedFile, SavedSession, SavedTree, State
 from lazyfs.service.pool import Pool
 from lazyfs.service.protocol import MAX_LAYERS, chain_name, decoded, encoded, order_fields, parse_order
@@ -281,3 +282,22 @@ async def test_readers_wait_until_a_layer_is_back(nursery, autojump_clock):
     returning.count(-1)
     with trio.fail_after(1):
         await returning.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, 0),
+        ({"WATCHDOG_USEC": "6000000"}, 3),
+        ({"WATCHDOG_USEC": "6000000", "WATCHDOG_PID": "7"}, 3),
+        ({"WATCHDOG_USEC": "6000000", "WATCHDOG_PID": "8"}, 0),
+        ({"WATCHDOG_USEC": "soon"}, 0),
+    ],
+)
+def test_signs_of_life_come_twice_as_often_as_the_service_manager_wants(environment, seconds):
+    assert descriptors.watchdog_s(environment, 7) == seconds
+
+
+@pytest.mark.parametrize(("hung_after_s", "seconds"), [(0, 5), (60, 5), (2, 0.5)])
+def test_signs_of_life_come_several_times_before_a_process_counts_as_hung(hung_after_s, seconds):
+    assert descriptors.beat_s(hung_after_s) == seconds
