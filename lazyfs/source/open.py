@@ -65,28 +65,30 @@ async def open_registry(
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
     counters = Counters()
     async with AsyncExitStack() as stack:
-        lines: dict[Access, Line] = {}
+        routes: dict[Access, Route] = {}
         for access in (Access(), *(endpoint.access for endpoint in endpoints)):
-            if access not in lines:
-                lines[access] = await stack.enter_async_context(
-                    open_line(settings, access, trusted, counters)
+            if access not in routes:
+                routes[access] = await stack.enter_async_context(
+                    open_route(settings, access, trusted, counters)
                 )
-        await trio.to_thread.run_sync(_prepare, [lines[end.access] for end in endpoints if _is_tls(end)])
+        await trio.to_thread.run_sync(_prepare, [routes[end.access] for end in endpoints if _is_tls(end)])
         hosts = []
         for endpoint in endpoints:
-            line = lines[endpoint.access]
+            route = routes[endpoint.access]
             authenticator = Authenticator(
-                endpoint, reference.repository, settings.credentials, line.control, counters
+                endpoint, reference.repository, settings.credentials, route.control, counters
             )
             # Where others have the same, the next one is the next attempt.
             policy = settings.retry if endpoint is endpoints[-1] else replace(settings.retry, retries=0)
             hosts.append(
-                Host(endpoint, reference.repository, authenticator, line.control, line.pool, policy, counters)
+                Host(
+                    endpoint, reference.repository, authenticator, route.control, route.pool, policy, counters
+                )
             )
-        yield RegistrySource(reference, hosts, lines[Access()].pool, settings.retry, counters)
+        yield RegistrySource(reference, hosts, routes[Access()].pool, settings.retry, counters)
 
 
-class Line(NamedTuple):
+class Route(NamedTuple):
     """Connections that are made in one way.
 
     Attributes:
@@ -101,10 +103,10 @@ class Line(NamedTuple):
 
 
 @asynccontextmanager
-async def open_line(
+async def open_route(
     settings: SourceSettings, access: Access, trusted: frozenset[str], counters: Counters
-) -> AsyncIterator[Line]:
-    """A line for hosts that are to be reached in one way.
+) -> AsyncIterator[Route]:
+    """A route to hosts that are to be reached in one way.
 
     Args:
         settings: how to reach registries.
@@ -122,14 +124,14 @@ async def open_line(
         new_client(settings, tls, connect_timeout_s) as client,
         HttpPool(connections, settings.max_connections, headers, counters) as pool,
     ):
-        yield Line(ControlClient(client, settings, counters, trusted), pool, tls)
+        yield Route(ControlClient(client, settings, counters, trusted), pool, tls)
 
 
 def _is_tls(endpoint: Endpoint) -> bool:
     return origin_of(endpoint.base_url).scheme == "https"
 
 
-def _prepare(lines: Sequence[Line]) -> None:
+def _prepare(routes: Sequence[Route]) -> None:
     """Read certificates now, where a mistake in them can still be told."""
-    for line in lines:
-        line.tls()
+    for route in routes:
+        route.tls()
