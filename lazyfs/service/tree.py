@@ -7,7 +7,7 @@ from pathlib import Path
 from indexer.boot_pack import PackLayer
 from lazyfs.cache.cache import Cache
 from lazyfs.image.hastening import hasten
-from lazyfs.image.image import compiled, index_layers
+from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.traffic import Traffic
@@ -59,8 +59,7 @@ class Trees:
         """
         opened = await stack.enter_async_context(self._images.lease(order))
         resolved = opened.lowest(order)
-        indexed = await _indexes(opened, resolved)
-        metadata_file = await compiled(resolved, indexed, self._cache)
+        indexed, metadata_file = await self._indexed(opened, resolved)
         digests = [layer.descriptor.digest for layer in resolved.layers]
         leases = [
             self._layers.lease(order, layer, indexed[digest])
@@ -77,11 +76,12 @@ class Trees:
         read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
         return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb)
 
-
-async def _indexes(opened: OpenImage, resolved: ResolvedImage) -> dict[str, IndexedLayer]:
-    """The layers' indexes; those that are gone since somebody asked for them are made."""
-    digests = {layer.descriptor.digest for layer in resolved.layers}
-    if digests <= opened.indexed.keys():
-        return {digest: opened.indexed[digest] for digest in digests}
-    workshop = opened.workshop
-    return await index_layers(resolved, workshop.source, workshop.indexer, workshop.finders)
+    async def _indexed(
+        self, opened: OpenImage, resolved: ResolvedImage
+    ) -> tuple[dict[str, IndexedLayer], Path]:
+        """The layers' indexes, and their tree; indexes that are gone by now are made."""
+        digests = {layer.descriptor.digest for layer in resolved.layers}
+        known = {digest: index for digest, index in opened.indexed.items() if digest in digests}
+        here = known if known.keys() == digests else None
+        shop = opened.workshop
+        return await indexed_tree(resolved, shop.source, shop.indexer, self._cache, shop.finders, here)
