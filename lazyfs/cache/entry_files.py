@@ -108,25 +108,34 @@ class EntryFiles:
         *("mapped", "marks", "presence", "writable"),
     )
 
-    def __init__(self, path: Path, leaves: int) -> None:
-        self.directory = self.data = self.presence = -1
-        self._prepare(leaves)
-        self.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(self.directory, fcntl.LOCK_SH)
-        self.data = self._open("data")
-        self.presence = self._open("presence")
-        size = os.fstat(self.presence).st_size
-        if not (size and is_regular(self.presence) and is_regular(self.data)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "presence")
-        self.mapped = mmap.mmap(self.presence, size, prot=mmap.PROT_READ)
-        self.marks: mmap.mmap | bytes = self.mapped
+    mapped: mmap.mmap
+    marks: mmap.mmap | bytes
 
-    def _prepare(self, leaves: int) -> None:
+    def __init__(self, leaves: int) -> None:
+        self.directory = self.data = self.presence = -1
         self.leaves = leaves
         self.counter_at = presence_size(leaves) - _COUNTER_SIZE
         self.writable = True
         self._marks_mutex = threading.Lock()
         self._data_mutex = threading.Lock()
+
+    @classmethod
+    def at(cls, path: Path, leaves: int) -> Self:
+        """The files of the entry at `path`; blocks for who has it alone.
+
+        Raises:
+            OSError: there is none, or it cannot be opened.
+        """
+        files = cls(leaves)
+        files.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(files.directory, fcntl.LOCK_SH)
+        files.data = files.open_in("data")
+        files.presence = files.open_in("presence")
+        size = os.fstat(files.presence).st_size
+        if not (size and is_regular(files.presence) and is_regular(files.data)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "presence")
+        files.marks = files.mapped = mmap.mmap(files.presence, size, prot=mmap.PROT_READ)
+        return files
 
     @classmethod
     def homeless(cls, geometry: Geometry) -> Self:
@@ -135,9 +144,7 @@ class EntryFiles:
         Raises:
             OSError: not even that can be had.
         """
-        files = cls.__new__(cls)
-        files.directory = files.presence = -1
-        files._prepare(geometry.leaves)  # noqa: SLF001  # it is our own
+        files = cls(geometry.leaves)
         files.writable = False
         files.data = os.memfd_create("lazyfs", os.MFD_CLOEXEC)
         os.ftruncate(files.data, geometry.size)
@@ -152,7 +159,12 @@ class EntryFiles:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _open(self, name: str) -> int:
+    def open_in(self, name: str) -> int:
+        """A descriptor of a file of the entry's; from the first that cannot be written on, only for reading.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         flags = os.O_NOFOLLOW | os.O_NONBLOCK
         if self.writable:
             try:

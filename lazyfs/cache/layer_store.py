@@ -74,7 +74,7 @@ class LayerStore:
             except OSError as error:
                 _log.warning("nothing of layer %s is cached: %s", path.parent.name[:12], error.strerror)
                 return EntryFiles.homeless(geometry)
-            files = EntryFiles(path, geometry.leaves)
+            files = EntryFiles.at(path, geometry.leaves)
         if not self.trusts(files):
             _trust_synced_only(files, geometry, self.boot_id)
         return files
@@ -86,7 +86,7 @@ class LayerStore:
             OSError: it may be there, but cannot be opened.
         """
         try:
-            files = EntryFiles(path, geometry.leaves)
+            files = EntryFiles.at(path, geometry.leaves)
         except OSError as error:
             if error.errno in _GARBLED:
                 return None
