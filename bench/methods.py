@@ -37,7 +37,6 @@ class Methods:
     """The methods by name, each set up when first used and kept until the world ends."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
         self._mounted: dict[str, Mounted] = {}
         self._failed: dict[str, str] = {}
         self._makers: dict[str, Callable[[], Mounted]] = {

@@ -63,12 +63,6 @@ def aligned(data: bytes | memoryview, bits: int) -> bytes:
     return value.to_bytes((length + bits) // 8, "little") + data[1:]
 
 
-def _raw_inflater(window: bytes) -> "isal_zlib.Decompress":
-    if window:
-        return isal_zlib.decompressobj(wbits=-15, zdict=window)
-    return isal_zlib.decompressobj(wbits=-15)
-
-
 def resume(data: bytes | memoryview, bits: int, window: bytes, max_size: int) -> bytes:
     """Up to `max_size` bytes of the one deflate stream that goes on in `data`.
 

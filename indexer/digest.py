@@ -15,7 +15,6 @@ from indexer.errors import FormatError
 
 LEAF_SIZE: Final = 4096
 DIGEST_SIZE: Final = 32
-ZERO_LEAF: Final = bytes(LEAF_SIZE)
 
 # hashlib lets go of the interpreter's lock for 2048 bytes or more. For a leaf, which takes 2 us, getting it
 # back among several threads costs more than hashing; so leaves are hashed by parts, whole blocks of sha256.

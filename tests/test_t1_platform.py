@@ -4,7 +4,7 @@ import pytest
 
 from indexer.errors import Unsupported
 from lazyfs.errors import BadReference, NotFound
-from lazyfs.oci.choose import candidates, choose
+from lazyfs.oci.choose import candidates
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.manifest import Index
 from lazyfs.oci.media_types import OCI_INDEX, OCI_MANIFEST
@@ -82,14 +82,14 @@ AMD64 = Platform("linux", "amd64")
 
 def test_the_best_match_wins_wherever_it_stands() -> None:
     offers = [entry("linux/386"), entry("linux/amd64/v2"), entry("linux/amd64"), entry("linux/arm64")]
-    assert choose(index(*offers), AMD64) is offers[2]
-    assert choose(index(*offers), parse_platform("linux/amd64/v4")) is offers[1]
-    assert choose(index(*offers[:1]), AMD64) is offers[0]
+    assert candidates(index(*offers), AMD64)[0] is offers[2]
+    assert candidates(index(*offers), parse_platform("linux/amd64/v4"))[0] is offers[1]
+    assert candidates(index(*offers[:1]), AMD64)[0] is offers[0]
 
 
 def test_of_equals_the_first_wins() -> None:
     first, second = entry("linux/amd64"), entry("linux/amd64", annotations={"n": "2"})
-    assert choose(index(first, second), AMD64) is first
+    assert candidates(index(first, second), AMD64)[0] is first
 
 
 def test_attestations_and_artifacts_are_no_images() -> None:
@@ -100,9 +100,9 @@ def test_attestations_and_artifacts_are_no_images() -> None:
         entry("linux/amd64", artifact_type="application/x"),
         entry("linux/amd64", media_type="application/x"),
     ]
-    assert choose(index(*others, image), AMD64) is image
+    assert candidates(index(*others, image), AMD64)[0] is image
     with pytest.raises(NotFound, match="nothing that can be mounted"):
-        choose(index(*others), AMD64)
+        candidates(index(*others), AMD64)
 
 
 def test_entries_without_platform_come_last() -> None:
@@ -125,9 +125,9 @@ def test_a_windows_build_must_match() -> None:
 
 def test_when_nothing_fits_the_error_lists_what_is_there() -> None:
     with pytest.raises(NotFound, match="for linux/s390x in this index; it has linux/amd64, windows/amd64"):
-        choose(index(entry("windows/amd64"), entry("linux/amd64")), parse_platform("linux/s390x"))
+        candidates(index(entry("windows/amd64"), entry("linux/amd64")), parse_platform("linux/s390x"))
 
 
 def test_only_linux_images_can_be_mounted() -> None:
     with pytest.raises(Unsupported, match="windows/amd64"):
-        choose(index(entry("windows/amd64")), parse_platform("windows/amd64"))
+        candidates(index(entry("windows/amd64")), parse_platform("windows/amd64"))

@@ -13,18 +13,8 @@ MAX_NESTING: Final = 5  # indexes inside indexes
 ATTESTATION_KEY: Final = "vnd.docker.reference.type"
 
 
-def choose(index: Index, platform: Platform) -> Descriptor:
-    """The manifest, or nested index, of `index` that fits `platform` best; the first of equals.
-
-    Raises:
-        NotFound: none fits; the message lists what is there.
-        Unsupported: nothing but Linux images can be mounted.
-    """
-    return candidates(index, platform)[0]
-
-
 def candidates(index: Index, platform: Platform) -> list[Descriptor]:
-    """What `choose` chooses from, the best first, never empty.
+    """The manifests, or nested indexes, of `index` that fit `platform`, the best first, never empty.
 
     Entries that name a fitting platform come by preference; entries that name none come last, as only their
     configuration can tell.
