@@ -1,4 +1,4 @@
-"""mount, umount, stats."""
+"""mount and umount."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO, Any, Final
 import click
 
 from lazyfs.cli.options import PATH, configured
-from lazyfs.cli.output import complain, print_json, write_line
+from lazyfs.cli.output import complain, print_json
 from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
@@ -45,6 +44,9 @@ _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cac
     help="Fetch what nobody reads yet: while nobody waits (idle), or at any time (full).",
 )  # fmt: skip
 @click.option("--background-rate", type=int, metavar="KIB", help="How many KiB a second that may be.")
+@click.option(
+    "--limit-rate", type=int, metavar="KIB", help="Fetch at most so many KiB a second, whatever for."
+)
 @click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
 @click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
@@ -59,6 +61,7 @@ def mount(
     dev: bool,
     background: str | None,
     background_rate: int | None,
+    limit_rate: int | None,
     metrics: str | None,
     record: bool,
     as_json: bool,
@@ -75,6 +78,7 @@ def mount(
         "read_timeout_s": read_timeout,
         "background": background,
         "background_rate_kib": background_rate,
+        "limit_rate_kib": limit_rate,
         "metrics": metrics,
     }
     config = replace(config, **{name: value for name, value in wishes.items() if value is not None})
@@ -208,48 +212,3 @@ def _has_ended(pid: int) -> bool:
         return b"lazyfs.daemon" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
-
-
-@click.command()
-@configured
-@click.argument("directory", type=PATH, required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(config: Config, directory: Path | None, as_json: bool) -> None:
-    """What the mount at DIRECTORY has fetched, hit and waited for; without DIRECTORY, of all mounts."""
-    del config
-    states = MountStates(runtime_directory(os.environ))
-    if directory is None:
-        answers = list(_ask_all(states))
-    else:
-        answers = [states.ask(Path(os.fsdecode(resolve_mount_point(directory))), "stats")]
-    if as_json:
-        print_json(answers[0] if directory is not None else answers)
-        return
-    for answer in answers:
-        _print_stats(answer)
-
-
-def _ask_all(states: MountStates) -> Iterator[dict[str, Any]]:
-    """The answers of all daemons that live; of the dead, a line each."""
-    for facts in states.all():
-        try:
-            yield states.ask(Path(facts.mount_point), "stats")
-        except (MountError, NotMounted) as error:  # ended since we looked, or was killed
-            complain(str(error))
-
-
-def _print_stats(answer: dict[str, Any]) -> None:
-    reads, source = answer["reads"], answer["source"]
-    image_bytes = max(int(answer["image_bytes"]), 1)
-    for name, value in (
-        ("mounted at", answer["mount_point"]),
-        ("image", f"{answer['image']} {answer['digest']}"),
-        ("driver", f"{answer['driver']}, daemon {answer['pid']}"),
-        ("fetched", f"{answer['bytes']} bytes in {answer['requests']} requests"),
-        ("of the image", f"{100 * source['data_bytes'] / image_bytes:.1f} % of {image_bytes} bytes"),
-        ("read by", ", ".join(f"{count} {kind}" for kind, count in answer["indexes"].items()) + " indexes"),
-        ("reads", f"{reads['hits']} from the cache, {reads['misses']} waited for the source"),
-        ("failed fetches", reads["failures"]),
-        ("log", answer.get("log") or "on standard error"),
-    ):
-        write_line(f"{name:16}{value}")
