@@ -13,7 +13,6 @@ from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unau
 from lazyfs.source.base import PIECE_SIZE
 from lazyfs.source.registry import RegistrySource
 from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.transfer import most_skipped
 from tests.support.registry import Registry
 from tests.support.registry_client import layer_link, source_of
 from tests.support.registry_faults import (
@@ -246,16 +245,31 @@ async def test_a_missing_blob_is_named_with_the_registrys_code(source: RegistryS
 async def test_a_range_far_in_is_not_bought_with_the_whole_blob(
     server: Registry, source: RegistrySource
 ) -> None:
-    large = bytes(40 << 20)
-    most = most_skipped(len(large))
+    large = bytes((4 << 20) + 10_000)
     server.put_blob("app", large)
-    server.faults.add("cdn" if server.has_cdn else "blob", IgnoreRange(), times=3)
+    server.faults.add("cdn" if server.has_cdn else "blob", IgnoreRange(), times=2)
     blob = source.blob(layer_link(large))
     with pytest.raises(RangeRefused, match="ignores ranges"):
-        await blob.fetch(most + 1, most + 100, bytes)
-    assert await blob.fetch(most - 1, most + 100, bytes) == bytes(101)
+        await blob.fetch((4 << 20) + 1, (4 << 20) + 100, bytes)
+    assert await blob.fetch(4 << 20, (4 << 20) + 100, bytes) == bytes(100)
+
+
+async def test_where_ranges_are_ignored_time_and_again_no_more_is_read_past(
+    server: Registry, source: RegistrySource
+) -> None:
+    kind = "cdn" if server.has_cdn else "blob"
+    blob = source.blob(layer_link(DATA))
+    third = len(DATA) // 3
+    for _ in range(3):  # as often as the server keeps to a range in between
+        server.faults.add(kind, IgnoreRange(), times=2)
+        for start in (third, 2 * third, third):
+            assert await blob.fetch(start, start + 100, bytes) == DATA[start : start + 100]
+    server.faults.add(kind, IgnoreRange(), times=4)
+    for start in (third, 2 * third):
+        assert await blob.fetch(start, start + 100, bytes) == DATA[start : start + 100]
     with pytest.raises(RangeRefused, match="ignores ranges"):
-        await blob.fetch(2, 100, bytes)
+        await blob.fetch(third, third + 100, bytes)
+    assert await blob.fetch(0, 100, bytes) == DATA[:100]  # nothing to be read past
 
 
 async def test_a_blob_of_another_size_is_found_out(server: Registry, source: RegistrySource) -> None:

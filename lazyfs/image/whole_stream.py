@@ -67,7 +67,8 @@ class WholeStream:
                 await self._pass()
                 for span in self.wanted[:before]:  # all of them have passed
                     self._landings.land(span.number, None)
-                del self.wanted[:before]
+                # Of those that were wanted since, most have passed too.
+                self.wanted[:] = [span for span in self.wanted[before:] if span.number in self._landings]
         finally:
             self.runs = False
 

@@ -12,7 +12,7 @@ from lazyfs.source.line import Line
 from lazyfs.source.locator import Locator
 from lazyfs.source.places import ask_in_turn
 from lazyfs.source.retry import Retries, Transient
-from lazyfs.source.transfer import Cut, PieceSink, RangeSink, plan_cut, pour
+from lazyfs.source.transfer import Cut, PieceSink, RangeSink, Skipped, plan_cut, pour
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ class RegistryBlob:
         self._locators = tuple(locators)
         self._home = home
         self._counters = counters
+        self._skipped = Skipped(size)
 
     def __repr__(self) -> str:
         return f"<RegistryBlob {self._what}, {self._size} bytes>"
@@ -122,7 +123,10 @@ class RegistryBlob:
         whole = start == 0 and end == self._size
         answer = await locator.open({} if whole else {"Range": f"bytes={start}-{end - 1}"})
         try:
-            cut = plan_cut(answer, start, end, self._size, self._what, patient=wish.patient)
+            most_skip = self._size if wish.patient else self._skipped.most()
+            cut = plan_cut(answer, start, end, self._size, self._what, most_skip=most_skip)
+            if not wish.patient:
+                self._skipped.note(answer, cut.skip)
             await answer.read(partial(wish.take, cut))
         finally:
             answer.close()

@@ -12,9 +12,40 @@ from lazyfs.source.http_pool import Body
 from lazyfs.source.retry import Transient
 from lazyfs.source.urls import shown
 
-MAX_SKIP: Final = 4 << 20  # bytes worth reading past, where a server ignores ranges
+_MAX_SKIP: Final = 4 << 20
+_MIN_SKIP: Final = 64 << 10
+_TOLERATED: Final = 2
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
+
+
+class Skipped:
+    """What was read past in one blob, since its server last kept to a range.
+
+    An answer or two without the range happen, from a cache that was being filled. Whoever gets no others is
+    better off with the whole blob.
+
+    Args:
+        size: bytes of the blob.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._worth = max(size // 8, _MIN_SKIP)
+        self._times = self._bytes = 0
+
+    def most(self) -> int:
+        """How many bytes are worth being read past now."""
+        left = _MAX_SKIP - self._bytes
+        worth = min(left, self._worth - self._bytes) if self._times >= _TOLERATED else left
+        return max(worth, 0)
+
+    def note(self, answer: Answer, skip: int) -> None:
+        """An answer came, of which so many bytes are read past."""
+        if answer.status == 206:
+            self._times = self._bytes = 0
+        elif skip:
+            self._times += 1
+            self._bytes += skip
 
 
 class Sink(Protocol):
@@ -74,7 +105,7 @@ class Cut(NamedTuple):
     whole: bool
 
 
-def plan_cut(answer: Answer, start: int, end: int, size: int, what: str, *, patient: bool) -> Cut:
+def plan_cut(answer: Answer, start: int, end: int, size: int, what: str, *, most_skip: int) -> Cut:
     """Which part of a 200 or 206 answer holds bytes [start, end) of a blob, or begins them.
 
     Args:
@@ -83,7 +114,7 @@ def plan_cut(answer: Answer, start: int, end: int, size: int, what: str, *, pati
         end: end of what was asked for.
         size: bytes of the blob by its descriptor.
         what: the blob, for messages.
-        patient: whether to read past any number of bytes to come to `start`.
+        most_skip: how many bytes may be read past to come to `start`.
 
     Raises:
         FormatError: the blob there has another size.
@@ -99,7 +130,7 @@ def plan_cut(answer: Answer, start: int, end: int, size: int, what: str, *, pati
     length = answer.header("content-length")
     if length.isascii() and length.isdigit():
         _check_size(int(length[:19]), size, what)
-    if start > MAX_SKIP and not patient:
+    if start > most_skip:
         raise RangeRefused(f"{what}: the server ignores ranges", url=shown(answer.url), status=200)
     return Cut(start, end - start, end == size)
 
