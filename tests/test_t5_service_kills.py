@@ -1,4 +1,4 @@
-"""The data daemon killed in the midst of what it is asked: that is done in the end, and nothing else is left."""
+"""The data daemon killed in the midst of what it is asked: that is done at last, and nothing else is left."""
 
 import json
 from collections.abc import Iterator
