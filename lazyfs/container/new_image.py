@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from indexer.digest import sha256_digest
 from lazyfs.container.layer_file import WrittenLayer
+from lazyfs.container.process import json_words
 from lazyfs.errors import ContainerError
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.manifest import Manifest
@@ -133,15 +134,7 @@ def apply_edit(process: dict[str, Any], edit: str) -> None:
 
 def _words(text: str) -> list[str]:
     """A JSON array of strings, or a line for the shell."""
-    if text.startswith("["):
-        try:
-            words = json.loads(text)
-        except ValueError:
-            words = None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ContainerError(f"{text!r} is no JSON array of strings")
-        return words
-    return ["/bin/sh", "-c", text]
+    return json_words(text) if text.startswith("[") else ["/bin/sh", "-c", text]
 
 
 def _pairs(text: str) -> dict[str, str]:

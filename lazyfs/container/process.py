@@ -132,13 +132,22 @@ def parse_entrypoint(text: str) -> tuple[str, ...]:
     """
     if not text.startswith("["):
         return (text,) if text else ()
+    return tuple(json_words(text))
+
+
+def json_words(text: str) -> list[str]:
+    """The words of a JSON array of strings.
+
+    Raises:
+        ContainerError: it is something else.
+    """
     try:
         words = json.loads(text)
     except ValueError:
         words = None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ContainerError(f"{text!r} is no JSON array of strings")
-    return tuple(words)
+    return words
 
 
 def parse_volume(text: str) -> Volume:
