@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lazyfs.errors import MountError, NotMounted
+from lazyfs.unix_sockets import short_name
 
 _TIMEOUT_S: Final = 10.0
 
@@ -98,7 +99,7 @@ class MountStates:
         state = self.path(mount_point)
         if _load(state) is None:
             raise NotMounted(f"nothing of lazyfs is mounted at {mount_point}")
-        with socket.socket(socket.AF_UNIX) as connection, _directory_name(state) as place:
+        with socket.socket(socket.AF_UNIX) as connection, short_name(state) as place:
             connection.settimeout(_TIMEOUT_S)
             try:
                 connection.connect(f"{place}/control.sock")
@@ -125,7 +126,7 @@ class MountStates:
             _remove(state)
             state.mkdir(mode=0o700)
             listener = socket.socket(socket.AF_UNIX)
-            with _directory_name(state) as place:
+            with short_name(state) as place:
                 listener.bind(f"{place}/control.sock")
             (state / "control.sock").chmod(0o600)
             listener.listen()
@@ -146,16 +147,6 @@ class MountStates:
         state = self.path(Path(facts.mount_point))
         if _load(state) == facts:
             _remove(state)
-
-
-@contextmanager
-def _directory_name(path: Path) -> Iterator[str]:
-    """A short name of a directory: socket paths end at 108 bytes (unix(7))."""
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _remove(state: Path) -> None:

@@ -21,7 +21,7 @@ RULES = Rules(
             *("lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config"),
             *("lazyfs.control", "lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
             *("lazyfs.mount_states", "lazyfs.policy"),
-            *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
+            *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service", "lazyfs.unix_sockets"),
         ),
     ),
     homes={

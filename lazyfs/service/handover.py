@@ -5,21 +5,20 @@ The orphan goes on serving meanwhile, and ends once it has handed them over.
 
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lazyfs.flock import try_flock
 from lazyfs.service import descriptors
+from lazyfs.unix_sockets import is_ours, short_name
 
 _SOCKET: Final = "handover"
 _LOCK: Final = "lock"
 _PATIENCE_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.05
-_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
 def is_locked(root: Path) -> bool:
@@ -39,8 +38,8 @@ def claim(root: Path) -> dict[str, int]:
     until = time.monotonic() + _PATIENCE_S
     while is_locked(root):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as orphan, suppress(OSError):
-            with _address(root) as address:
-                orphan.connect(address)
+            with short_name(root) as place:
+                orphan.connect(f"{place}/{_SOCKET}")
             return _received(orphan)
         if time.monotonic() > until:
             break
@@ -65,9 +64,9 @@ def offer(root: Path) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
-        with _address(root) as address:
+        with short_name(root) as place:
             (root / _SOCKET).unlink(missing_ok=True)
-            listener.bind(address)
+            listener.bind(f"{place}/{_SOCKET}")
             (root / _SOCKET).chmod(0o600)
             listener.listen(1)
     except OSError:
@@ -78,8 +77,7 @@ def offer(root: Path) -> socket.socket:
 
 def hand_over(keeper: socket.socket, kept: Mapping[str, int]) -> bool:
     """Give all that is kept to who has connected; False if they are not to have it, or have gone."""
-    credentials = keeper.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    if _PEER.unpack(credentials)[1] not in {0, os.getuid()}:
+    if not is_ours(keeper):
         return False
     try:
         for name, descriptor in kept.items():
@@ -87,13 +85,3 @@ def hand_over(keeper: socket.socket, kept: Mapping[str, int]) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _address(root: Path) -> Iterator[str]:
-    """The socket's address, short: socket paths end at 108 bytes (unix(7))."""
-    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{_SOCKET}"
-    finally:
-        os.close(directory)

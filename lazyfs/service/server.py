@@ -7,7 +7,6 @@ for some seconds. An answer may take as long as what was ordered takes; who goes
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,13 @@ from lazyfs.errors import BadReference, LazyfsError, MountError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.printable import one_line
 from lazyfs.service.protocol import MAX_LINE, decoded, encoded
+from lazyfs.unix_sockets import is_ours
 
 _log = logging.getLogger(__name__)
 
 _QUESTION_S: Final = 10.0
 _ANSWER_S: Final = 10.0
 _CONNECTIONS: Final = 512
-_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 _LONGEST_COMPLAINT: Final = 2000
 
 Answer = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -70,7 +69,7 @@ async def answer_questions(listening: socket.socket, answer: Answer) -> None:
 
 
 async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
-    if _peer(stream.socket) not in {0, os.getuid()}:
+    if not is_ours(stream.socket):
         return
     with trio.move_on_after(_QUESTION_S) as scope:
         line = await _line(stream)
@@ -79,12 +78,6 @@ async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
     reply = await _reply(line, answer)
     with trio.move_on_after(_ANSWER_S):
         await stream.send_all(encoded(reply))
-
-
-def _peer(connection: trio.socket.SocketType) -> int:
-    """The user at the other end, as of when they connected."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    return int(_PEER.unpack(credentials)[1])
 
 
 async def _line(stream: trio.SocketStream) -> bytes | None:
