@@ -61,9 +61,10 @@ def stream_rows(world: World) -> Iterator[Row]:
     yield Row("read a remote file", "s", cases, note=note)
 
 
-def _pipeline(inflater: str, url: str) -> None:
-    command = f"curl --silent --show-error --fail {url} | {inflater} -dc | cat >/dev/null"
-    subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True)
+def _pipeline(inflater: str, url: str, link: Link | None = None) -> None:
+    pipeline = f"curl --silent --show-error --fail {url} | {inflater} -dc | cat >/dev/null"
+    command = ["bash", "-o", "pipefail", "-c", pipeline]
+    _run(link.command(command) if link else command)
 
 
 def link_rows(world: World) -> Iterator[Row]:
@@ -74,11 +75,16 @@ def link_rows(world: World) -> Iterator[Row]:
         world.registry_behind(link) as server,
         link.port(server) as address,
     ):
-        curl = link.command(
-            ["curl", "-sSf", "-o", "/dev/null", f"http://{address}/v2/bench/tree/blobs/{digest}"]
+        url = f"http://{address}/v2/bench/tree/blobs/{digest}"
+        curl = link.command(["curl", "-sSf", "-o", "/dev/null", url])
+        inflated = (
+            Case(f"curl | {name} -dc", partial(_pipeline, name, url, link))
+            for name in _INFLATERS[:1]
+            if which(name)
         )
         cases = [
             _as_share(Case("curl", partial(_run, curl)), size, link),
+            *(_as_share(case, size, link) for case in inflated),
             *(_as_share(_cold_read(world, driver, (address, link)), size, link) for driver in DRIVERS),
         ]
         link_note = f"{_LINK_MBIT} Mbit/s, {_LINK_DELAY_S * 1e3:.0f} ms each way"
