@@ -1,6 +1,7 @@
 """From a recorded start to a cold one elsewhere: trace, optimize, explain, on a real image and registry."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from lazyfs.oci.config import chain_ids
 from tests.support.lab import push_layout
 from tests.support.lab_registry import docker_registry
+from tests.support.mount_server import wait_until
 from tests.support.runner import LazyfsRunner
+from tests.support.service import orders_of, running_daemon
 
 START = ["usr/lib/os-release", "etc/passwd", "usr/bin/cat", "usr/share/common-licenses/GPL-3"]
 
@@ -123,3 +127,21 @@ def test_nothing_was_recorded_is_said(published, lazyfs):
     assert "no start of" in failed.stderr
     failed = lazyfs("trace", "show", published, exit_code=66)
     assert "no trace of" in failed.stderr
+
+
+def test_where_a_start_turns_into_much_reading_the_daemons_kernel_reads_ahead_again(
+    published, lazyfs, tmp_path
+):
+    lazyfs("optimize", "--push", published, "--", "sh", "-c", "cat /etc/passwd", "--")
+    facts = told(lazyfs, "inspect", published)
+    ids = chain_ids(facts["config"]["rootfs"]["diff_ids"])
+    layers = [layer["digest"] for layer in facts["manifest"]["layers"]]
+    order = orders_of(published, facts["digest"], layers, ids)[-1]
+    with running_daemon(tmp_path / "daemon", flags=["--driver", "fuse"]) as daemon:
+        mounted = daemon.ask("mount", order)
+        device = mounted.path.stat().st_dev
+        knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        assert knob.read_text() == "0\n"
+        subprocess.run(["sh", "-c", "tar -cf - usr | wc -c"], cwd=mounted.path, check=True)
+        wait_until(lambda: knob.read_text() == "128\n")
+        daemon.ask("release", mounted.name)

@@ -39,6 +39,7 @@ class ErofsDriver:
                 setuid=True,
                 devices=True,
                 read_ahead_kb=tree.read_ahead_kb,
+                knob=tree.knob,
             )
             metadata = await stack.enter_async_context(self._layers.lease_metadata(tree.metadata_file))
             devices = [layer.inode for layer in tree.layers]

@@ -117,7 +117,7 @@ class FuseDriver:
                     assert session.negotiated is not None
                     self._served[token] = _saved(token, entry, tree, session.negotiated)
                     await note(())
-                    await trio.to_thread.run_sync(_attached, connection, mount_point, tree.read_ahead_kb)
+                    await trio.to_thread.run_sync(_attached, connection, mount_point, tree)
                     mounted = True
                     task_status.started(None)
                     await session.gone.wait()
@@ -191,11 +191,11 @@ def _connected(entry: Entry, mount_point: Path) -> Connection:
     return connect(check_mount_point(mount_point), options)
 
 
-def _attached(connection: Connection, mount_point: Path, read_ahead_kb: int) -> None:
+def _attached(connection: Connection, mount_point: Path, tree: OpenTree) -> None:
     """Shows the mount, and lets go of it: while its descriptor is open nobody can unmount."""
     try:
         attach(connection, os.fsencode(mount_point))
-        set_read_ahead(os.stat(mount_point).st_dev, read_ahead_kb)  # noqa: PTH116  # answered by us
+        set_read_ahead(os.stat(mount_point).st_dev, tree.read_ahead_kb, tree.knob)  # noqa: PTH116  # answered by us
     except OSError as error:
         raise MountError(f"cannot mount on {mount_point}: {error.strerror}") from error
     finally:

@@ -1,17 +1,21 @@
 """What a chain is mounted from, whatever the driver: its metadata image and its layers, open."""
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.boot_pack import PackLayer
 from lazyfs.cache.cache import Cache
+from lazyfs.image.completion import wait_much_read
 from lazyfs.image.hastening import hasten
 from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
-from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.layers import Layers, ShownLayer
@@ -25,13 +29,15 @@ class OpenTree:
         metadata_file: its metadata image.
         layers: its layers, as the metadata image counts them.
         digests: of each layer, and of the table that it is read by.
-        read_ahead_kb: how far the kernel may read ahead.
+        read_ahead_kb: how far the kernel may read ahead, at first.
+        knob: is to be told where that is turned.
     """
 
     metadata_file: Path
     layers: tuple[ShownLayer, ...]
     digests: tuple[tuple[str, str], ...]
     read_ahead_kb: int
+    knob: ReadAheadKnob
 
 
 class Trees:
@@ -74,7 +80,11 @@ class Trees:
         ask = not all(indexed[digest].audited for digest in digests)
         hastened = await hasten(stack, resolved, layers, self._cache, packs, self._traffic, ask=ask)
         read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
-        return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb)
+        knob = ReadAheadKnob()
+        if hastened.packed:
+            tasks = await stack.enter_async_context(background_tasks())
+            tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
+        return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb, knob)
 
     async def _indexed(
         self, opened: OpenImage, resolved: ResolvedImage
@@ -85,3 +95,9 @@ class Trees:
         here = known if known.keys() == digests else None
         shop = opened.workshop
         return await indexed_tree(resolved, shop.source, shop.indexer, self._cache, shop.finders, here)
+
+
+async def _read_ahead_when_much_is_read(layers: Iterable[LazyLayer], knob: ReadAheadKnob) -> None:
+    """Whoever reads so much is no start any more: the rest comes anyway."""
+    await wait_much_read(layers)
+    knob.turn(DEFAULT_READ_AHEAD_KB)
