@@ -1,7 +1,7 @@
 """The fuse driver for an ordinary user, through fusermount3.
 
-A mount namespace of its own holds a /dev/fuse that anybody may open, as most machines have it. The user has
-one capability, to read what lies below root's home (the interpreter may), and none to mount.
+A mount namespace of its own holds a /dev/fuse that anybody may open, as most machines have it, or root alone.
+The user has one capability, to read what lies below root's home (the interpreter may), and none to mount.
 """
 
 import os
@@ -21,8 +21,8 @@ UNPRIVILEGED = [
     *["--inh-caps", "-all,+dac_read_search", "--ambient-caps", "+dac_read_search"],
 ]
 IN_NAMESPACE = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
-OPEN_DEVICE = """
-mount -t tmpfs devices "$0" && mknod -m 0666 "$0/fuse" c 10 229 && mount --bind "$0/fuse" /dev/fuse || exit
+DEVICE = """
+mount -t tmpfs devices "$0" && mknod -m {mode} "$0/fuse" c 10 229 && mount --bind "$0/fuse" /dev/fuse || exit
 exec "$@"
 """
 
@@ -39,8 +39,8 @@ def place() -> Iterator[Path]:
         yield place
 
 
-def prefix(place: Path) -> list[str]:
-    return [*IN_NAMESPACE, OPEN_DEVICE, str(place / "devices"), *UNPRIVILEGED]
+def prefix(place: Path, *, mode: str = "0666") -> list[str]:
+    return [*IN_NAMESPACE, DEVICE.format(mode=mode), str(place / "devices"), *UNPRIVILEGED]
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_what_fusermount3_refuses_is_said_in_its_words(place, image):
 
 
 def test_a_closed_device_and_a_missing_helper_come_with_advice(place, image):
-    with started(image, place / "mnt", prefix=UNPRIVILEGED) as server:
+    with started(image, place / "mnt", prefix=prefix(place, mode="0600")) as server:
         assert server.said() == (
             "MountError: cannot open /dev/fuse: Permission denied: "
             "its mode must let you open it (usually 0666), or be root"
