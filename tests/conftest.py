@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.containers import Containers, until
 from tests.support.lab import Lab, LabRegistry, default_lab, serve
 from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.runner import LazyfsRunner
@@ -107,3 +108,18 @@ def registry(lab: Lab) -> Iterator[LabRegistry]:
     """
     with serve(lab) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Containers:
+    """One home and cache for the containers of all tests of a file: what an image costs, it costs once."""
+    top = tmp_path_factory.mktemp("run")
+    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
+
+
+@pytest.fixture
+def nothing_left(containers: Containers) -> Iterator[None]:
+    """Whatever a test does with containers, nothing of them stays."""
+    yield
+    until(lambda: not containers.left(), f"{containers.left()} go")
+    assert mounts_below(containers.runner.cache_dir) == []

@@ -1,13 +1,8 @@
 """What a container is kept from, under both runtimes, asked of the kernel by its processes."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
-
-from tests.support.containers import Containers, until
-from tests.support.mounts import mounts_below
-from tests.support.runner import LazyfsRunner
 
 # By machine: keyctl, bpf, io_uring_setup, clone3, unshare; numbers from the kernel's tables.
 CALLS = {"x86_64": [250, 321, 425, 435, 272], "aarch64": [219, 280, 425, 435, 97]}
@@ -20,18 +15,7 @@ for number, *arguments in eval(sys.argv[1]):
     print(os.strerror(ctypes.get_errno()) if got < 0 else "done")
 """
 
-
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory) -> Containers:
-    top = tmp_path_factory.mktemp("run")
-    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(containers) -> Iterator[None]:
-    yield
-    until(lambda: not containers.left(), f"{containers.left()} go")
-    assert mounts_below(containers.runner.cache_dir) == []
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture(scope="module")

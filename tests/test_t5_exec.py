@@ -11,24 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.containers import Containers, until
-from tests.support.mounts import mounts_below
-from tests.support.runner import LazyfsRunner, executable
+from tests.support.runner import executable
 
 FOR_EVER = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
 
-
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory) -> Containers:
-    top = tmp_path_factory.mktemp("run")
-    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(containers) -> Iterator[None]:
-    yield
-    until(lambda: not containers.left(), f"{containers.left()} go")
-    assert mounts_below(containers.runner.cache_dir) == []
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 class Box(NamedTuple):

@@ -11,32 +11,17 @@ import subprocess
 import termios
 import time
 import urllib.request
-from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
 from tests.support.containers import Containers, until
-from tests.support.mounts import mounts_below
 from tests.support.runner import LazyfsRunner, executable
 
 FOR_EVER = "while :; do sleep 0.05; done"
 
-
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory) -> Containers:
-    """One cache for all: what an image costs, it costs once."""
-    top = tmp_path_factory.mktemp("run")
-    return Containers(LazyfsRunner(home=top / "home", cache_dir=top / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(containers) -> Iterator[None]:
-    """Whatever a test does, nothing stays."""
-    yield
-    until(lambda: not containers.left(), f"{containers.left()} go")
-    assert mounts_below(containers.runner.cache_dir) == []
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture(scope="module")
