@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.runner import executable
+from tests.support.containers import Containers, until
+from tests.support.runner import LazyfsRunner, executable
 
-FOR_EVER = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+FOR_EVER = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -31,6 +32,7 @@ def box(request, containers, lab_image) -> Iterator[Box]:
     options = ["--runtime", request.param, "--name", "box", "-e", "A=first", "--cap-drop", "CHOWN"]
     with containers.started(*options, image, "sh", "-c", FOR_EVER) as process:
         pid = containers.pid("box")
+        assert process.stdout.readline() == "ready\n"
         yield Box(process, pid)
         process.terminate()
         assert process.wait(30) == 7
@@ -88,3 +90,17 @@ def test_stats_know_containers_by_name(containers, box):
     assert (of_all["container"], of_all["requests"]) == ("box", 0)
     assert json.loads(containers("stats", "--json", "box").stdout)["mount_point"] == of_all["mount_point"]
     assert "container       box" in containers("stats").stdout.splitlines()
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_a_name_is_another_one_in_another_cache(containers, lab_image, tmp_path, runtime):
+    """As two users of a machine may both call theirs so; cgroups are the machine's."""
+    others = Containers(LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "cache"))
+    words = ["--runtime", runtime, "--name", "twin", f"oci:{lab_image('base')}:latest", "sh", "-c", FOR_EVER]
+    with containers.started(*words) as ours, others.started(*words) as theirs:
+        for process in (ours, theirs):
+            assert process.stdout.readline() == "ready\n"
+        for process in (theirs, ours):
+            process.terminate()
+            assert process.wait(30) == 7
+    until(lambda: not others.left(), f"{others.left()} go")

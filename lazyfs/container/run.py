@@ -1,6 +1,7 @@
 """One container from its mounts to its end."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -155,7 +156,8 @@ def run_container(order: RunOrder, place: ContainerPlace, serve: Callable[[Path]
         bundle = place.part("bundle")
         write_bundle(bundle, runtime_spec(spec))
         runtime = Runtime(order.runtime, place.part("runtime"), order.rootless)
-        identifier = f"lazyfs-{place.path.name}"
+        # It names the cgroup too, and crun kills whoever is in that: names are another cache's too.
+        identifier = f"lazyfs-{place.path.name}-{secrets.token_hex(6)}"
         place.note(
             identifier=identifier, runtime=order.runtime, rootless=order.rootless, changes=str(directory)
         )
