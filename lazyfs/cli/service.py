@@ -70,4 +70,4 @@ def daemon(
     sys.stdout.flush()
     # A new program, so that the process that must not die is small.
     words = [sys.executable, "-P", "-m", "lazyfs.service.keeper", str(told), *(["--leave"] if leave else [])]
-    os.execv(sys.executable, words)  # noqa: S606
+    os.execv(sys.executable, words)  # noqa: S606  # no shell is wanted: it is our own interpreter
