@@ -286,6 +286,24 @@ async def test_a_layer_is_audited_once_it_is_complete(registry: Registry, tmp_pa
         assert Auditor(cases_of(opened.image), opened.workshop.cache).statistics().audited == 1
 
 
+async def test_what_was_audited_is_read_again_after_eviction_wherever_its_windows_were(
+    registry: Registry, tmp_path: Path
+) -> None:
+    put(registry, "app", index_of(IMAGE))
+    async with image_of(name(registry), tmp_path / "cache") as opened, trio.open_nursery() as nursery:
+        nursery.start_soon(Auditor(cases_of(opened.image), opened.workshop.cache).run)
+        await read_all(opened)
+    windows = opened.image.indexed[0].head.header.windows_digest
+    registry.push("other", IMAGE, tag="1")
+    async with image_of(f"{registry.host}/other:1", tmp_path / "cache") as opened:
+        (layer,) = opened.image.layers
+        await trio.to_thread.run_sync(layer.entry.evict, list(opened.image.indexed[0].head.spans()))
+        registry.journal.clear()
+        await read_all(opened)
+        assert registry.requests["GET", "blob"]
+        assert not any(seen.target.endswith(windows) for seen in registry.seen)
+
+
 @pytest.mark.expect_log("the index sha256:[0-9a-f]+ of layer sha256:[0-9a-f]+ lies: ")
 @pytest.mark.expect_log("it lied about layer")
 @pytest.mark.parametrize("lie", ["a hidden file", "a moved offset", "an invented whiteout", "another tail"])

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from indexer.errors import IndexerError
 from indexer.toc import AddressSpace
 from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache
@@ -24,6 +25,7 @@ from lazyfs.errors import CacheError, LazyfsError
 from lazyfs.image.audit import Audit
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.kept import KeptTocs
 from lazyfs.image.layer import LazyLayer
 from lazyfs.oci.config import ImageLayer
 
@@ -141,9 +143,24 @@ class Auditor:
             self._condemn(digest, case, audit.lies)
             await trio.to_thread.run_sync(self._cache.quarantine.add, note)
         else:
+            await self._keep_windows(case.indexed)
             await trio.to_thread.run_sync(entry.record_audit)
             self._audited.add(digest)
             _log.info("the index of layer %s was audited: it tells the truth", digest)
+
+    async def _keep_windows(self, indexed: IndexedLayer) -> None:
+        """Have the windows here before the index counts for every image with this layer.
+
+        Another image is of another repository, which may not have them; and once something was evicted,
+        they are wanted again.
+        """
+        remote, kept = indexed.remote_windows, KeptTocs(self._cache)
+        if remote is None or await trio.to_thread.run_sync(kept.has_windows, indexed.head):
+            return
+        try:
+            await trio.to_thread.run_sync(remote.keep, await remote.fetch_whole())
+        except (LazyfsError, IndexerError) as error:
+            _log.info("the windows of an audited index stay where they are: %s", error)
 
     def _encoded(self, head: TocHead) -> bytes:
         """The bytes of a table, from wherever the cache has them."""

@@ -88,6 +88,10 @@ class KeptTocs:
         with self._cache.layer(header.layer_digest, head.digest, header.device_size, leaves) as entry:
             return entry.complete
 
+    def has_windows(self, head: TocHead) -> bool:
+        """Whether all that entering the layer's spans takes is here."""
+        return self._windows(head) is not None
+
     def _windows(self, head: TocHead) -> memoryview | None:
         if windows_link(head) is None:
             return memoryview(b"")

@@ -15,8 +15,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from indexer.digest import digest_hex, sha256_digest
-from indexer.errors import IndexerError
+from indexer.digest import sha256_digest
+from indexer.errors import FormatError, IndexerError
 from indexer.toc import Span
 from lazyfs.errors import LazyfsError
 from lazyfs.image.tasks import open_tasks
@@ -49,6 +49,18 @@ class RemoteWindows:
     blob: Blob
     digest: str
     keep: Callable[[bytes], None]
+
+    async def fetch_whole(self) -> bytes:
+        """All of the file, checked.
+
+        Raises:
+            FormatError: what its source has is another file.
+            LazyfsError: it does not come.
+        """
+        data = await self.blob.fetch(0, self.blob.size, bytes)
+        if await trio.to_thread.run_sync(sha256_digest, data) != self.digest:
+            raise FormatError(f"the windows file {self.digest} at its source is damaged")
+        return data
 
 
 class WindowFetcher:
@@ -172,15 +184,12 @@ class WindowFetcher:
         """Fetch the file, check it, keep it. Without it, blocks go on coming one by one."""
         try:
             self._asked += 1
-            data = await self._remote.blob.fetch(0, self._size, bytes)
-            if await trio.to_thread.run_sync(sha256_digest, data) != self._remote.digest:
-                _log.warning("the windows file %s at its source is damaged", digest_hex(self._remote.digest))
-                return
-            self._whole = data
+            self._whole = await self._remote.fetch_whole()
             self._blocks.clear()
-            await trio.to_thread.run_sync(self._remote.keep, data)
+            await trio.to_thread.run_sync(self._remote.keep, self._whole)
         except (LazyfsError, IndexerError) as error:
-            _log.info("windows are fetched one by one: %s", error)
+            level = logging.WARNING if isinstance(error, IndexerError) else logging.INFO
+            _log.log(level, "windows are fetched one by one: %s", error)
 
 
 class _Brought:
