@@ -14,6 +14,7 @@ from lazyfs.cache.catalogue import Listed
 from lazyfs.cache.collecting import GRACE_S
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, write_line, write_table
+from lazyfs.cli.progress import PullBar
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, CacheError, NotFound
@@ -39,7 +40,8 @@ def pin(config: Config, image: str, fetch: bool) -> None:
             kept = kept_image(here.resolved, [index.head.digest for index in here.indexed])
             await trio.to_thread.run_sync(workshop.cache.catalogue.pin, kept)
             if fetch:
-                await fetch_whole(here)
+                with PullBar("fetching") as bar:
+                    await fetch_whole(here, bar)
 
     with_workshop(config, image, work)
 

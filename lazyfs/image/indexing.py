@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 PARALLEL_LAYERS: Final = 3
 
 Progress = Callable[[str, int, int], None]
-"""Told of a layer under way: its digest, compressed bytes so far, and in all. Called from worker threads."""
+"""Told of a layer under way: its digest, bytes so far, and in all. Called from any thread."""
 
 
 def no_progress(_digest: str, _done: int, _total: int) -> None:
