@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from lazyfs.cli.output import complain
-from lazyfs.cli.progress import PullBar
+from lazyfs.cli.daemon_events import follow
 from lazyfs.container.kernel import die_with_parent
 from lazyfs.container.process import ImageProcess
 from lazyfs.container.run import detach
@@ -70,18 +69,11 @@ class ForkedServer:
         os.close(self._events)
 
     def _follow(self) -> dict[str, Any]:
-        with PullBar("indexing") as bar, os.fdopen(self._events, "rb", closefd=False) as events:
-            for line in events:
-                event: dict[str, Any] = json.loads(line)
-                if "progress" in event:
-                    bar(*event["progress"])
-                elif "warning" in event:
-                    complain(str(event["warning"]))
-                elif "error" in event:
-                    raise ServerFailed(str(event["error"]), int(event["code"]))
-                else:
-                    return event
-        raise ServerFailed("the daemon died before it could mount", BUG)
+        with os.fdopen(self._events, "rb", closefd=False) as events:
+            event = follow(events)
+        if "error" in event:
+            raise ServerFailed(str(event["error"]), int(event["code"]))
+        return event
 
 
 def _fork(told: bytes) -> tuple[int, int]:

@@ -10,16 +10,15 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import click
 
+from lazyfs.cli.daemon_events import follow
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain, print_json
-from lazyfs.cli.progress import PullBar
 from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
-from lazyfs.exit_codes import BUG
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
 
@@ -123,8 +122,7 @@ def _wait(daemon: "subprocess.Popen[bytes]", *, foreground: bool, as_json: bool)
         signal.signal(number, signal.default_int_handler)
     outcome: dict[str, Any] = {}
     try:
-        with PullBar("indexing") as bar:
-            outcome = _follow(daemon.stdout, bar)
+        outcome = follow(daemon.stdout)
         if "ready" in outcome:
             _tell(outcome, as_json=as_json)
         if foreground or "ready" not in outcome:
@@ -138,19 +136,6 @@ def _wait(daemon: "subprocess.Popen[bytes]", *, foreground: bool, as_json: bool)
         return daemon.returncode or 0
     complain(str(outcome["error"]))
     return int(outcome["code"])
-
-
-def _follow(events: IO[bytes], bar: PullBar) -> dict[str, Any]:
-    """The event that ends the wait: `ready` or `error`."""
-    for line in events:
-        event: dict[str, Any] = json.loads(line)
-        if "progress" in event:
-            bar(*event["progress"])
-        elif "warning" in event:
-            complain(str(event["warning"]))
-        else:
-            return event
-    return {"error": "the daemon died before it could mount", "code": BUG}
 
 
 def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
