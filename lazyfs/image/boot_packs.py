@@ -78,12 +78,18 @@ class BootPacks:
         self._places = {place.name: place for place in places}
         self._demands = demands
         self._offline = offline
+        self._one_at_a_time = trio.Lock()
 
     async def find(self, resolved: ResolvedImage, *, ask: bool) -> FoundPack | None:
         """The pack of an image: made here, else known, else (with `ask`) published; None if there is none.
 
-        What stands in the way is logged: without a pack a start only takes longer.
+        What stands in the way is logged: without a pack a start only takes longer. Of two who ask at once,
+        one asks others.
         """
+        async with self._one_at_a_time:
+            return await self._find(resolved, ask=ask)
+
+    async def _find(self, resolved: ResolvedImage, *, ask: bool) -> FoundPack | None:
         try:
             kept = await trio.to_thread.run_sync(self.kept, resolved.descriptor.digest)
             if kept is not None or self._offline:

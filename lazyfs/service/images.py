@@ -9,7 +9,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple, Self
@@ -22,6 +22,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
+from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.image import compiled, find_indexes
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
@@ -78,11 +79,13 @@ class OpenImage:
         workshop: what works on it.
         resolved: what it is.
         indexed: the indexes that are to be had, by layer digest.
+        packs: knows of its boot packs; None where none are wanted.
     """
 
     workshop: Workshop
     resolved: ResolvedImage
     indexed: Mapping[str, IndexedLayer]
+    packs: BootPacks | None
 
     @property
     def missing(self) -> list[str]:
@@ -213,6 +216,7 @@ class Images:
                     verdict = _verdict(image)
                 if not verdict.why:
                     self._nursery.start_soon(self._compile_ahead, order)
+                    self._nursery.start_soon(self._look_for_pack, order)
                 if not key.manifest:  # its tag may move
                     verdict = replace(verdict, until=trio.current_time() + _UNKNOWN_FOR_S)
             except (IndexerError, LazyfsError) as error:
@@ -233,6 +237,14 @@ class Images:
         except (IndexerError, LazyfsError) as error:
             _log.info("%s is not compiled ahead: %s", order.image, message_of(error))
 
+    async def _look_for_pack(self, order: ChainOrder) -> None:
+        """Know where the boot pack of an image is before the container starts that it hastens."""
+        with suppress(IndexerError, LazyfsError):  # who mounts it is told
+            async with self.lease(order) as image:
+                if image.packs is not None:
+                    ask = not all(index.audited for index in image.indexed.values())
+                    await image.packs.find(image.resolved, ask=ask)
+
     @asynccontextmanager
     async def _opened(self, order: ChainOrder) -> AsyncIterator[OpenImage]:
         self._looks += 1
@@ -245,7 +257,8 @@ class Images:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             self._workshops.append(workshop)
             try:
-                yield OpenImage(workshop, resolved, indexed)
+                packs = workshop.boot_packs if self._config.boot_pack else None
+                yield OpenImage(workshop, resolved, indexed, packs)
             finally:
                 self._workshops.remove(workshop)
                 self._past += workshop.statistics()

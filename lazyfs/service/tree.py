@@ -76,7 +76,7 @@ class Trees:
         layers = {PackLayer(*pair): layer.lazy for pair, layer in zip(pairs, shown, strict=True)}
         # A boot pack is of a whole image; who made the indexes here has had the content, too.
         whole = len(resolved.layers) == len(opened.resolved.layers)
-        packs = opened.workshop.boot_packs if whole and opened.workshop.config.boot_pack else None
+        packs = opened.packs if whole else None
         ask = not all(indexed[digest].audited for digest in digests)
         hastened = await hasten(stack, resolved, layers, self._cache, packs, self._traffic, ask=ask)
         read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
