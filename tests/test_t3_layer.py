@@ -14,6 +14,7 @@ from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.plan import plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
+from lazyfs.image.traffic import Purpose, Traffic
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
 from tests.support.tars import file, gnu_sparse, tar
 
@@ -228,6 +229,29 @@ async def test_sequential_readers_are_run_ahead_of(cache):
             assert await layer.read(start, size) == TAR[start : start + size]
             await trio.testing.wait_all_tasks_blocked(0.01)
         assert layer.statistics().misses < 8
+
+
+async def test_what_a_reader_waits_for_and_what_it_wants_next_come_by_one_request(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    settings = ReadAheadSettings(after_bytes=400_000)
+    traffic = Traffic()
+    async with lazy(blob, cache, read_ahead=settings, traffic=traffic) as layer:
+        await layer.read(0, 300_000)
+        assert len(blob.ranges) == 1
+        await layer.read(300_000, 200_000)
+        assert len(blob.ranges) == 2
+        numbers = [layer.spans.find(end - 1) for end in (300_000, 500_000, 1_000_000)]
+        here, wanted, ahead = (layer.spans[number].compressed_end for number in numbers)
+        begins = layer.spans[numbers[0] + 1].compressed_start
+        assert here < wanted < ahead
+        assert blob.ranges[1] == (begins, ahead)
+        assert await layer.read(500_000, 400_000) == TAR[500_000:900_000]
+        assert [start for start, _ in blob.ranges if start < ahead - 1] == [0, begins]
+    counts = traffic.counts()
+    assert counts[Purpose.DEMAND].requests == 2
+    # Neighbours share the byte that one ends and the other begins in.
+    assert counts[Purpose.DEMAND].bytes == pytest.approx(here + wanted - begins, abs=len(layer.spans))
+    assert sum(count.bytes for count in counts.values()) == sum(end - start for start, end in blob.ranges)
 
 
 async def test_sparse_members_read_as_their_expansion(cache):

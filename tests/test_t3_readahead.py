@@ -18,8 +18,9 @@ def _run(ahead, start, end, step=128 * KIB):
 
 def test_a_run_shows_itself_before_anything_is_brought():
     ahead = ReadAhead(SETTINGS)
-    assert _run(ahead, 0, MIB - 128 * KIB) == []
-    assert ahead.note(MIB - 128 * KIB, MIB) == (MIB, 2 * MIB)
+    after = SETTINGS.after_bytes
+    assert _run(ahead, 0, after - 128 * KIB) == []
+    assert ahead.note(after - 128 * KIB, after) == (after, 2 * after)
 
 
 def test_a_short_run_is_run_ahead_of_by_no_more_than_it_has_read():
@@ -58,10 +59,10 @@ def test_runs_that_alternate_are_told_apart():
     ahead = ReadAhead(SETTINGS)
     found = [
         ahead.note(base + step * 128 * KIB, base + (step + 1) * 128 * KIB)
-        for step in range(8)
+        for step in range(2)
         for base in (0, 50 * MIB, 90 * MIB)
     ]
-    assert [bool(one) for one in found] == [False] * 21 + [True] * 3
+    assert [bool(one) for one in found] == [False] * 3 + [True] * 3
 
 
 def test_reads_of_a_run_may_be_a_little_out_of_order():

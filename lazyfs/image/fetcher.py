@@ -7,7 +7,7 @@ entry's span locks do the same.
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -170,40 +170,58 @@ class SpanFetcher:
         span = self._spans[number]
         return span.compressed_end - span.compressed_start
 
-    def bring(self, numbers: Iterable[int], purpose: Purpose = Purpose.DEMAND) -> dict[int, Landing]:
+    def bring(
+        self, numbers: Iterable[int], purpose: Purpose = Purpose.DEMAND, *, ahead: Iterable[int] = ()
+    ) -> dict[int, Landing]:
         """The landings of spans that are not local: those under way, and now all others too.
 
         Args:
             numbers: of the spans.
             purpose: whom for. While nobody waits for them yet, requests may be few and large.
+            ahead: more spans, that are wanted next: they come behind these by the same requests where these
+                land as they pass, else by their own.
         """
         numbers = list(numbers)
-        ahead = purpose is not Purpose.DEMAND
-        wanted: set[int] = set()
+        wanted = self._unclaimed(numbers, promote=purpose is Purpose.DEMAND)
+        extra = self._unclaimed(ahead, promote=False) - wanted
+        if extra and self._windows is None:
+            self._send(wanted | extra, purpose, extra)
+        else:
+            self._send(wanted, purpose)
+            self._send(extra, Purpose.AHEAD)
+        return {number: self._landings[number] for number in numbers}
+
+    def _unclaimed(self, numbers: Iterable[int], *, promote: bool) -> set[int]:
+        """Those that are not under way, and what comes out of the same entries; large frames are begun."""
+        unclaimed: set[int] = set()
         for number in numbers:
             if number in self._landings:
-                if not ahead:
+                if promote:
                     self._settings.traffic.promote(self._landings[number].ticket)
-                continue
-            if number in wanted:
-                continue
-            sharing = self._spans.sharing_entry(number)
-            if len(sharing) > 1 and self._is_large(sharing):
-                self._start_frame(sharing)
-            else:  # what comes out of one entry comes at once, wanted or not
-                wanted.update(other for other in sharing if other not in self._landings)
-        spans = [self._spans[number] for number in sorted(wanted)]
-        settings = self._settings
+            elif number not in unclaimed:
+                sharing = self._spans.sharing_entry(number)
+                if len(sharing) > 1 and self._is_large(sharing):
+                    self._start_frame(sharing)
+                else:
+                    unclaimed.update(other for other in sharing if other not in self._landings)
+        return unclaimed
+
+    def _send(self, numbers: Iterable[int], purpose: Purpose, ahead: Collection[int] = ()) -> None:
+        """Claim spans, and ask for them by few requests; nobody waits yet for those that are `ahead`."""
+        spans = [self._spans[number] for number in sorted(numbers)]
         if self._whole is not None and spans:
-            self._landings.claim(wanted, Ticket(purpose))
+            self._landings.claim((span.number for span in spans), Ticket(purpose))
             self._stream_whole(spans)
-            return {number: self._landings[number] for number in numbers}
-        max_bytes = settings.max_streamed if ahead and self._windows is None else settings.max_bytes
+            return
+        settings = self._settings
+        streamed = self._windows is None and (bool(ahead) or purpose is not Purpose.DEMAND)
+        max_bytes = settings.max_streamed if streamed else settings.max_bytes
         for fetch in plan_fetches(spans, max_bytes=max_bytes, max_gap=settings.max_gap):
-            ticket = Ticket(purpose)
+            extra = [span.number for span in fetch.spans if span.number in ahead]
+            whom_for = Purpose.AHEAD if len(extra) == len(fetch.spans) else purpose
+            ticket = Ticket(whom_for, sum(map(self._compressed_size, extra)))
             self._landings.claim((span.number for span in fetch.spans), ticket)
             self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch, ticket))
-        return {number: self._landings[number] for number in numbers}
 
     async def _pay(self, size: int) -> None:
         """Wait until a stream may go on with so many bytes, for readers."""
@@ -290,7 +308,7 @@ class SpanFetcher:
                     traffic.give_back(paid)
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
-                self._count(end - start, len(missing), ticket.purpose)
+                self._count(end - start, len(missing), ticket.purpose, ticket.ahead)
                 began = trio.current_time()
                 ticket.queue_s = began - asked
                 self._throughput.begun(began)
@@ -312,7 +330,7 @@ class SpanFetcher:
         if self._windows is not None:
             unpack = partial(self._unpack, spans, start, ticket)
             landed = await self._windows.beside(self._blob, spans, start, end, unpack)
-        elif len(spans) > 1 and end - start > _STREAMED_FROM:
+        elif len(spans) > 1 and (end - start > _STREAMED_FROM or ticket.ahead):
             return await self._stream(spans, start, end, ticket)
         else:
             unpack_here = partial(self._unpack, spans, start, ticket, self._read_window)
@@ -332,10 +350,10 @@ class SpanFetcher:
         pour = SpanPour(spans, start, unpack)
 
         def consume(piece: memoryview) -> None:
-            token.run_sync_soon(self._arrived, len(piece))
-            for span, data in pour.feed(piece):
+            made = pour.feed(piece)
+            for span, data in made:
                 self._entry.put(span.uncompressed_start, span.first_leaf, data)
-                token.run_sync_soon(self._landings.land, span.number, data)
+            token.run_sync_soon(self._passed, len(piece), made)
 
         try:
             await self._blob.stream(start, end, consume)
@@ -348,8 +366,10 @@ class SpanFetcher:
             return await self._blob.fetch(first, last, unpack_left)
         return []
 
-    def _arrived(self, size: int) -> None:
+    def _passed(self, size: int, made: Sequence[tuple[Span, bytes]]) -> None:
         self._throughput.arrived(size, trio.current_time())
+        for span, data in made:
+            self._landings.land(span.number, data)
 
     def _unpack(
         self,
@@ -379,8 +399,11 @@ class SpanFetcher:
         window = decompress_window(read_window(group[0]))
         return list(zip(group, read_spans(group, compressed, window), strict=True))
 
-    def _count(self, size: int, spans: int, purpose: Purpose = Purpose.DEMAND) -> None:
-        self._settings.traffic.count(purpose, size)
+    def _count(self, size: int, spans: int, purpose: Purpose = Purpose.DEMAND, ahead: int = 0) -> None:
+        """A request for `size` bytes is sent; nobody waits yet for at most `ahead` of them."""
+        traffic, ahead = self._settings.traffic, min(ahead, size)
+        traffic.count(purpose, size - ahead)
+        traffic.count(Purpose.AHEAD, ahead, requests=0)
         self._fetches += 1
         self._bytes += size
         self._fetched += spans

@@ -226,33 +226,37 @@ class LazyLayer:
         else:
             self._misses += 1
             self._complete = False  # if it was, something has been evicted
-            self._run_ahead(start, size, missed=True)
-            data = await self._fetched(start, size)
+            data = await self._fetched(start, size, self._ahead_of(start, size, missed=True))
         self._bytes_served += size
         return data
 
-    def _run_ahead(self, start: int, size: int, *, missed: bool = False) -> None:
-        """Bring what a sequential reader wants next. Nobody waits for it.
+    def _run_ahead(self, start: int, size: int) -> None:
+        """Bring what a sequential reader wants next. Nobody waits for it."""
+        numbers = self._ahead_of(start, size, missed=False)
+        if numbers:
+            self._fetcher.bring(numbers, Purpose.AHEAD)
+
+    def _ahead_of(self, start: int, size: int, *, missed: bool) -> Sequence[int]:
+        """The spans that a sequential reader wants next.
 
         While a reader reads what a boot pack brings, nothing is added to that: what is not in the pack is
         nothing that a start wants.
         """
         if self._complete or self._entry.refuses:
-            return
+            return ()
         packed = bool(self._coming) and self._is_packed(start, size, missed=missed)
         ahead = self._ahead.note(start, start + size, 0 if packed else self._fetcher.worth_ahead)
         if ahead is None:
-            return
+            return ()
         first, end = ahead[0], min(ahead[1], self._end)
         numbers = [
             n
             for n in self._spans.covering(first, end)
             if not self._has_span(n) and not self._comes(n, ever=not missed)
         ]
-        if numbers:
-            self._fetcher.bring(numbers, Purpose.AHEAD)
-        else:
+        if not numbers:
             self._complete = self._entry.complete
+        return numbers
 
     def _is_packed(self, start: int, size: int, *, missed: bool) -> bool:
         """Whether a boot pack has brought some of [start, start + size) or, `missed`, will bring the rest."""
@@ -297,24 +301,24 @@ class LazyLayer:
             start = self._end
         yield from tail_pieces(self._extents, start, end)
 
-    async def _fetched(self, start: int, size: int) -> bytes:
+    async def _fetched(self, start: int, size: int, ahead: Sequence[int]) -> bytes:
         if start + size <= self._end:
-            return await self._fetched_stream(start, start + size)
+            return await self._fetched_stream(start, start + size, ahead)
         parts = []
         for piece in self._pieces(start, start + size):
             if piece.start is None:
                 parts.append(bytes(piece.length))
             else:
-                parts.append(await self._fetched_stream(piece.start, piece.start + piece.length))
+                parts.append(await self._fetched_stream(piece.start, piece.start + piece.length, ahead))
         return b"".join(parts)
 
-    async def _fetched_stream(self, start: int, end: int) -> bytes:
+    async def _fetched_stream(self, start: int, end: int, ahead: Sequence[int]) -> bytes:
         for _ in range(_ATTEMPTS):
             with suppress(_Evicted):
-                return await self._brought(start, end)
+                return await self._brought(start, end, ahead)
         raise CacheError("content is evicted from the cache faster than it can be read; give that more room")
 
-    async def _brought(self, start: int, end: int) -> bytes:
+    async def _brought(self, start: int, end: int, ahead: Sequence[int]) -> bytes:
         asked = trio.current_time()
         for coming in self._coming:
             await self._wait_for(coming, start, end)
@@ -326,7 +330,7 @@ class LazyLayer:
             spare = self._spare.cut(number, offset, size) if self._spare else None
             parts[number] = self._local(first, size) if spare is None else spare
         missing = [number for number, part in parts.items() if part is None]
-        landings = self._fetcher.bring(missing)
+        landings = self._fetcher.bring(missing, ahead=ahead)
         if missing and self._line is not None:
             self._bring_beside(missing, self._line)
         for number, landing in landings.items():

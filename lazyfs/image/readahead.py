@@ -25,8 +25,8 @@ class ReadAheadSettings:
         runs: how many runs of a layer are followed at once.
     """
 
-    after_bytes: int = 1 << 20
-    far_bytes: int = 2 << 20
+    after_bytes: int = 256 << 10
+    far_bytes: int = 1 << 20
     most_reach: int = 64 << 20
     most_step: int = 16 << 20
     slack: int = 256 << 10

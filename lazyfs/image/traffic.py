@@ -84,14 +84,16 @@ class Ticket:
 
     Attributes:
         purpose: whom it is for; changed by `Traffic.promote` only.
+        ahead: bytes of it for which nobody waited when it was made, but for others of it.
         queue_s: for how many seconds it waited for its turn, and for other processes.
         unpack_s: how many seconds it took to unpack what came.
     """
 
-    __slots__ = ("purpose", "queue_s", "unpack_s")
+    __slots__ = ("ahead", "purpose", "queue_s", "unpack_s")
 
-    def __init__(self, purpose: Purpose) -> None:
+    def __init__(self, purpose: Purpose, ahead: int = 0) -> None:
         self.purpose = purpose
+        self.ahead = ahead
         self.queue_s = 0.0
         self.unpack_s = 0.0
 
@@ -195,10 +197,10 @@ class Traffic:
 
     # Counts
 
-    def count(self, purpose: Purpose, size: int) -> None:
-        """A request for `size` bytes is sent."""
+    def count(self, purpose: Purpose, size: int, *, requests: int = 1) -> None:
+        """A request for `size` bytes is sent; none of its own, if `requests` is 0."""
         before = self._counts[purpose]
-        self._counts[purpose] = TrafficCount(before.requests + 1, before.bytes + size)
+        self._counts[purpose] = TrafficCount(before.requests + requests, before.bytes + size)
         if purpose is Purpose.BACKGROUND and self._rate:
             self._paid_until = max(self._paid_until, trio.current_time()) + size / self._rate
 
