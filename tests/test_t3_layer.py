@@ -246,6 +246,7 @@ async def test_what_a_reader_waits_for_and_what_it_wants_next_come_by_one_reques
         assert here < wanted < ahead
         assert blob.ranges[1] == (begins, ahead)
         assert await layer.read(500_000, 400_000) == TAR[500_000:900_000]
+        await trio.testing.wait_all_tasks_blocked(0.01)
         assert [start for start, _ in blob.ranges if start < ahead - 1] == [0, begins]
     counts = traffic.counts()
     assert counts[Purpose.DEMAND].requests == 2
