@@ -1,9 +1,10 @@
 """Builds a layer's Toc while its bytes stream by.
 
-Two threads share the work about equally. The caller's inflates, finds checkpoints and makes the diffID: few,
-long calls without the GIL. A second one does what wants the GIL again and again, leaves, windows and tar, and
-what else there is. Where both want the GIL, the one that wants it back waits longer than small pieces take:
-so all the small ones are one thread's, and few, large ones are handed over.
+Two threads share the work about equally. The caller's inflates, finds checkpoints, and makes the diffID and
+the spans' BLAKE3 digests: few, long calls without the GIL. A second one does what wants the GIL again and
+again, leaves, windows and tar, and what else there is. Where both want the GIL, the one that wants it back
+waits longer than small pieces take: so all the small ones are one thread's, and few, large ones are handed
+over.
 """
 
 import queue
@@ -14,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final, Self
 
-from indexer.digest import LEAF_SIZE, merkle_root, sha256_digest
+from indexer.digest import LEAF_SIZE, content_hasher, merkle_root, sha256_digest
 from indexer.errors import DigestMismatch, FormatError, Unsupported
 from indexer.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded
 from indexer.spans import SNIFF_SIZE, make_scanner, sniff
@@ -82,6 +83,8 @@ class LayerBuilder:
         self._points: list[Checkpoint] = []
         self._layer_hash = sha256()
         self._hash = sha256()
+        self._span_hash = content_hasher()
+        self._blake3s: list[bytes] = []
         self._content = _Content(limits, store)
         self._second = _SecondThread()
 
@@ -143,19 +146,26 @@ class LayerBuilder:
         self._check_size(self._produced)
         self._second.put(partial(self._content.take, data))
         self._hash.update(data)
+        self._span_hash.update(data)
 
     def checkpoint(self, point: Checkpoint) -> None:
         """From the scanner: a span begins here."""
         if self._points:
             self._second.put(self._content.end_span)
+            self._end_span()
         self._points.append(point)
 
     def window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
         """From the scanner: what gives the sparse window of an earlier checkpoint."""
         self._second.put(partial(self._content.take_window, uncompressed_start, sparse))
 
+    def _end_span(self) -> None:
+        self._blake3s.append(self._span_hash.digest())
+        self._span_hash = content_hasher()
+
     def _built(self, layer_digest: str) -> BuiltToc:
         content = self._content.close()
+        self._end_span()
         spans, windows = self._spans(content)
         windows_file = b"".join(windows)
         assert self._compression is not None
@@ -196,6 +206,7 @@ class LayerBuilder:
                     window_end=window_at + len(window),
                     first_leaf=0,  # the table counts leaves itself
                     root=content.roots[number],
+                    blake3=self._blake3s[number],
                 )
             )
             window_at += len(window)

@@ -1,15 +1,20 @@
-"""Digests: sha256 of whole things, and Merkle roots over the leaves of a span.
+"""Digests: sha256 of whole things, and of a span BLAKE3 and the Merkle root over its leaves.
 
 A span is cut into leaves of LEAF_SIZE bytes from its start, the last one shorter. A leaf's digest is the
 sha256 of its bytes; two neighbours make a parent, sha256(left + right); an odd one out goes up unchanged.
 The tree's shape follows from the span's length, which stands in the same signed-for table as the root, so
 leaves and parents cannot be taken for each other and need no prefix.
+
+The root proves single leaves. Who has the whole span asks BLAKE3: one call, a sixth of the time, and without
+the interpreter's lock, which hashing leaves holds nearly all of its time.
 """
 
 import re
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Final
+from typing import Final, Protocol
+
+from blake3 import blake3
 
 from indexer.errors import FormatError
 
@@ -26,6 +31,26 @@ _SHA256 = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 def sha256_digest(data: bytes | bytearray | memoryview) -> str:
     """The OCI digest of `data`: "sha256:" and 64 hexadecimal digits."""
     return "sha256:" + sha256(data).hexdigest()
+
+
+def content_digest(data: bytes | bytearray | memoryview) -> bytes:
+    """The BLAKE3 digest of one span's bytes, with the function's own length of 32 bytes."""
+    return blake3(data).digest()
+
+
+class Hasher(Protocol):
+    """Takes bytes piece by piece and gives the digest of all of them, as those of hashlib do."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> object:
+        """The next bytes."""
+
+    def digest(self) -> bytes:
+        """The digest of the bytes so far."""
+
+
+def content_hasher() -> Hasher:
+    """Makes the `content_digest` of one span's bytes."""
+    return blake3()
 
 
 def digest_hex(digest: str) -> str:

@@ -48,12 +48,12 @@ def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -
 
 
 def read_span(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
-    """A span's uncompressed bytes, padding included, which match its root. As `read_spans` says."""
+    """A span's uncompressed bytes, padding included, which match its digest. As `read_spans` says."""
     return read_spans((span,), data, window)[0]
 
 
 def read_spans(spans: Sequence[Span], data: bytes | memoryview, window: bytes) -> list[bytes]:
-    """The uncompressed bytes of spans that share an entry, padding included; each matches its root.
+    """The uncompressed bytes of spans that share an entry, padding included; each matches its digest.
 
     Args:
         spans: one, or several with the same compressed start and entry.

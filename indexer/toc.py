@@ -62,7 +62,7 @@ class Entry(IntEnum):
 class Proof(IntEnum):
     """What a span's `root` is the digest of."""
 
-    MERKLE = 0  # its uncompressed bytes, as a tree over leaves: one leaf can be proved alone
+    MERKLE = 0  # its uncompressed bytes, as a tree over leaves: one leaf can be proved alone; `blake3` all
     CONTENT = 1  # its uncompressed bytes without padding, as one sha256
     COMPRESSED = 2  # its compressed bytes, as one sha256; what they become follows from entry and window
 
@@ -70,6 +70,8 @@ class Proof(IntEnum):
 # Half the cost of Entry(number).
 _ENTRIES: Final = tuple(Entry)
 _PROOFS: Final = tuple(Proof)
+
+_NO_DIGEST: Final = bytes(DIGEST_SIZE)
 
 
 class Member(NamedTuple):
@@ -129,6 +131,8 @@ class Span(NamedTuple):
             leaves (indexer.digest).
         proof: what `root` is the digest of.
         padding: zeros at the span's end that come from nothing compressed.
+        blake3: where `proof` is MERKLE, the BLAKE3 digest of the span's uncompressed bytes, padding included:
+            all of them are verified by it, six times as fast as by the root. Else b"".
     """
 
     number: int
@@ -145,6 +149,7 @@ class Span(NamedTuple):
     root: bytes
     proof: Proof = Proof.MERKLE
     padding: int = 0
+    blake3: bytes = b""
 
     @property
     def size(self) -> int:
@@ -163,13 +168,15 @@ class Span(NamedTuple):
 
 
 class SpanTable(Sequence[Span]):
-    """The spans of a layer, back to back from offset 0, kept as columns: 90 bytes each.
+    """The spans of a layer, back to back from offset 0, kept as columns: 90 bytes each, 122 with BLAKE3.
 
-    Build one with `from_spans`, or hand over columns that `toc_codec` has checked.
+    Build one with `from_spans`, or hand over columns that `toc_codec` has checked. `blake3s` has a digest for
+    each span, of which those of spans with another proof than MERKLE say nothing; b"" where all have another.
     """
 
     __slots__ = (
         "_bits",
+        "_blake3s",
         "_compressed_ends",
         "_compressed_starts",
         "_ends",
@@ -195,6 +202,7 @@ class SpanTable(Sequence[Span]):
         roots: bytes,
         proofs: bytes,
         paddings: "array[int]",
+        blake3s: bytes,
     ) -> None:
         self._ends = ends
         self._compressed_starts = compressed_starts
@@ -205,6 +213,7 @@ class SpanTable(Sequence[Span]):
         self._roots = roots
         self._proofs = proofs
         self._paddings = paddings
+        self._blake3s = blake3s
         self._starts = array("Q", [0])
         self._first_leaves = array("Q", [0])
         self._window_ends = array("Q")
@@ -220,6 +229,8 @@ class SpanTable(Sequence[Span]):
     @classmethod
     def from_spans(cls, spans: Sequence[Span]) -> "SpanTable":
         """A table of given spans; their numbers, starts, leaves and window starts are implied by order."""
+        digests = [s.blake3 if s.proof is Proof.MERKLE else _NO_DIGEST for s in spans]
+        assert all(len(digest) == DIGEST_SIZE for digest in digests), "a root without its BLAKE3"
         return cls(
             ends=array("Q", (s.uncompressed_end for s in spans)),
             compressed_starts=array("Q", (s.compressed_start for s in spans)),
@@ -231,6 +242,7 @@ class SpanTable(Sequence[Span]):
             roots=b"".join(s.root for s in spans),
             proofs=bytes(s.proof for s in spans),
             paddings=array("Q", (s.padding for s in spans)),
+            blake3s=b"".join(digests) if any(s.proof is Proof.MERKLE for s in spans) else b"",
         )
 
     def __len__(self) -> int:
@@ -247,6 +259,8 @@ class SpanTable(Sequence[Span]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
+        digest = slice(index * DIGEST_SIZE, (index + 1) * DIGEST_SIZE)
+        proof = _PROOFS[self._proofs[index]]
         return Span(
             number=index,
             uncompressed_start=self._starts[index],
@@ -259,9 +273,10 @@ class SpanTable(Sequence[Span]):
             window_start=self._window_ends[index - 1] if index else 0,
             window_end=self._window_ends[index],
             first_leaf=self._first_leaves[index],
-            root=self._roots[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE],
-            proof=_PROOFS[self._proofs[index]],
+            root=self._roots[digest],
+            proof=proof,
             padding=self._paddings[index],
+            blake3=self._blake3s[digest] if proof is Proof.MERKLE else b"",
         )
 
     def __iter__(self) -> Iterator[Span]:

@@ -9,7 +9,7 @@ The head is what a mount needs before its first read (docs/index-format.md has t
 
 The sha256 of the head is the *TOC digest*: the identity under which layers are cached. The windows file is
 the compressed sparse windows one after the other; a span says where its own lies, so that one can be read
-alone. A wrong window gives wrong bytes, which the span's root in the head tells.
+alone. A wrong window gives wrong bytes, which the span's digest in the head tells.
 
 All integers are little-endian. The same Toc gives the same bytes under the same version of zstd.
 """
@@ -42,7 +42,7 @@ from indexer.toc import (
 )
 
 _MAGIC: Final = b"lazytoc"
-VERSION: Final = 2
+VERSION: Final = 3
 """Version of the head's format, apart from the program's. A reader takes its own version only."""
 
 _HEADER: Final = struct.Struct("<7sB32s32s32sQQQIBB2xQQQ6Q")
@@ -247,6 +247,7 @@ def _encode_spans(table: SpanTable) -> bytes:
             b"".join(s.root for s in spans),
             bytes(s.proof for s in spans),
             pack(s.padding for s in spans),
+            b"".join(s.blake3 for s in spans),  # b"" where it is not to be
         )
     )
 
@@ -263,6 +264,7 @@ def _decode_spans(data: bytes, count: int, header: TocHeader) -> SpanTable:
     roots = reader.take(count * DIGEST_SIZE)
     proofs = reader.take(count)
     paddings = reader.column(count)
+    blake3s = _spread(reader.take(DIGEST_SIZE * proofs.count(Proof.MERKLE)), proofs)
     reader.close()
     starts = list(accumulate(steps))
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
@@ -282,7 +284,16 @@ def _decode_spans(data: bytes, count: int, header: TocHeader) -> SpanTable:
         roots=roots,
         proofs=proofs,
         paddings=paddings,
+        blake3s=blake3s,
     )
+
+
+def _spread(told: bytes, proofs: bytes) -> bytes:
+    """Digests of those spans that have one at the places of all spans; b"" where none has."""
+    if len(told) in (0, DIGEST_SIZE * len(proofs)):
+        return told
+    pieces = iter([told[at : at + DIGEST_SIZE] for at in range(0, len(told), DIGEST_SIZE)])
+    return b"".join(next(pieces) if proof == Proof.MERKLE else _UNKNOWN for proof in proofs)
 
 
 def _check_spans(

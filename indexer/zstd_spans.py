@@ -200,11 +200,11 @@ class FrameReader:
         self._scanner = ZstdScanner(self, span_size=1 << 62)
 
     def feed(self, data: bytes) -> list[tuple[Span, bytes]]:
-        """The spans that these bytes complete, with their bytes, padding included, which match their roots.
+        """The spans that these bytes complete, with their bytes, padding included, which match their digests.
 
         Raises:
             FormatError: damaged.
-            DigestMismatch: a span is not what its root promises.
+            DigestMismatch: a span is not what its digest promises.
         """
         self._finished = []
         self._scanner.feed(data)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from indexer.boot_pack import HEADER_SIZE, PackHead, PackLayer, Run, decode_pack_head, head_size
 from indexer.boot_pack_leaves import PackReader, build_pack
-from indexer.digest import LEAF_SIZE, leaf_count, leaf_digests, merkle_root, span_root
+from indexer.digest import LEAF_SIZE, content_digest, leaf_count, leaf_digests, merkle_root, span_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.leaf_proofs import SpanProof, SpanTree, widths
 from indexer.toc import Entry, Proof, Span, SpanTable
@@ -25,8 +25,9 @@ def table(data: bytes, cuts: Sequence[int], proof: Proof = Proof.MERKLE) -> Span
     """Spans that end at these places."""
     spans, start, leaf = [], 0, 0
     for number, end in enumerate([*cuts, len(data)]):
-        root = span_root(data[start:end])
-        spans.append(Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, leaf, root, proof))
+        root, blake3 = span_root(data[start:end]), content_digest(data[start:end])
+        span = Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, leaf, root, proof, blake3=blake3)
+        spans.append(span)
         leaf += leaf_count(end - start)
         start = end
     return SpanTable.from_spans(spans)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from blake3 import blake3
 
 from indexer.toc import Toc
 from indexer.toc_codec import encode_toc
@@ -45,7 +46,7 @@ def read_head(data: bytes) -> dict[str, Any]:
     layer_size, size, device_size, span_size, compression, space = struct.unpack_from("<QQQIBB2x", data, 104)
     counts = struct.unpack_from("<3Q", data, 136)
     lengths = struct.unpack_from("<6Q", data, 160)
-    assert (magic, version) == (b"lazytoc", 2)
+    assert (magic, version) == (b"lazytoc", 3)
     assert sha256(data[:-32]).digest() == data[-32:]
     sections, at = [], 208
     for stored, raw in zip(lengths[::2], lengths[1::2], strict=True):
@@ -68,12 +69,13 @@ def read_spans(c: Columns, n: int) -> list[tuple[Any, ...]]:
     entries, bits = c.bytes(n), c.bytes(n)
     skips, windows, roots = c.column(n), c.column(n), c.bytes(32 * n)
     proofs, paddings = c.bytes(n), c.column(n)
+    blake3s = [c.bytes(32) if proof == 0 else b"" for proof in proofs]
     spans, start, compressed, window = [], 0, 0, 0
     for i in range(n):
         compressed += steps[i]
         span = (start, start + sizes[i], compressed, compressed + lengths[i], entries[i], bits[i], skips[i])
         root = roots[32 * i : 32 * i + 32]
-        spans.append((*span, window, window + windows[i], root, proofs[i], paddings[i]))
+        spans.append((*span, window, window + windows[i], root, proofs[i], paddings[i], blake3s[i]))
         start, window = start + sizes[i], window + windows[i]
     return spans
 
@@ -114,7 +116,7 @@ def expected(toc: Toc) -> dict[str, Any]:
     sizes = (h.layer_size, h.uncompressed_size, h.device_size)
     return {
         "header": (*digests, *sizes, h.compression, h.address_space, h.span_size),
-        "spans": [(*span[1:10], span.root, span.proof, span.padding) for span in toc.spans],
+        "spans": [(*span[1:10], span.root, span.proof, span.padding, span.blake3) for span in toc.spans],
         "extents": [tuple(extent) for extent in toc.extents],
         "members": [tuple(member) for member in toc.members],
     }
@@ -126,7 +128,7 @@ def test_the_page_tells_how_to_read_a_head(name: str) -> None:
     assert read_head(encode_toc(built.toc)) == expected(built.toc)
 
 
-def test_the_page_tells_what_a_root_is() -> None:
+def test_the_page_tells_what_a_spans_digests_are() -> None:
     built = build(gzip.compress(TAR, mtime=0))
     for span in built.toc.spans:
         content = TAR[span.uncompressed_start : span.uncompressed_end]
@@ -135,6 +137,7 @@ def test_the_page_tells_what_a_root_is() -> None:
             pairs = [level[at : at + 2] for at in range(0, len(level), 2)]
             level = [sha256(b"".join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs]
         assert level == [span.root]
+        assert blake3(content).digest() == span.blake3
 
 
 def test_the_page_tells_what_the_windows_file_is() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from indexer import libz
 from indexer.build import LayerBuilder
-from indexer.digest import span_root
+from indexer.digest import content_digest, span_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.scan import Limits
 from indexer.spans import read_span, sniff
@@ -130,7 +130,21 @@ def test_indexed_gzip_reads_the_same_bytes_at_our_checkpoints():
     with indexed_gzip.IndexedGzipFile(BytesIO(blob)) as oracle:
         for span in spans:
             oracle.seek(span.uncompressed_start)
-            assert span_root(oracle.read(span.size)) == span.root
+            data = oracle.read(span.size)
+            assert (span_root(data), content_digest(data)) == (span.root, span.blake3)
+
+
+@pytest.mark.parametrize("name", ["plain", "gzip -9", "zstd frame"])
+def test_a_span_is_what_its_blake3_says_and_its_root_is_for_leaves(name):
+    blob = ENCODINGS[name](SMALL_TAR)
+    built = build(blob)
+    span = built.toc.spans[1]
+    window = decompress_window(built.windows[span.window_start : span.window_end])
+    data = blob[span.compressed_start : span.compressed_end]
+    content = SMALL_TAR[span.uncompressed_start : span.uncompressed_end]
+    assert read_span(span._replace(root=bytes(32)), data, window) == content
+    with pytest.raises(DigestMismatch, match=content_digest(content).hex()):
+        read_span(span._replace(blake3=span.root), data, window)
 
 
 def test_pieces_of_a_large_zstd_frame_share_its_entry():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer import toc_codec
 from indexer.digest import digest_hex, leaf_count, leaf_digests, leaf_proof, merkle_root, root_from_proof
 from indexer.errors import DigestMismatch, FormatError, IndexerError, Unsupported
 from indexer.member_table import check_path, decode_members, encode_members
@@ -72,6 +73,7 @@ def tocs(draw):
     spans = []
     position = compressed = window_at = 0
     for number in range(draw(st.integers(0, 8))):
+        proof = draw(st.sampled_from(Proof))
         size = draw(st.integers(1, 100_000))
         window = draw(st.integers(0, 3000))
         length = draw(st.integers(1, 50_000))
@@ -89,8 +91,9 @@ def tocs(draw):
                 window_end=window_at + window,
                 first_leaf=0,
                 root=draw(st.binary(min_size=32, max_size=32)),
-                proof=draw(st.sampled_from(Proof)),
+                proof=proof,
                 padding=draw(st.integers(0, size)),
+                blake3=draw(st.binary(min_size=32, max_size=32)) if proof is Proof.MERKLE else b"",
             )
         )
         position += size
@@ -124,7 +127,7 @@ def test_a_toc_comes_back_and_its_bytes_are_the_same_each_time(toc):
 
 
 def _toc() -> Toc:
-    span = Span(0, 0, 1000, 0, 500, Entry.GZIP_MEMBER, 0, 0, 0, 0, 0, bytes(32))
+    span = Span(0, 0, 1000, 0, 500, Entry.GZIP_MEMBER, 0, 0, 0, 0, 0, bytes(32), blake3=bytes(32))
     header = TocHeader(_DIGEST, 500, _DIGEST, 1000, 1024, Compression.GZIP, AddressSpace.TAR, 1000, _DIGEST)
     return Toc(
         header, SpanTable.from_spans([span]), (), [Member(b"a", Kind.REGULAR, size=10, data_start=512)]
@@ -188,6 +191,33 @@ def _lying(**changes: object) -> bytes:
 def test_a_toc_whose_tables_contradict_its_header_is_refused(data):
     with pytest.raises(FormatError):
         decode_head(data).toc()
+
+
+def test_only_spans_with_merkle_roots_have_a_second_digest():
+    digest = bytes(range(32))
+    sizes = {}
+    for proof in Proof:
+        span = _toc().spans[0]._replace(proof=proof, blake3=digest)
+        head = decode_head(encode_toc(replace(_toc(), spans=SpanTable.from_spans([span]))))
+        sizes[proof] = head.decoded_size
+        assert [s.blake3 for s in head.spans()] == [digest if proof is Proof.MERKLE else b""]
+    assert sizes[Proof.MERKLE] - 32 == sizes[Proof.CONTENT] == sizes[Proof.COMPRESSED]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tocs(), st.data())
+def test_a_mutated_span_table_gives_spans_or_our_error(toc, data):
+    encoded = bytearray(toc_codec._encode_spans(toc.spans))
+    for _ in range(data.draw(st.integers(0, 3)) if encoded else 0):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.sampled_from([0, 0, 1, 32]))
+    try:
+        spans = toc_codec._decode_spans(bytes(encoded[: len(encoded) - cut]), len(toc.spans), toc.header)
+    except IndexerError:
+        return
+    assert not cut or not encoded
+    for span in spans:
+        assert len(span.blake3) == (32 if span.proof is Proof.MERKLE else 0)
 
 
 def test_a_member_whose_content_leaves_the_layer_is_refused():

@@ -30,6 +30,7 @@ RULES = Rules(
         "httpx": ("lazyfs.source",),
         "http": ("lazyfs.source", "demo"),
         "ssl": ("lazyfs.source",),
+        "blake3": ("indexer.digest",),
         "isal": ("indexer",),
         "numpy": ("indexer",),
         "zstandard": ("indexer", "lazyfs.container"),

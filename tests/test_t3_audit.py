@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from indexer.digest import sha256_digest
+from indexer.digest import content_digest, sha256_digest
 from indexer.toc import Extent, Kind, Member, Span
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.quarantine import Note
 from lazyfs.errors import NotTrusted
-from lazyfs.image.audit import Audit, RootCheck, audit_stream
+from lazyfs.image.audit import Audit, DigestCheck, audit_stream
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.indexing import no_progress
 from lazyfs.image.verifying import LayerReport, Origin, verify_image
@@ -32,8 +32,10 @@ from tests.support.published import (
     put,
     swap_roots,
     table_of,
+    with_blake3_of,
     with_content,
     with_members,
+    with_root_of,
     with_spans,
 )
 from tests.support.registry import Registry
@@ -51,6 +53,7 @@ TAR = tar(
 BLOB = gzip_layer(TAR)
 IMAGE = build_image([TAR])
 DIFF_ID = sha256_digest(TAR)
+OTHER_CONTENT = b"!" * len(TAR)
 OTHER = gzip_layer(tar(file(b"other", b"other" * 50_000)))
 
 
@@ -77,7 +80,7 @@ def test_the_truth_passes(name: str) -> None:
 @settings(max_examples=30, deadline=None)
 def test_roots_are_right_however_the_stream_is_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(TAR)]
-    check = RootCheck(build(BLOB).toc.spans)
+    check = DigestCheck(build(BLOB).toc.spans)
     for start, end in pairwise(edges):
         check.feed(TAR[start:end])
     check.close()
@@ -89,7 +92,7 @@ def test_roots_are_right_however_the_stream_is_cut(cuts: list[int]) -> None:
 def test_one_changed_byte_is_one_wrong_span(at: int) -> None:
     changed = bytearray(TAR)
     changed[at] ^= 1
-    check = RootCheck(SPANS)
+    check = DigestCheck(SPANS)
     check.feed(bytes(changed))
     check.close()
     assert check.wrong == [SPANS.find(at)]
@@ -98,8 +101,29 @@ def test_one_changed_byte_is_one_wrong_span(at: int) -> None:
 SPANS = build(BLOB).toc.spans
 
 
+@pytest.mark.parametrize("lie", [with_root_of(OTHER_CONTENT), with_blake3_of(OTHER_CONTENT)])
+def test_digests_of_different_bytes_are_a_lie_and_no_damage(lie: Change) -> None:
+    """What either digest is of may be read: such bytes came as they should, and the table is to blame."""
+    audit = audit_of(lie)
+    assert audit == Audit(("the digests of span 0 are of different bytes",))
+
+
+def test_content_that_one_digest_is_of_counts_for_nothing_else() -> None:
+    """Planted by leaves that the root proves, or fetched and checked by BLAKE3: the other one tells."""
+    spans = with_root_of(OTHER_CONTENT)(build(BLOB)).toc.spans
+    end = spans[0].uncompressed_end
+    check = DigestCheck(spans)
+    check.feed(OTHER_CONTENT[:end] + TAR[end:])
+    check.close()
+    assert (check.torn, check.wrong) == ([0], [])
+    check = DigestCheck(spans)
+    check.feed(b"?" + OTHER_CONTENT[1:end] + TAR[end:])
+    check.close()
+    assert (check.torn, check.wrong) == ([], [0])
+
+
 def test_spans_that_never_pass_by_are_wrong() -> None:
-    check = RootCheck(SPANS)
+    check = DigestCheck(SPANS)
     check.feed(TAR[: SPANS[3].uncompressed_start + 1])
     check.close()
     assert check.wrong == list(range(3, len(SPANS)))
@@ -232,7 +256,9 @@ SPAN_LIES: dict[str, Change] = {
     "a moved compressed offset": change_second(compressed_start=1),
     "another bit": change_second(bits=1),
     "spans of another layer": table_of(OTHER, diff_id=DIFF_ID),
-    "roots of other content": with_content(b"!" * len(TAR)),
+    "digests of other content": with_content(OTHER_CONTENT),
+    "a root of other content": with_root_of(OTHER_CONTENT),
+    "a BLAKE3 digest of other content": with_blake3_of(OTHER_CONTENT),
 }
 
 
@@ -320,6 +346,25 @@ async def test_a_lying_index_is_put_into_quarantine_and_its_readers_are_told(
         layer.read_nowait(0, 1)
     with pytest.raises(NotTrusted, match="lies"):
         await layer.read(0, 1)
+    assert auditor.statistics().lying == (sha256_digest(IMAGE.layers[0]),)
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        assert opened.origins == ["made here"]
+
+
+@pytest.mark.expect_log("lies: the digests of span 0 are of different bytes")
+@pytest.mark.expect_log("it lied about layer")
+@pytest.mark.parametrize("lie", [with_root_of(OTHER_CONTENT), with_blake3_of(OTHER_CONTENT)])
+async def test_digests_of_different_bytes_are_found_out_in_the_background(
+    registry: Registry, tmp_path: Path, lie: Change
+) -> None:
+    put(registry, "app", index_of(IMAGE, lie))
+    async with image_of(name(registry), tmp_path / "cache") as opened, trio.open_nursery() as nursery:
+        layer, first = opened.image.layers[0], opened.image.indexed[0].head.spans()[0]
+        if first.blake3 != content_digest(TAR[: first.uncompressed_end]):  # only a boot pack can bring it
+            assert layer.entry.put(0, 0, TAR[: first.uncompressed_end])
+        auditor = Auditor(cases_of(opened.image), opened.workshop.cache)
+        nursery.start_soon(auditor.run)
+        assert await layer.read(0, len(TAR)) == TAR
     assert auditor.statistics().lying == (sha256_digest(IMAGE.layers[0]),)
     async with image_of(name(registry), tmp_path / "cache") as opened:
         assert opened.origins == ["made here"]

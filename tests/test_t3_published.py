@@ -9,7 +9,7 @@ import pytest
 
 from indexer.errors import FormatError
 from indexer.toc import Kind
-from indexer.toc_codec import decode_head, encode_toc
+from indexer.toc_codec import VERSION, decode_head, encode_toc
 from lazyfs.errors import ConfigError, NotFound, NotTrusted
 from lazyfs.exit_codes import exit_code
 from lazyfs.image.artifact import LayerFiles, build_artifact
@@ -21,7 +21,17 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.push_artifact import Artifact
 from tests.support.images import build_image, build_index, write_layout
 from tests.support.layers import build
-from tests.support.published import change_member, hide, index_of, new_key, public_pem, put, sign, table_of
+from tests.support.published import (
+    change_member,
+    encode_older,
+    hide,
+    index_of,
+    new_key,
+    public_pem,
+    put,
+    sign,
+    table_of,
+)
 from tests.support.registry import Registry
 from tests.support.registry_faults import Corrupt, Status
 from tests.support.tars import file, hardlink, tar
@@ -386,6 +396,32 @@ async def test_a_head_that_is_damaged_on_its_way_is_passed_by(registry: Registry
     put(registry, "app", index_of(IMAGE))
     registry.faults.add("blob", Corrupt(20), skip=1)
     assert sorted(await origins(name(registry), tmp_path / "cache")) == ["found", "made here"]
+
+
+@pytest.mark.expect_log(rf"index sha256:.*version {VERSION - 1}; this program reads {VERSION}")
+async def test_an_index_of_another_version_is_passed_by(registry: Registry, tmp_path: Path) -> None:
+    put(registry, "app", index_of(IMAGE, encode=encode_older))
+    assert await origins(name(registry), tmp_path / "cache") == MADE
+    put(registry, "app", index_of(IMAGE))
+    put(registry, "app", index_of(build_image([LOWER]), encode=encode_older))
+    assert await origins(name(registry), tmp_path / "other") == FOUND
+
+
+async def test_tables_of_another_version_in_the_cache_are_made_anew(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        tocs = opened.workshop.cache.tocs
+        for index in opened.image.indexed:
+            older, layer = encode_older(index.head.toc()), index.head.header.layer_digest
+            for kept in tocs.names(layer):
+                tocs.save(layer, kept, older, bytes(index.windows))
+    registry.journal.clear()
+    assert await origins(name(registry), tmp_path / "cache") == MADE
+    assert registry.requests["GET", "blob"] == len(IMAGE.layers)
+    registry.journal.clear()
+    assert await origins(name(registry), tmp_path / "cache") == MADE
+    assert registry.requests["GET", "blob"] == 0
 
 
 @pytest.mark.expect_log("indexes in the image's repository are passed by")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from indexer.digest import LEAF_SIZE, merkle_root, span_root
+from indexer.digest import Hasher, content_hasher
 from indexer.toc import Proof, Span, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 
-_PIECE: Final = 256 * LEAF_SIZE  # a power of two of leaves: a whole subtree
+_PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,18 @@ def _verdict(entry: LayerEntry, span: Span) -> bool | None:
 
 def _matches(entry: LayerEntry, span: Span) -> bool:
     """Whether a span's bytes are those it promises; they are read in pieces: it may be a whole layer."""
-    content_end = span.uncompressed_end - span.padding
     if span.proof is Proof.MERKLE:
-        pieces = _pieces(entry, span.uncompressed_start, span.uncompressed_end)
-        return merkle_root([span_root(piece) for piece in pieces]) == span.root
-    content = sha256()
-    for piece in _pieces(entry, span.uncompressed_start, content_end):
-        content.update(piece)
+        return _digest(content_hasher(), entry, span.uncompressed_start, span.uncompressed_end) == span.blake3
+    content_end = span.uncompressed_end - span.padding
     padding = _pieces(entry, content_end, span.uncompressed_end)
-    return content.digest() == span.root and not any(piece.strip(b"\0") for piece in padding)
+    right = _digest(sha256(), entry, span.uncompressed_start, content_end) == span.root
+    return right and not any(piece.strip(b"\0") for piece in padding)
+
+
+def _digest(hasher: Hasher, entry: LayerEntry, start: int, end: int) -> bytes:
+    for piece in _pieces(entry, start, end):
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def _pieces(entry: LayerEntry, start: int, end: int) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
 """The audit: whether a table of contents says what its layer holds.
 
-A span's root shows that what was fetched is what the table promised. Only when the whole layer has passed by
-can be shown that the table promised the truth: the stream has the diffID that the image's configuration
-names, and its tar holds the members that the table lists. What does not hold then is a lie.
+A span's digest shows that what was fetched is what the table promised. Only when the whole layer has passed
+by can be shown that the table promised the truth: the stream has the diffID that the image's configuration
+names, its tar holds the members that the table lists, and where a span has two digests, of which readers look
+at the one or the other, both are of its bytes. What does not hold then is a lie.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from indexer.digest import LEAF_SIZE, merkle_root
+from indexer.digest import LEAF_SIZE, content_hasher, merkle_root
 from indexer.errors import IndexerError
 from indexer.tar_stream import TarParser
 from indexer.toc import Extent, Member, Proof, Span, SpanTable
@@ -27,8 +28,8 @@ class Audit:
 
     Attributes:
         lies: what the table says and what is true; empty if it passed.
-        wrong_spans: numbers of spans whose bytes do not have their roots: where the bytes come from a cache,
-            that has been damaged, and nothing is known of the table.
+        wrong_spans: numbers of spans whose bytes have none of their digests: where the bytes come from a
+            cache, that has been damaged, and nothing is known of the table.
     """
 
     lies: tuple[str, ...] = ()
@@ -47,24 +48,25 @@ def audit_stream(head: TocHead, diff_id: str, pieces: Iterable[bytes]) -> Audit:
         IndexerError: the table itself is damaged.
     """
     lies: list[str] = []
-    roots = RootCheck(head.spans())
+    check = DigestCheck(head.spans())
     digest = sha256()
     parser = TarParser()
     tar_error = ""
     for piece in pieces:
         digest.update(piece)
-        roots.feed(piece)
+        check.feed(piece)
         if not tar_error:
             tar_error = _parse(parser, piece)
     tar_error = tar_error or _close(parser)
-    roots.close()
+    check.close()
     if f"sha256:{digest.hexdigest()}" != diff_id:
         lies.append(f"the layer's content is sha256:{digest.hexdigest()}; its diffID is {diff_id}")
     if tar_error:
         lies.append(f"the layer's content is no tar that can be read: {tar_error}")
     else:
         lies += compare_tables(head, parser.members, parser.extents, parser.device_size)
-    return Audit(tuple(lies[:_MOST_FINDINGS]), tuple(roots.wrong))
+    lies += [f"the digests of span {number} are of different bytes" for number in check.torn]
+    return Audit(tuple(lies[:_MOST_FINDINGS]), tuple(check.wrong))
 
 
 def _parse(parser: TarParser, piece: bytes) -> str:
@@ -83,8 +85,8 @@ def _close(parser: TarParser) -> str:
     return ""
 
 
-class RootCheck:
-    """Hashes an address space that passes by, and compares it with the roots of its spans.
+class DigestCheck:
+    """Hashes an address space that passes by, and compares it with the digests of its spans.
 
     Spans that are proved by their compressed bytes are passed by.
 
@@ -92,17 +94,21 @@ class RootCheck:
         spans: the table.
 
     Attributes:
-        wrong: numbers of spans that are something else than their root says, or did not pass by whole.
+        wrong: numbers of spans that are something else than their digests say, or did not pass by whole.
+        torn: numbers of spans that are what one of their two digests says, and not what the other does. No
+            damage makes such bytes: the table lies.
     """
 
     def __init__(self, spans: SpanTable) -> None:
         self.wrong: list[int] = []
+        self.torn: list[int] = []
         self._spans = iter(spans)
         self._span: Span | None = next(self._spans, None)
         self._left = self._span.size if self._span else 0
         self._leaves: list[bytes] = []
         self._partial = b""
         self._content = sha256()
+        self._blake3 = content_hasher()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere; those after the last span are passed by."""
@@ -125,6 +131,7 @@ class RootCheck:
         if span.proof is Proof.CONTENT:
             self._content.update(piece)
         elif span.proof is Proof.MERKLE:
+            self._blake3.update(piece)
             held = self._partial + piece if self._partial else piece
             whole = len(held) if not self._left else len(held) // LEAF_SIZE * LEAF_SIZE
             for start in range(0, whole, LEAF_SIZE):
@@ -132,11 +139,18 @@ class RootCheck:
             self._partial = bytes(held[whole:])
 
     def _end(self, span: Span) -> None:
-        actual = {Proof.MERKLE: merkle_root(self._leaves), Proof.CONTENT: self._content.digest()}
-        if actual.get(span.proof, span.root) != span.root:
+        right = [True]
+        if span.proof is Proof.CONTENT:
+            right = [self._content.digest() == span.root]
+        elif span.proof is Proof.MERKLE:
+            right = [merkle_root(self._leaves) == span.root, self._blake3.digest() == span.blake3]
+        if not any(right):
             self.wrong.append(span.number)
+        elif not all(right):
+            self.torn.append(span.number)
         self._leaves = []
         self._content = sha256()
+        self._blake3 = content_hasher()
         self._span = next(self._spans, None)
         self._left = self._span.size if self._span else 0
 

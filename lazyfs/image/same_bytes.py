@@ -1,9 +1,10 @@
 """Whether two files hold the same bytes, as far as indexes tell without reading any.
 
 Three answers cost nothing and are exact: another size is other bytes; the same place of the same layer is
-the same bytes; and spans with the same digest at the same distance from the files' starts hold the same bytes
-(sha256), which layers built again have up to their first change. Digests of different kinds tell nothing of
-each other, and those of compressed bytes nothing at all.
+the same bytes; and spans with the same digests at the same distance from the files' starts hold the same
+bytes, which layers built again have up to their first change. Where a span has two digests both must be the
+same: what is read of it is checked by the one or the other. Digests of different kinds tell nothing of each
+other, and those of compressed bytes nothing at all.
 """
 
 from collections.abc import Sequence
@@ -47,15 +48,15 @@ class SameBytes:
         proven = [span[:2] for span in self._spans_of(one) if span in there]
         return _gaps(proven, one.size)
 
-    def _spans_of(self, place: Place) -> list[tuple[int, int, int, Proof, bytes]]:
-        """(start, end, padding, proof, root) of the spans of a file, ascending, counted from its start."""
+    def _spans_of(self, place: Place) -> list[tuple[int, int, int, Proof, bytes, bytes]]:
+        """(start, end, padding, proof, root, blake3) of a file's spans, ascending, counted from its start."""
         spans = self._table(place.index)
         start, end = place.start, place.start + place.size
         if end > spans.uncompressed_size:  # sparse: its content lies in the tail, which has no spans
             return []
         covering = [spans[number] for number in spans.covering(start, end)]
         return [
-            (s.uncompressed_start - start, s.uncompressed_end - start, s.padding, s.proof, s.root)
+            (s.uncompressed_start - start, s.uncompressed_end - start, s.padding, s.proof, s.root, s.blake3)
             for s in covering
             if s.proof is not Proof.COMPRESSED
         ]

@@ -18,7 +18,7 @@ Check = Callable[[], None]
 def span_stream(
     spans: SpanTable, blob: int, blob_size: int, windows: bytes | memoryview, check: Check
 ) -> Iterator[bytes]:
-    """The bytes of all spans in order, each as its root says.
+    """The bytes of all spans in order, each as its digest says.
 
     Args:
         spans: the table.

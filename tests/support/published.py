@@ -4,15 +4,16 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from indexer.build import BuiltToc
-from indexer.digest import sha256_digest, span_root
+from indexer.digest import DIGEST_SIZE, content_digest, sha256_digest, span_root
 from indexer.toc import Member, Span, SpanTable, Toc
-from indexer.toc_codec import encode_toc
+from indexer.toc_codec import VERSION, encode_toc
 from lazyfs.image.artifact import LayerFiles, build_artifact
 from lazyfs.image.signatures import PAYLOAD_TYPE, SIGNATURE_KEY, SIGNATURE_TYPE
 from lazyfs.oci.descriptor import Descriptor
@@ -28,7 +29,12 @@ Change = Callable[[BuiltToc], BuiltToc]
 
 
 def index_of(
-    image: BuiltDocument, change: Change | None = None, *, layer: int = -1, span_size: int = 64 << 10
+    image: BuiltDocument,
+    change: Change | None = None,
+    *,
+    layer: int = -1,
+    span_size: int = 64 << 10,
+    encode: Callable[[Toc], bytes] = encode_toc,
 ) -> Artifact:
     """The index of an image; `change` is done to the table of one of its layers."""
     files = []
@@ -37,9 +43,16 @@ def index_of(
         built = build(blob, span_size=span_size)
         if change is not None and blob == wanted:
             built = change(built)
-        files.append(LayerFiles(sha256_digest(blob), encode_toc(built.toc), built.windows))
+        files.append(LayerFiles(sha256_digest(blob), encode(built.toc), built.windows))
     subject = Descriptor(image.media_type, image.digest, len(image.data))
     return build_artifact(subject, files)
+
+
+def encode_older(toc: Toc) -> bytes:
+    """A head that says of itself to be of the version before."""
+    data = encode_toc(toc)[:-DIGEST_SIZE]
+    data = data[:7] + bytes([VERSION - 1]) + data[8:]
+    return data + sha256(data).digest()
 
 
 def put(registry: Registry, repository: str, artifact: Artifact) -> str:
@@ -105,17 +118,25 @@ def table_of(other: bytes, **claims: Any) -> Change:
 
 
 def with_content(data: bytes) -> Change:
-    """Spans whose roots are those of other content of the same size: it cannot be fetched, only planted."""
+    """Spans whose digests are those of other content of the same size: it cannot be fetched, only planted."""
+    return with_spans(lambda spans: [_of_content(span, data) for span in spans])
 
-    def lie(built: BuiltToc) -> BuiltToc:
-        roots = [
-            span._replace(root=span_root(data[span.uncompressed_start : span.uncompressed_end]))
-            for span in built.toc.spans
-        ]
-        toc: Toc = replace(built.toc, spans=SpanTable.from_spans(roots))
-        return replace(built, toc=toc)
 
-    return lie
+def with_root_of(data: bytes) -> Change:
+    """Spans of which the first has the root of other content, and all the true BLAKE3 digest."""
+    return with_spans(lambda spans: [spans[0]._replace(root=_of_content(spans[0], data).root), *spans[1:]])
+
+
+def with_blake3_of(data: bytes) -> Change:
+    """Spans of which the first has the BLAKE3 digest of other content, and all the true root."""
+    return with_spans(
+        lambda spans: [spans[0]._replace(blake3=_of_content(spans[0], data).blake3), *spans[1:]]
+    )
+
+
+def _of_content(span: Span, data: bytes) -> Span:
+    piece = data[span.uncompressed_start : span.uncompressed_end]
+    return span._replace(root=span_root(piece), blake3=content_digest(piece))
 
 
 # Signatures

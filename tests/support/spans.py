@@ -1,8 +1,8 @@
-"""Layers for the cache: reproducible bytes cut into spans, with their Merkle roots."""
+"""Layers for the cache: reproducible bytes cut into spans, with their digests."""
 
 import random
 
-from indexer.digest import leaf_count, span_root
+from indexer.digest import content_digest, leaf_count, span_root
 from indexer.toc import Entry, Span, SpanTable
 
 LAYER = "sha256:" + "1" * 64
@@ -27,8 +27,9 @@ def spans_of(data: bytes, span_size: int) -> SpanTable:
     first_leaf = 0
     for number, start in enumerate(range(0, len(data), span_size)):
         end = min(start + span_size, len(data))
-        root = span_root(data[start:end])
-        spans.append(Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, first_leaf, root))
+        root, blake3 = span_root(data[start:end]), content_digest(data[start:end])
+        span = Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, first_leaf, root, blake3=blake3)
+        spans.append(span)
         first_leaf += leaf_count(end - start)
     return SpanTable.from_spans(spans)
 
