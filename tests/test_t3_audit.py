@@ -180,7 +180,7 @@ def test_content_with_another_diff_id_is_told() -> None:
 
 def test_content_that_is_no_tar_is_told() -> None:
     data = TAR[:100] + b"!" * 600 + TAR[700:]
-    assert any("no tar that can be read" in lie for lie in audit_of(data=data).lies)
+    assert any("no tar that can be read" in lie for lie in audit_of(with_content(data), data).lies)
 
 
 # Verifying
@@ -276,6 +276,21 @@ async def test_verify_catches_the_lie_and_it_is_not_used_again(
         assert await opened.content(b"f3") == CONTENTS[3]
     assert ["lied about layer" in record.getMessage() for record in caplog.records] == [True]
     caplog.clear()
+
+
+async def test_verify_holds_damage_in_the_cache_against_no_index(registry: Registry, tmp_path: Path) -> None:
+    put(registry, "app", index_of(IMAGE))
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        layer = opened.image.layers[0]
+        await layer.read(0, len(TAR))
+        with (layer.entry.path / "data").open("r+b") as data:
+            data.seek(100_000)
+            data.write(b"rot")
+    (report,) = await verified(name(registry), tmp_path / "cache")
+    assert not report.passed
+    assert report.verdict.audit == Audit((), (SPANS.find(100_000),))
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        assert opened.origins == ["found"]
 
 
 async def test_an_audited_index_counts_for_a_pinned_image(registry: Registry, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ class Audit:
 
     Attributes:
         lies: what the table says and what is true; empty if it passed.
-        wrong_spans: numbers of spans whose bytes have none of their digests: where the bytes come from a
-            cache, that has been damaged, and nothing is known of the table.
+        wrong_spans: numbers of spans whose bytes have none of their digests: the cache that they come from
+            has been damaged, and of the table is known no more than `lies` says.
     """
 
     lies: tuple[str, ...] = ()
@@ -47,7 +47,6 @@ def audit_stream(head: TocHead, diff_id: str, pieces: Iterable[bytes]) -> Audit:
     Raises:
         IndexerError: the table itself is damaged.
     """
-    lies: list[str] = []
     check = DigestCheck(head.spans())
     digest = sha256()
     parser = TarParser()
@@ -59,14 +58,16 @@ def audit_stream(head: TocHead, diff_id: str, pieces: Iterable[bytes]) -> Audit:
             tar_error = _parse(parser, piece)
     tar_error = tar_error or _close(parser)
     check.close()
+    lies = [f"the digests of span {number} are of different bytes" for number in check.torn]
+    if check.wrong:  # what else is not as it should be may come of that
+        return Audit(tuple(lies[:_MOST_FINDINGS]), tuple(check.wrong))
     if f"sha256:{digest.hexdigest()}" != diff_id:
         lies.append(f"the layer's content is sha256:{digest.hexdigest()}; its diffID is {diff_id}")
     if tar_error:
         lies.append(f"the layer's content is no tar that can be read: {tar_error}")
     else:
         lies += compare_tables(head, parser.members, parser.extents, parser.device_size)
-    lies += [f"the digests of span {number} are of different bytes" for number in check.torn]
-    return Audit(tuple(lies[:_MOST_FINDINGS]), tuple(check.wrong))
+    return Audit(tuple(lies[:_MOST_FINDINGS]))
 
 
 def _parse(parser: TarParser, piece: bytes) -> str:
