@@ -10,6 +10,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 _PIECE: Final = 64 << 10
+_MOST_LEFT: Final = 1 << 20
+"""How much is still shown at the end: what a dead container left is less, a living one could go on for ever."""
+
 _STDIN: Final = 0
 _STDOUT: Final = 1
 
@@ -47,10 +50,12 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._show()
-        if self._saved is not None:
-            termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._saved)
-        os.close(self._master)
+        try:
+            self._show_rest()
+        finally:  # also where nobody sees it any more
+            if self._saved is not None:
+                termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._saved)
+            os.close(self._master)
 
     def resize(self) -> None:
         """Give the terminal the size of ours."""
@@ -65,16 +70,22 @@ class Terminal:
             selector.register(_STDIN, selectors.EVENT_READ, self)
 
     def move(self, descriptor: int, selector: selectors.BaseSelector) -> None:
-        """Pass on what a descriptor has, or can take."""
+        """Pass on what a descriptor has, or can take: one piece, so that signals have their turn too."""
         if descriptor == _STDIN:
             self._typed = os.read(_STDIN, _PIECE)
             selector.unregister(_STDIN)  # until that has been taken
             if not self._typed:
                 return
-        elif not self._show():
-            selector.unregister(self._master)  # nobody has it open any more
+        elif self._show() == b"":
+            self._watch_no_more(selector)
             return
         self._type(selector)
+
+    def _watch_no_more(self, selector: selectors.BaseSelector) -> None:
+        """Nobody has the other side open any more: nothing is shown, and what is typed is for nobody."""
+        for descriptor in (self._master, _STDIN):
+            if descriptor in selector.get_map():
+                selector.unregister(descriptor)
 
     def _type(self, selector: selectors.BaseSelector) -> None:
         if not self._typed:
@@ -87,18 +98,22 @@ class Terminal:
             selector.modify(self._master, selectors.EVENT_READ, self)
             selector.register(_STDIN, selectors.EVENT_READ, self)
 
-    def _show(self) -> bool:
-        """Show what there is; whether more may come."""
-        while True:
-            try:
-                data = os.read(self._master, _PIECE)
-            except BlockingIOError:
-                return True
-            except OSError as error:
-                if error.errno != errno.EIO:  # the other side is closed (pty(7))
-                    raise
-                return False
-            if not data:
-                return False
-            while data:
-                data = data[os.write(_STDOUT, data) :]
+    def _show_rest(self) -> None:
+        left = _MOST_LEFT
+        while left > 0 and (shown := self._show()):
+            left -= len(shown)
+
+    def _show(self) -> bytes | None:
+        """Show a piece, and return it; None if there is none now, b"" if there will be none."""
+        try:
+            piece = os.read(self._master, _PIECE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EIO:  # the other side is closed (pty(7))
+                raise
+            return b""
+        data = piece
+        while data:
+            data = data[os.write(_STDOUT, data) :]
+        return piece
