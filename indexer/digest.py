@@ -95,11 +95,6 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
-def span_root(data: bytes | bytearray | memoryview) -> bytes:
-    """The Merkle root of one span's bytes."""
-    return merkle_root(leaf_digests(data))
-
-
 def leaf_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """The sibling digests, from the leaf upward, that lead from leaf `index` to the root."""
     proof = []

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from indexer.boot_pack import HEADER_SIZE, PackHead, PackLayer, Run, decode_pack_head, head_size
 from indexer.boot_pack_leaves import PackReader, build_pack
-from indexer.digest import LEAF_SIZE, content_digest, leaf_count, leaf_digests, merkle_root, span_root
+from indexer.digest import LEAF_SIZE, leaf_count, leaf_digests, merkle_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.leaf_proofs import SpanProof, SpanTree, widths
 from indexer.toc import Entry, Proof, Span, SpanTable
+from tests.support.spans import digests_of
 
 _RANDOM: Final = random.Random(11)
 CONTENT: Final = [_RANDOM.randbytes(300_000) + b"text" * 60_000, _RANDOM.randbytes(90_001)]
@@ -25,9 +26,10 @@ def table(data: bytes, cuts: Sequence[int], proof: Proof = Proof.MERKLE) -> Span
     """Spans that end at these places."""
     spans, start, leaf = [], 0, 0
     for number, end in enumerate([*cuts, len(data)]):
-        root, blake3 = span_root(data[start:end]), content_digest(data[start:end])
-        span = Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, leaf, root, proof, blake3=blake3)
-        spans.append(span)
+        digests = digests_of(data[start:end])
+        spans.append(
+            Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, leaf, proof=proof, **digests)
+        )
         leaf += leaf_count(end - start)
         start = end
     return SpanTable.from_spans(spans)
@@ -137,7 +139,7 @@ def test_damage_costs_the_leaves_that_stand_on_it_and_no_others(where):
     victim = next(run for run in head.runs if run.layer == 0)
     (span,) = tables[0].of_leaves(victim.first_leaf, victim.end_leaf)
     wrong[span.uncompressed_start] ^= 1
-    roots = [s._replace(root=span_root(wrong[s.uncompressed_start : s.uncompressed_end])) for s in tables[0]]
+    roots = [s._replace(**digests_of(wrong[s.uncompressed_start : s.uncompressed_end])) for s in tables[0]]
     tables[0] = SpanTable.from_spans(roots)  # as if the pack lied about this span
     found, rejected = proved(PACK, tables)
     of_span = [

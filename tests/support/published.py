@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from indexer.build import BuiltToc
-from indexer.digest import DIGEST_SIZE, content_digest, sha256_digest, span_root
+from indexer.digest import DIGEST_SIZE, sha256_digest
 from indexer.toc import Member, Span, SpanTable, Toc
 from indexer.toc_codec import VERSION, encode_toc
 from lazyfs.image.artifact import LayerFiles, build_artifact
@@ -23,6 +23,7 @@ from lazyfs.source.referrers import fallback_tag
 from tests.support.images import BuiltDocument, descriptor_of, encode
 from tests.support.layers import build
 from tests.support.registry import Registry
+from tests.support.spans import digests_of
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 Change = Callable[[BuiltToc], BuiltToc]
@@ -136,7 +137,7 @@ def with_blake3_of(data: bytes) -> Change:
 
 def _of_content(span: Span, data: bytes) -> Span:
     piece = data[span.uncompressed_start : span.uncompressed_end]
-    return span._replace(root=span_root(piece), blake3=content_digest(piece))
+    return span._replace(**digests_of(piece))
 
 
 # Signatures

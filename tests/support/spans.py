@@ -1,8 +1,9 @@
 """Layers for the cache: reproducible bytes cut into spans, with their digests."""
 
 import random
+from typing import TypedDict
 
-from indexer.digest import content_digest, leaf_count, span_root
+from indexer.digest import content_digest, leaf_count, leaf_digests, merkle_root
 from indexer.toc import Entry, Span, SpanTable
 
 LAYER = "sha256:" + "1" * 64
@@ -21,15 +22,26 @@ def content(size: int, seed: int = 0) -> bytes:
     return b"".join(parts)
 
 
+class Digests(TypedDict):
+    """What a span says of its bytes."""
+
+    root: bytes
+    blake3: bytes
+
+
+def digests_of(data: bytes) -> Digests:
+    """The digests of a span with these bytes."""
+    return {"root": merkle_root(leaf_digests(data)), "blake3": content_digest(data)}
+
+
 def spans_of(data: bytes, span_size: int) -> SpanTable:
     """The table of `data` cut every `span_size` bytes."""
     spans = []
     first_leaf = 0
     for number, start in enumerate(range(0, len(data), span_size)):
         end = min(start + span_size, len(data))
-        root, blake3 = span_root(data[start:end]), content_digest(data[start:end])
-        span = Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, first_leaf, root, blake3=blake3)
-        spans.append(span)
+        digests = digests_of(data[start:end])
+        spans.append(Span(number, start, end, start, end, Entry.RAW, 0, 0, 0, 0, first_leaf, **digests))
         first_leaf += leaf_count(end - start)
     return SpanTable.from_spans(spans)
 
