@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyfs.errors import BadReference, CacheError, LazyfsError, NotFound
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service import descriptors
 from lazyfs.service.ledger import Entry, Ledger, SavedFile, SavedSession, SavedTree, State
 from lazyfs.service.pool import Pool
-from lazyfs.service.protocol import MAX_LAYERS, chain_name, decoded, encoded, order_fields, parse_order
+from lazyfs.service.protocol import MAX_LAYERS, decoded, encoded, order_fields, parse_order
 from lazyfs.service.returning import Returning
 from lazyfs.service.scribe import Scribe
 

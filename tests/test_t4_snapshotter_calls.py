@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from lazyfs.errors import ConfigError
+from lazyfs.oci.chain import chain_name
 from lazyfs.snapshotter.labels import REF
-from lazyfs.snapshotter.records import mount_name
 from lazyfs.snapshotter.run import run_snapshotter
 from tests.support.snapshot_client import SnapshotClient, status
 from tests.support.snapshotters import (
@@ -25,7 +25,7 @@ from tests.support.snapshotters import (
 ACTIVE, COMMITTED = 2, 3
 APP = [digest("base"), digest("tools"), digest("app")]
 OTHER = [digest("base"), digest("other")]
-NAME, BASE_NAME = mount_name(APP), mount_name(APP[:1])
+NAME, BASE_NAME = chain_name(APP), chain_name(APP[:1])
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from typing import Any
 import grpc
 import pytest
 
-from lazyfs.snapshotter.records import mount_name
+from lazyfs.oci.chain import chain_name
 from tests.support.crash import ROOT
 from tests.support.snapshot_client import SnapshotClient, connected
 from tests.support.snapshotters import chain_id, cri_labels, digest
 
 APP = [digest("base"), digest("app")]
-NAME = mount_name(APP)
+NAME = chain_name(APP)
 COMMITTED = 3
 
 SERVER = """

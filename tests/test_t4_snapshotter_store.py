@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lazyfs.errors import ConfigError
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.snapshotter.filters import parse_filters
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.model import Kind, SnapshotError, Usage
-from lazyfs.snapshotter.records import mount_name, open_records
+from lazyfs.snapshotter.records import open_records
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e", "f"])
 PARENTS = st.just("") | NAMES
@@ -78,7 +78,7 @@ class Model(RuleBasedStateMachine):
         if allowed:
             layers = (*(under or ()), layer)
             self.known[name] = Known(
-                self.last, Kind.COMMITTED, parent, kept(labels), layers, mount_name(layers), len(layers)
+                self.last, Kind.COMMITTED, parent, kept(labels), layers, chain_name(layers), len(layers)
             )
 
     @rule(name=NAMES, key=NAMES, parent=PARENTS, labels=LABELS)

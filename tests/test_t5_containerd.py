@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.oci.chain import chain_name
 from lazyfs.snapshotter.labels import order_of
-from lazyfs.snapshotter.records import mount_name
 from tests.support.containerd_images import pause_image, push_layout_files
 from tests.support.containerd_node import Node, node
 from tests.support.containerd_release import SUITES, Release, release
@@ -97,7 +97,7 @@ def test_a_published_image_starts_without_being_pulled(machine: Node, world: Wor
     assert machine.cri.wait(container) == 0
     assert world.moved < 8_000_000
     assert set(layers).isdisjoint(machine.blobs())
-    assert machine.mounts() == [mount_name(layers)]
+    assert machine.mounts() == [chain_name(layers)]
 
     sleeper = machine.cri.run(pod, world.image, SLEEP)
     assert machine.cri.execute(sleeper, "python3", "-c", ADD, "1", "2") == "3\n"

@@ -1,6 +1,8 @@
 """The layers below a point of an image, counted from the bottom: what containerd calls a chain."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +26,12 @@ class ChainOrder:
     layers: int
     layer: str
     chain_id: str
+
+
+def chain_name(layers: Sequence[str]) -> str:
+    """The name of the mount of a chain, by which the snapshotter and the daemon mean the same: 32 hex digits.
+
+    Args:
+        layers: the layers' digests, compressed, the lowest first.
+    """
+    return sha256("\n".join(layers).encode()).hexdigest()[:32]

@@ -21,10 +21,10 @@ from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.exit_codes import message_of
 from lazyfs.mount.forest_mount import take_down
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.images import Images
 from lazyfs.service.ledger import Entry
-from lazyfs.service.protocol import chain_name, order_fields
+from lazyfs.service.protocol import order_fields
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ Each may be asked again when no answer came: none does anything twice.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from hashlib import sha256
 from typing import Any, Final
 
 from indexer.errors import IndexerError
@@ -29,11 +28,6 @@ MAX_TEXT: Final = 4096
 MAX_LAYERS: Final = 10_000
 
 _NAME: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-
-
-def chain_name(layers: Sequence[str]) -> str:
-    """The name of the mount of layers, the lowest first, by their compressed digests."""
-    return sha256("\n".join(layers).encode()).hexdigest()[:32]
 
 
 def is_name(text: object) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.snapshotter.filters import Selector, any_of
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.model import (
@@ -30,7 +30,6 @@ from lazyfs.snapshotter.records import (
     Chain,
     Record,
     kept_labels,
-    mount_name,
     narrowed,
     open_records,
     record_of_row,
@@ -171,7 +170,7 @@ class Metastore:
             self._insert(number, Kind.COMMITTED, name, below, labels)
             self._db.execute(
                 "UPDATE snapshots SET base = ?, layer = ?, depth = ?, layers = ?, chain_id = ? WHERE id = ?",
-                (mount_name(layers), order.layer, len(layers), "\n".join(layers), order.chain_id, number),
+                (chain_name(layers), order.layer, len(layers), "\n".join(layers), order.chain_id, number),
             )
             self._remember(number, order)
 

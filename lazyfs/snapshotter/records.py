@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -91,11 +90,6 @@ class Chain:
     here: tuple[int, ...]
     base: str
     orders: tuple[ChainOrder, ...]
-
-
-def mount_name(layers: Sequence[str]) -> str:
-    """The daemon's name of the mount of these layers, compressed digests from the bottom up."""
-    return sha256("\n".join(layers).encode()).hexdigest()[:32]
 
 
 def record_of_row(row: tuple[int, str, str, str, int, int, str, str, str, int]) -> Record:

@@ -14,9 +14,8 @@ from typing import Any, Self
 
 import trio
 
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.client import ServiceClient
-from lazyfs.service.protocol import chain_name
 from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.service_manager import ServiceManager
 

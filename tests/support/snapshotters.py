@@ -11,10 +11,9 @@ from pathlib import Path
 import trio
 
 from lazyfs.errors import LazyfsError, Unreachable
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.snapshotter.chains import Chains
 from lazyfs.snapshotter.labels import REF
-from lazyfs.snapshotter.records import mount_name
 from lazyfs.snapshotter.run import Tell, run_snapshotter
 from tests.support.snapshot_client import SnapshotClient, connected
 
@@ -61,7 +60,7 @@ class FakeChains:
         layers = self.images.get(order.image)
         if layers is None:
             raise LazyfsError(f"{order.image} is gone")
-        name = mount_name(layers[: order.layers])
+        name = chain_name(layers[: order.layers])
         path = self.home / name
         path.mkdir(parents=True, exist_ok=True)
         for layer in layers[: order.layers]:
