@@ -234,6 +234,16 @@ def test_export_writes_a_tar_to_a_pipe_or_a_file_and_to_no_terminal(lazyfs, layo
     assert b"a tar is not for a terminal" in refused.stderr
 
 
+def test_an_export_into_a_pipe_leaves_it_one(lazyfs, layout, tmp_path):
+    pipe, told = tmp_path / "pipe", tmp_path / "told"
+    os.mkfifo(pipe)
+    with told.open("wb") as out, subprocess.Popen(["timeout", "60", "cat", pipe], stdout=out):
+        lazyfs("export", layout, "-o", pipe)
+    assert pipe.is_fifo()
+    with tarfile.open(told, errors="surrogateescape") as found:
+        assert found.extractfile("a/noise").read() == NOISE
+
+
 def test_an_export_that_fails_leaves_nothing_under_its_name(lazyfs, tmp_path):
     image = build_image([tar(file(b"f", NOISE))])
     layout = write_layout(tmp_path / "layout", {"latest": image})

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from lazyfs.api import AsyncImage
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import GivenPath, configured
 from lazyfs.cli.running import with_image
 from lazyfs.cli.stream import Output
 from lazyfs.config import Config
@@ -15,7 +15,10 @@ from lazyfs.config import Config
 @click.command()
 @configured
 @click.argument("image")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+@click.option(
+    "-o", "--output", type=GivenPath(path_type=Path, dir_okay=False),
+    help="Write to this file, which is there whole or not at all.",
+)  # fmt: skip
 def export(config: Config, image: str, output: Path | None) -> None:
     """Write IMAGE's whole tree as one tar to standard output, as docker export does for a container.
 
@@ -25,17 +28,23 @@ def export(config: Config, image: str, output: Path | None) -> None:
     if output is None:
         if sys.stdout.isatty():
             raise click.UsageError("a tar is not for a terminal: redirect it, or give -o FILE")
-        out = Output(sys.stdout.fileno())
-        with_image(config, image, lambda opened: _export(opened, out))
-        return
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with partial.open("wb", buffering=0) as file:
-            out = Output(file.fileno())
-            with_image(config, image, lambda opened: _export(opened, out))
-        partial.rename(output)
-    finally:
-        partial.unlink(missing_ok=True)
+        _write(config, image, sys.stdout.fileno())
+    elif output.is_symlink() or (output.exists() and not output.is_file()):
+        with output.open("wb", buffering=0) as file:  # a device, a pipe, /dev/stdout: it stays what it is
+            _write(config, image, file.fileno())
+    else:
+        partial = output.with_name(output.name + ".partial")
+        try:
+            with partial.open("wb", buffering=0) as file:
+                _write(config, image, file.fileno())
+            partial.rename(output)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _write(config: Config, image: str, descriptor: int) -> None:
+    out = Output(descriptor)
+    with_image(config, image, lambda opened: _export(opened, out))
 
 
 async def _export(opened: AsyncImage, out: Output) -> None:
