@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import click
 import trio
 
 from lazyfs.assembly import Workshop, source_settings
+from lazyfs.cli.build_time import build_time
+from lazyfs.cli.containers import container_places
 from lazyfs.cli.images import index_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json
@@ -24,7 +25,7 @@ from lazyfs.container.new_image import Making, NewImage, apply_edit, new_image
 from lazyfs.container.places import ContainerPlace, ContainerPlaces
 from lazyfs.container.upper import upper_members
 from lazyfs.container.user_namespace import become_root
-from lazyfs.errors import ConfigError, ContainerError
+from lazyfs.errors import ContainerError
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.image_name import ImageName, RegistryImage, parse_image
 from lazyfs.source.local import FileRange, LocalBlob
@@ -77,8 +78,8 @@ def commit(
     for edit in edits:
         apply_edit({}, edit)
     named = parse_image(target)
-    making = Making(_created(), author, message, edits)
-    places = ContainerPlaces(config.cache_dir.resolve() / "containers")
+    making = Making(f"{build_time(os.environ):%Y-%m-%dT%H:%M:%SZ}", author, message, edits)
+    places = container_places(config)
     if os.geteuid() != 0:
         become_root()  # its files belong to users of the container's namespace
     with _changes(changes, image, places) as found:
@@ -108,15 +109,6 @@ def commit(
         print_json(facts)
     else:
         click.echo(facts["digest"])
-
-
-def _created() -> str:
-    """Now, or when SOURCE_DATE_EPOCH says, so that the same changes give the same image."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if epoch and not (epoch.isascii() and epoch.isdigit()):
-        raise ConfigError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {epoch!r}")
-    when = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager

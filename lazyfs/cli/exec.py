@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
+from lazyfs.cli.containers import container_places, variables
 from lazyfs.cli.options import PATH, configured
 from lazyfs.config import Config
 from lazyfs.container.enter import Entering, enter
-from lazyfs.container.places import ContainerPlaces
-from lazyfs.container.process import parse_env, parse_env_file
 from lazyfs.errors import ContainerError
 
 
@@ -43,11 +42,10 @@ def enter_container(
     """
     if tty and interactive and not sys.stdin.isatty():
         raise click.UsageError("-t with -i takes a terminal: standard input is none")
-    pairs = [pair for file in env_files for pair in parse_env_file(file.read_text(), os.environ)]
-    pairs += (pair for text in env for pair in parse_env(text, os.environ))
-    place = ContainerPlaces(config.cache_dir.resolve() / "containers").find(name)
+    pairs = tuple(variables(env_files, env, os.environ))
+    place = container_places(config).find(name)
     if place is None:
-        raise ContainerError(f"no container named {name!r} is running")
+        raise ContainerError(f"no container named {name!r} is running; lazyfs stats lists those that are")
     words = enter(place, Entering(command, pairs, user, workdir, terminal=tty))
     if not interactive:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

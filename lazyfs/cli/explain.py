@@ -1,6 +1,5 @@
 """explain: how mounts are read, and what their readers waited for."""
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,13 +10,12 @@ import click
 from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
+from lazyfs.cli.asking import ask_mounts
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import human, print_json, shown, write_line, write_table
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError
 from lazyfs.image.trace_files import FilesOfLayer, find_head
-from lazyfs.mount.mounts import resolve_mount_point
-from lazyfs.mount_states import MountStates, runtime_directory
 
 
 @click.command()
@@ -27,18 +25,12 @@ from lazyfs.mount_states import MountStates, runtime_directory
 def explain(config: Config, directory: Path | None, as_json: bool) -> None:
     """Say how the mount at DIRECTORY is read, what was fetched for whom, and what its readers waited for.
 
-    Without DIRECTORY, of all mounts. A layer is lazy if there is an index of it; a boot pack brings what a
-    start reads (lazyfs optimize). Requests are for readers (demand), for the boot pack, ahead of readers
-    (read-ahead) or in the background (mount --background).
+    DIRECTORY may be the name of a container that `lazyfs run` runs; without it, of all mounts. A layer is
+    lazy if there is an index of it; a boot pack brings what a start reads (lazyfs optimize). Requests are for
+    readers (demand), for the boot pack, ahead of readers (read-ahead) or in the background (mount
+    --background).
     """
-    del config
-    states = MountStates(runtime_directory(os.environ))
-    places = (
-        [Path(facts.mount_point) for facts in states.all()]
-        if directory is None
-        else [Path(os.fsdecode(resolve_mount_point(directory)))]
-    )
-    answers = [_with_paths(states.ask(place, "explain")) for place in places]
+    answers = [_with_paths(answer) for answer in ask_mounts(config, directory, "explain")]
     if as_json:
         print_json(answers[0] if directory is not None else answers)
         return
@@ -87,6 +79,8 @@ def _print(answer: dict[str, Any]) -> None:
 
 
 def _lines(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "container" in answer:
+        yield "container", answer["container"]
     yield "mounted at", answer["mount_point"]
     yield "image", f"{answer['image']} {answer['digest']}"
     lazy = (

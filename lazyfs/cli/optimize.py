@@ -31,7 +31,10 @@ from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
 @click.argument("image")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
-@click.option("--for", "for_s", type=float, metavar="SECONDS", help="End COMMAND after so many seconds.")
+@click.option(
+    "--for", "for_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="End COMMAND after so many seconds.",
+)  # fmt: skip
 @click.option("--push", is_flag=True, help="Publish the pack beside the image, or in --index-repo.")
 @click.option("--replace", is_flag=True, help="Begin anew; add to no pack that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -59,7 +62,7 @@ def optimize(
     began = time.time()
     if command:
         code = _run(config, image, command, for_s)
-        if code and for_s is None:
+        if code:
             complain(f"the command ended with {code}: no boot pack is made of that")
             return code
 
@@ -80,7 +83,10 @@ def optimize(
 
 
 def _run(config: Config, image: str, command: Sequence[str], for_s: float | None) -> int:
-    """Run a command in a container over the image, and have it recorded; its exit code."""
+    """Run a command in a container over the image, and have it recorded; its exit code.
+
+    0, too, if it was still running after `for_s` seconds and is ended for that.
+    """
     pid = os.fork()
     if not pid:
         code = BUG
@@ -94,13 +100,20 @@ def _run(config: Config, image: str, command: Sequence[str], for_s: float | None
             code = exit_code(error)
         finally:
             os._exit(code)
-    alarm = threading.Timer(for_s or 0, os.kill, (pid, signal.SIGTERM))
+    time_is_up = threading.Event()
+
+    def ask_to_end() -> None:
+        time_is_up.set()
+        os.kill(pid, signal.SIGTERM)
+
+    alarm = threading.Timer(for_s or 0, ask_to_end)
     if for_s is not None:
         alarm.start()
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         alarm.cancel()
+    return 0 if time_is_up.is_set() else code
 
 
 def _read(path: Path) -> Trace:

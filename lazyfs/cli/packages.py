@@ -1,18 +1,17 @@
 """packages: what software an image says it holds."""
 
 import os
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from lazyfs import __version__
 from lazyfs.api import AsyncImage
+from lazyfs.cli.build_time import build_time
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import complain, print_document, print_json, shown, write_table
 from lazyfs.cli.running import with_image
 from lazyfs.config import Config
-from lazyfs.errors import ConfigError
 from lazyfs.exit_codes import BAD_DATA
 from lazyfs.image.packages.bill import Bill, shown_source
 from lazyfs.image.packages.find import Inventory
@@ -36,7 +35,7 @@ def packages(config: Config, image: str, form: str, as_json: bool) -> int:
     Only the databases that tell of them are fetched. Exit code 65 if one of them could not be used; what the
     others tell is printed all the same. SOURCE_DATE_EPOCH sets the time in bills of materials.
     """
-    made_at = _now()
+    made_at = build_time(os.environ)
 
     async def work(opened: AsyncImage) -> Inventory:
         inventory = await opened.packages()
@@ -48,17 +47,6 @@ def packages(config: Config, image: str, form: str, as_json: bool) -> int:
     for problem in problems:
         complain(f"/{shown(problem.path)}: {problem.message}")
     return BAD_DATA if problems else 0
-
-
-def _now() -> datetime:
-    """The time to write into documents (reproducible-builds.org, SOURCE_DATE_EPOCH)."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if epoch is None:
-        return datetime.now(UTC).replace(microsecond=0)
-    try:
-        return datetime.fromtimestamp(int(epoch), UTC)
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"SOURCE_DATE_EPOCH is seconds since 1970, not {epoch!r}") from None
 
 
 def _tell(bill: Bill, form: str) -> None:

@@ -4,25 +4,21 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
+from lazyfs.cli.containers import container_places, variables
 from lazyfs.cli.image_server import ForkedServer, ServerFailed
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain
 from lazyfs.config import Config
 from lazyfs.container.confinement import confine
-from lazyfs.container.places import ContainerPlaces
-from lazyfs.container.process import (
-    Wishes,
-    parse_entrypoint,
-    parse_env,
-    parse_env_file,
-    parse_volume,
-    signal_number,
-)
+from lazyfs.container.process import Wishes, parse_entrypoint, parse_volume, signal_number
 from lazyfs.container.run import RunOrder, enter_namespaces, run_container, undertaken
 from lazyfs.container.runtime import find_runtime
 
@@ -92,18 +88,6 @@ def run(
     command: tuple[str, ...],
     interactive: bool,
     tty: bool,
-    volumes: tuple[str, ...],
-    env: tuple[str, ...],
-    env_files: tuple[Path, ...],
-    workdir: str | None,
-    user: str | None,
-    entrypoint: str | None,
-    network: str,
-    added: tuple[str, ...],
-    dropped: tuple[str, ...],
-    security: tuple[str, ...],
-    read_only: bool,
-    hostname: str,
     name: str,
     upper: Path | None,
     rm: bool,
@@ -111,6 +95,7 @@ def run(
     stop_signal: str,
     driver: str,
     record: bool,
+    **wanted: Any,
 ) -> int:
     """Run COMMAND, or what IMAGE says, in a container over the lazily mounted IMAGE; end with its exit code.
 
@@ -126,47 +111,66 @@ def run(
         raise click.UsageError("-t with -i takes a terminal: standard input is none")
     if stop_signal:
         signal_number(stop_signal)
-    pairs = [pair for file in env_files for pair in parse_env_file(file.read_text(), os.environ)]
-    wishes = Wishes(
+    wishes = _wishes(command=command, terminal=tty, **wanted)
+    program = find_runtime(runtime, os.environ)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    order = RunOrder(
+        wishes, program, upper.absolute() if upper else None, interactive, enter_namespaces(), stop_signal
+    )
+    places = container_places(config)
+    places.clear_dead()
+    mount = {"image": image, "driver": driver, "record": record, "command": shlex.join(command)}
+    with places.new(name) as place, undertaken(place):
+        try:
+            return run_container(order, place, partial(_serve, config, mount, place.path))
+        except ServerFailed as error:
+            complain(str(error))
+            return error.code
+
+
+def _wishes(
+    *,
+    command: tuple[str, ...],
+    terminal: bool,
+    volumes: tuple[str, ...],
+    env: tuple[str, ...],
+    env_files: tuple[Path, ...],
+    workdir: str | None,
+    user: str | None,
+    entrypoint: str | None,
+    network: str,
+    added: tuple[str, ...],
+    dropped: tuple[str, ...],
+    security: tuple[str, ...],
+    read_only: bool,
+    hostname: str,
+) -> Wishes:
+    """What the user wants of the container's process, from the options as they were written."""
+    return Wishes(
         command=command,
         entrypoint=None if entrypoint is None else parse_entrypoint(entrypoint),
-        env=(*pairs, *(pair for text in env for pair in parse_env(text, os.environ))),
+        env=tuple(variables(env_files, env, os.environ)),
         user=user,
         working_dir=workdir,
         hostname=hostname,
         network=network,
         read_only=read_only,
-        terminal=tty,
+        terminal=terminal,
         volumes=tuple(map(parse_volume, volumes)),
         confinement=confine(added, dropped, security),
     )
-    program = find_runtime(runtime, os.environ)
-    places = ContainerPlaces(config.cache_dir.resolve() / "containers")
-    upper = upper.absolute() if upper else None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    order = RunOrder(wishes, program, upper, interactive, enter_namespaces(), stop_signal)
-    places.clear_dead()
-    with places.new(name) as place, undertaken(place):
 
-        def serve(directory: Path) -> ForkedServer:
-            mount = {
-                "image": image,
-                "mount_point": str(directory),
-                "driver": driver,
-                "runtime_dir": str(place.path),
-                "record": record,
-                "command": shlex.join(command),
-            }
-            return ForkedServer(
-                {"order": {**mount, "log_file": str(place.path / "daemon.log")}, "config": config.as_flags()}
-            )
 
-        try:
-            return run_container(order, place, serve)
-        except ServerFailed as error:
-            complain(str(error))
-            return error.code
+def _serve(config: Config, mount: Mapping[str, Any], place: Path, directory: Path) -> ForkedServer:
+    """Mounts the image at a directory, with the state and the log of its daemon where the container lives."""
+    order = {
+        **mount,
+        "mount_point": str(directory),
+        "runtime_dir": str(place),
+        "log_file": str(place / "daemon.log"),
+    }
+    return ForkedServer({"order": order, "config": config.as_flags()})
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
