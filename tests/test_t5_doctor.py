@@ -310,6 +310,37 @@ def test_services_must_answer_and_be_private(tmp_path) -> None:
     assert why_no_answer(tmp_path) == f"{tmp_path} is no socket"
 
 
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    before = os.getresuid()
+    os.setresuid(65534, 65534, -1)
+    try:
+        yield
+    finally:
+        os.setresuid(*before)
+
+
+def test_what_an_ordinary_user_may_not_look_at_is_told_and_ends_nothing(tmp_path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with ordinary_user():
+        services = states(check_services(REAL, closed / "d.sock", closed / "s.sock"))
+        cache = states(check_cache(REAL, config(closed / "cache")))
+        mirrors = states(check_hosts(SourceSettings(hosts_dir=closed / "certs.d")))
+    assert (services, cache, mirrors) == (
+        {"services": "warning"},
+        {"cache": "problem"},
+        {"mirrors": "problem"},
+    )
+
+
+def test_a_file_system_is_found_below_names_of_any_kind(tmp_path) -> None:
+    lines = ["1 0 8:1 / / rw - ext4 /dev/sda rw", "2 1 0:40 / /mnt/d\\040\u00e9 rw - nfs4 server:/ rw"]
+    machine = machine_at(tmp_path, {"/proc/self/mountinfo": "\n".join(lines) + "\n"})
+    assert machine.file_system(Path("/mnt/d \u00e9/cache")) == "nfs4"
+    assert machine.file_system(Path("/mnt/d")) == "ext4"
+
+
 GOOD_1 = """
 version = 2
 [proxy_plugins.lazyfs]

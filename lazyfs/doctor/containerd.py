@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lazyfs.doctor.findings import Finding, ok, problem, warning
-from lazyfs.doctor.machine import Machine
+from lazyfs.doctor.machine import Machine, is_there
 from lazyfs.doctor.sockets import why_no_answer
 
 PLUGIN: Final = "lazyfs"
@@ -78,8 +78,12 @@ def _read(program: str, file: Path) -> Containerd | Finding:
     version = (int(match[1]), int(match[2]))
     if version < (1, 6):
         return problem("containerd", f"{version[0]}.{version[1]}", "use containerd 1.6 or later")
+    try:
+        configured = is_there(file)
+    except OSError as error:
+        return warning("containerd", f"{file}: {error.strerror}", "look as root")
     # Without a file it is the defaults, which both print.
-    words = ["--config", str(file), "config", "dump"] if file.exists() else ["config", "default"]
+    words = ["--config", str(file), "config", "dump"] if configured else ["config", "default"]
     try:
         return Containerd(version, tomllib.loads(_output([program, *words])), file)
     except tomllib.TOMLDecodeError:

@@ -14,7 +14,7 @@ from lazyfs.cache.files import data_runs, punch_hole
 from lazyfs.cache.inventory import allocated
 from lazyfs.config import Config
 from lazyfs.doctor.findings import Finding, ok, problem, warning
-from lazyfs.doctor.machine import Machine
+from lazyfs.doctor.machine import Machine, is_directory
 
 _NAME: Final = "cache"
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "fuseblk", "virtiofs", "ceph"})
@@ -26,7 +26,7 @@ _FEW_FILES: Final = 4096
 def existing_directory(config: Config) -> Path:
     """The cache directory, or the nearest directory above it that is there."""
     place = config.cache_dir.absolute()
-    while not place.is_dir() and place != place.parent:
+    while not is_directory(place) and place != place.parent:
         place = place.parent
     return place
 

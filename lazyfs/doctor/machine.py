@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from lazyfs.mount.mounts import parse_mount_table
 
 _CAP_SYS_ADMIN: Final = 21
 _WHOLE_RANGE: Final = 4294967295
@@ -61,10 +64,33 @@ class Machine:
 
     def file_system(self, path: Path) -> str:
         """The type of the file system that a path lies on; "" if that cannot be said."""
+        try:
+            mounts = parse_mount_table(self.path("/proc/self/mountinfo").read_bytes())
+        except OSError:
+            return ""
         best, fstype = -1, ""
-        for line in (self.text("/proc/self/mountinfo") or "").splitlines():
-            fields, _, rest = line.partition(" - ")
-            place = fields.split()[4].encode().decode("unicode_escape")
+        for mount in mounts:
+            place = os.fsdecode(mount.mount_point)
             if path.is_relative_to(place) and len(place) >= best:
-                best, fstype = len(place), rest.split()[0]
+                best, fstype = len(place), os.fsdecode(mount.fstype)
         return fstype
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path.
+
+    Raises:
+        OSError: we may not look, as with EACCES.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory is at a path; not where we may not look."""
+    with suppress(OSError):
+        return stat.S_ISDIR(path.stat().st_mode)
+    return False

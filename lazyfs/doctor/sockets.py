@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.doctor.findings import Finding, ok, problem, warning
-from lazyfs.doctor.machine import Machine
+from lazyfs.doctor.machine import Machine, is_there
 from lazyfs.errors import ConfigError
 from lazyfs.source.hosts_config import endpoints_of
 from lazyfs.source.settings import SourceSettings
@@ -37,8 +37,15 @@ def why_no_answer(path: Path) -> str:
 def check_services(machine: Machine, daemon: Path, snapshotter: Path) -> Iterator[Finding]:
     """The daemon's and the snapshotter's sockets; both may be missing where containerd is not used."""
     sockets = {"daemon": daemon, "snapshotter": snapshotter}
-    if not any(path.exists() for path in sockets.values()):
-        yield ok("services", "neither daemon nor snapshotter runs: they are for containerd alone")
+    try:
+        if not any(map(is_there, sockets.values())):
+            yield ok("services", "neither daemon nor snapshotter runs: they are for containerd alone")
+            return
+    except OSError as error:
+        fact = f"{daemon} and {snapshotter} cannot be looked at: {error.strerror}"
+        yield warning(
+            "services", fact, "look as the user whom they belong to, if there are containers of theirs"
+        )
         return
     for name, path in sockets.items():
         reason = why_no_answer(path)
@@ -55,13 +62,15 @@ def check_services(machine: Machine, daemon: Path, snapshotter: Path) -> Iterato
 def check_hosts(settings: SourceSettings) -> Iterator[Finding]:
     """The mirrors' files."""
     directory = settings.hosts_dir
-    if directory is None or not directory.is_dir():
-        yield ok("mirrors", f"none in {directory}")
-        return
     try:
-        names = sorted(path.name for path in directory.iterdir() if path.is_dir())
+        names = sorted(path.name for path in directory.iterdir() if path.is_dir()) if directory else []
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
     except OSError as error:
         yield problem("mirrors", f"{directory}: {error.strerror}", f"make {directory} readable")
+        return
+    if not names:
+        yield ok("mirrors", f"none in {directory}")
         return
     wrong = False
     for name in names:
