@@ -5,11 +5,12 @@ a line each. It dies before each step once; its keeper starts it anew.
 """
 
 import functools
+import inspect
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,35 @@ def install() -> None:
         return
     from lazyfs.service import chains, erofs_driver, fuse_driver, ledger
 
-    step = functools.partial(_step, Path(os.environ[VARIABLE]), threading.Lock())
-    points: Sequence[tuple[Any, str, str]] = (
+    put_steps(
+        Path(os.environ[VARIABLE]),
         (ledger.Ledger, "save", "note"),
         (fuse_driver, "_connected", "connect"),
         (fuse_driver, "_attached", "attach"),
         (erofs_driver, "_mount", "mount"),
         (chains, "_take_away", "unmount"),
     )
+
+
+def put_steps(place: Path, *points: tuple[Any, str, str]) -> None:
+    """Make calls steps: each an attribute of a module or class, and the step's name."""
+    step = functools.partial(_step, place, threading.Lock())
     for owner, name, said in points:
         setattr(owner, name, _stepping(getattr(owner, name), said, step))
 
 
 def _stepping(call: Any, said: str, step: Any) -> Any:
+    if inspect.iscoroutinefunction(call):
+
+        @functools.wraps(call)
+        async def awaited(*arguments: Any) -> Any:
+            step(f"{said}:before")
+            result = await call(*arguments)
+            step(f"{said}:after")
+            return result
+
+        return awaited
+
     @functools.wraps(call)
     def stepping(*arguments: Any) -> Any:
         step(f"{said}:before")
