@@ -5,6 +5,7 @@ The file is TOML: /etc/lazyfs/config.toml, then $XDG_CONFIG_HOME/lazyfs/config.t
 value counts for strings only.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -121,6 +122,8 @@ class Config:
             raise ConfigError(f"background must be off, idle or full, not {self.background!r}")
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
+        for address in filter(None, (self.metrics, self.snapshotter_metrics)):
+            parse_address(address)  # now, not when something is mounted already
 
     def as_flags(self) -> dict[str, Any]:
         """The same as `load_config` takes it from the command line, fit for JSON, from any directory."""
@@ -128,6 +131,23 @@ class Config:
         values |= {name: [str(path.absolute()) for path in values[name]] for name in _PATH_LISTS}
         told = {name: value for name, value in values.items() if value is not None}
         return {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in told.items()}
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """(host, port) of "PORT", "HOST:PORT" or "[HOST]:PORT"; the host is a loopback address.
+
+    Raises:
+        ConfigError: it is another address, or none.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not (loopback and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(f"metrics: expected PORT or a loopback HOST:PORT, got {text!r}")
+    return host, int(port)
 
 
 def load_config(

@@ -4,7 +4,6 @@ Whoever may connect may ask: nothing is told that has names of files or of users
 Prometheus' conventions ("Metric and label naming"): base units, `_total` for what only grows.
 """
 
-import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -20,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from lazyfs.cache.cache import Cache
-from lazyfs.errors import ConfigError
+from lazyfs.config import parse_address
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -128,23 +127,6 @@ def _cache(cache: Mapping[str, Any]) -> Iterator[Metric]:
         ("cache_evicted_bytes", "Bytes that it evicted.", "evicted_bytes"),
     ):
         yield CounterMetricFamily(f"lazyfs_{name}", told, value=cache[field])
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) of "PORT", "HOST:PORT" or "[HOST]:PORT"; the host is a loopback address.
-
-    Raises:
-        ConfigError: it is another address, or none.
-    """
-    host, _, port = text.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not (loopback and port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise ConfigError(f"metrics: expected PORT or a loopback HOST:PORT, got {text!r}")
-    return host, int(port)
 
 
 async def serve_metrics(

@@ -152,6 +152,8 @@ def test_proxies_are_those_of_curl_unless_it_is_said() -> None:
         ("auth_files = [5]", "auth_files: expected a path"),
         ("log_level = 'loud'", "log_level must be"),
         ("index = 'mine'", "index must be"),
+        ('metrics = "everywhere"', "metrics: expected PORT or a loopback HOST:PORT"),
+        ('snapshotter_metrics = "0.0.0.0:9400"', "metrics: expected PORT or a loopback HOST:PORT"),
         ("[", "not TOML"),
         ("retries", "not TOML"),
         ("retries = 1\nretries = 2", "not TOML"),

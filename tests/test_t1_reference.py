@@ -135,11 +135,13 @@ def test_transports_lead_to_their_sources() -> None:
     [
         ("docker-daemon:app:1", "docker save"),
         ("containers-storage:app", "podman save"),
-        ("oci:", "TRANSPORT:PATH"),
-        ("oci:dir:", "TRANSPORT:PATH"),
-        ("docker-archive:a\0b", "TRANSPORT:PATH"),
+        ("oci:", "write oci:PATH"),
+        ("oci:dir:", "write oci:PATH or oci:PATH:TAG"),
+        ("docker-archive:a\0b", "docker-archive:PATH"),
         ("docker-archive:f:Not A Name", "not a"),
         ("docker://", "is empty"),
+        ("./layout", "write oci:DIRECTORY"),
+        ("/images/app.tar:1", "oci-archive:FILE"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_with_a_hint(text: str, hint: str) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from lazyfs.config import parse_address
 from lazyfs.errors import ConfigError
 from lazyfs.image.histogram import Histogram
-from lazyfs.metrics import Collect, mount_metrics, parse_address, render, serve_metrics
+from lazyfs.metrics import Collect, mount_metrics, render, serve_metrics
 from tests.support.snapshot_client import status
 from tests.support.snapshotters import FakeChains, cri_labels, digest, served
 

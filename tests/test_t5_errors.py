@@ -247,6 +247,7 @@ CASES: dict[str, Callable[[World], Done]] = {
     "A host that cannot be one": lambda w: w.run("ls", "host.io:port/app"),
     "An image that docker or podman keeps": lambda w: w.run("ls", "docker-daemon:app:1"),
     "A layout or archive without a path": lambda w: w.run("ls", "oci:"),
+    "A path alone": lambda w: w.run("ls", "./layout"),
     "A platform that cannot be one": lambda w: w.run("ls", "--platform", "plan9", w.at("good")),
     "A registry that cannot be one": lambda w: w.run("logout", "alice"),
     "No terminal to ask for a password": lambda w: w.run("login", "ghcr.io"),

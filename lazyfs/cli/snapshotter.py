@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from socket import MSG_DONTWAIT
@@ -18,7 +19,7 @@ from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
 from lazyfs.image.tasks import open_tasks
-from lazyfs.metrics import parse_address, serve_metrics
+from lazyfs.metrics import serve_metrics
 from lazyfs.printable import LineFormatter
 from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
@@ -55,9 +56,9 @@ def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics:
     counts = SnapshotterCounts()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    address = config.snapshotter_metrics if metrics is None else metrics
-    if address:
-        parse_address(address)  # now, not when containerd is here already
+    if metrics is not None:
+        config = replace(config, snapshotter_metrics=metrics)
+    address = config.snapshotter_metrics
     run = partial(
         run_snapshotter,
         Path(os.path.realpath(root)),

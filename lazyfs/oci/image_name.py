@@ -98,6 +98,11 @@ def parse_image(text: str) -> ImageName:
         case "docker-archive":
             path, tag = _path_and_tag(text, rest)
             return DockerArchiveImage(path, parse_reference(tag) if tag else None)
+        case _ if text.startswith(("/", "./", "../", "~/")):
+            raise BadReference(
+                f"{text[:200]!r} is a path: write oci:DIRECTORY for a layout, oci-archive:FILE or "
+                "docker-archive:FILE for a tar"
+            )
         case _:
             return RegistryImage(parse_reference(text))
 
@@ -115,9 +120,10 @@ def anchored(name: ImageName) -> ImageName:
 
 def _path_and_tag(text: str, rest: str) -> tuple[Path, str]:
     """The path, up to the first ":", and what follows it."""
+    transport, _, _ = text.partition(":")
     path, colon, tag = rest.partition(":")
     if not path or "\0" in rest or (colon and not tag):
-        raise BadReference(f"{text[:200]!r}: write TRANSPORT:PATH or TRANSPORT:PATH:TAG")
+        raise BadReference(f"{text[:200]!r}: write {transport}:PATH or {transport}:PATH:TAG")
     return Path(path), tag
 
 
