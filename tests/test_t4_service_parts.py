@@ -2,21 +2,27 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.errors import FormatError
 from lazyfs.errors import BadReference, CacheError, LazyfsError, NotFound
+from lazyfs.mount.tuning import ReadAheadKnob
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service import descriptors
+from lazyfs.service.fuse_driver import FuseDriver
 from lazyfs.service.ledger import Entry, Ledger, SavedFile, SavedSession, SavedTree, State
 from lazyfs.service.pool import Pool
 from lazyfs.service.protocol import MAX_LAYERS, decoded, encoded, order_fields, parse_order
 from lazyfs.service.returning import Returning
 from lazyfs.service.scribe import Scribe
+from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.tree import OpenTree
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda data: f"sha256:{data.hex()}")
 ORDERS = st.builds(
@@ -301,3 +307,26 @@ def test_signs_of_life_come_twice_as_often_as_the_service_manager_wants(environm
 @pytest.mark.parametrize(("hung_after_s", "seconds"), [(0, 5), (60, 5), (2, 0.5)])
 def test_signs_of_life_come_several_times_before_a_process_counts_as_hung(hung_after_s, seconds):
     assert descriptors.beat_s(hung_after_s) == seconds
+
+
+async def test_a_damaged_tree_is_refused_before_the_kernel_is_asked_for_a_connection(tmp_path, nursery):
+    (tmp_path / "damaged").write_bytes(b"no image" * 1024)
+
+    class Damaged:
+        async def open(self, _order: ChainOrder, _stack: AsyncExitStack) -> OpenTree:
+            return OpenTree(tmp_path / "damaged", (), (), 0, ReadAheadKnob())
+
+    async def note(_devices: object) -> None:
+        raise AssertionError
+
+    driver = FuseDriver(nursery, Damaged(), None, Supervisor(), 1.0, lambda: None)
+    entry = Entry("0" * 32, ChainOrder("app", "", 1, "sha256:" + "0" * 64, ""))
+    with pytest.raises(FormatError):
+        async with driver.mounted(entry, tmp_path / "mount", note):
+            raise AssertionError
+    assert "/dev/fuse" not in open_files()
+
+
+def open_files() -> set[str]:
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return {str(link.readlink()) for link in links}

@@ -109,8 +109,9 @@ class FuseDriver:
         try:
             async with AsyncExitStack() as stack:
                 tree = await self._trees.open(entry.order, stack)
+                answers = self._answers(tree.metadata_file, tree.layers)
                 connection = await trio.to_thread.run_sync(_connected, entry, mount_point)
-                session = self._session(tree.metadata_file, tree.layers, connection.device_fd, None)
+                session = RawSession(connection.device_fd, answers, None)
                 token = f"{entry.name}-{secrets.token_hex(4)}"
                 async with self._answered(session, connection.device_fd, token):
                     await session.initialised.wait()
@@ -136,33 +137,32 @@ class FuseDriver:
     async def _go_on(self, tree: InheritedTree) -> None:
         saved = tree.saved
         async with AsyncExitStack() as stack:
-            layers: list[ShownLayer] = []
+            answers: TreeAnswers | None = None
             with trio.move_on_after(self._read_timeout_s):
-                layers = await self._opened_again(saved, stack)
-            if not layers:  # what its readers get now is better than to hang
+                answers = await self._answers_again(saved, stack)
+            if answers is None:  # what its readers get now is better than to hang
                 _log.error("the mount %s cannot be served any more", saved.name)
                 self._end(saved.token, tree.device_fd)
                 return
             settled = Negotiated(saved.minor, InitFlag(saved.offered))
-            session = self._session(Path(saved.path), layers, tree.device_fd, settled)
+            session = RawSession(tree.device_fd, answers, settled)
             async with self._answered(session, tree.device_fd, saved.token):
                 await session.gone.wait()
 
-    async def _opened_again(self, saved: SavedTree, stack: AsyncExitStack) -> list[ShownLayer]:
+    async def _answers_again(self, saved: SavedTree, stack: AsyncExitStack) -> TreeAnswers:
         while True:
             try:
                 with opened_metadata(Path(saved.path)):
                     leases = [self._layers.lease_again(saved.order, *pair) for pair in saved.layers]
-                    return [await stack.enter_async_context(lease) for lease in leases]
+                    layers = [await stack.enter_async_context(lease) for lease in leases]
+                    return self._answers(Path(saved.path), layers)
             except (IndexerError, LazyfsError) as error:
                 _log.warning("the mount %s cannot be served yet: %s", saved.name, message_of(error))
             await trio.sleep(_TRY_AGAIN_S)
 
-    def _session(
-        self, metadata: Path, layers: Sequence[ShownLayer], device_fd: int, settled: Negotiated | None
-    ) -> RawSession:
+    def _answers(self, metadata: Path, layers: Sequence[ShownLayer]) -> TreeAnswers:
         contents = Contents([layer.lazy for layer in layers], self._read_timeout_s)
-        return RawSession(device_fd, TreeAnswers(map_metadata(metadata), contents), settled)
+        return TreeAnswers(map_metadata(metadata), contents)
 
     @asynccontextmanager
     async def _answered(self, session: RawSession, device_fd: int, token: str) -> AsyncIterator[None]:
