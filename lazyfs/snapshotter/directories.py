@@ -8,10 +8,10 @@ import ctypes
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lazyfs.snapshotter.model import DiskRefused, Usage
 
@@ -104,8 +104,8 @@ class Directories:
         Raises:
             DiskRefused: something in them cannot be removed: a mount, most often.
         """
-        with _refusals("cannot remove a snapshot's directory"), suppress(FileNotFoundError):
-            shutil.rmtree(self._root / str(number))
+        with _refusals("cannot remove a snapshot's directory"):
+            shutil.rmtree(self._root / str(number), onerror=_unless_gone)
 
     def stray(self, known: Collection[int]) -> list[int]:
         """The ids of all directories but those of known snapshots."""
@@ -135,6 +135,12 @@ def _statuses(top: str) -> Iterator[os.stat_result]:
                         continue
                     with suppress(FileNotFoundError):
                         yield entry.stat(follow_symlinks=False)
+
+
+def _unless_gone(_call: Callable[..., Any], _path: str, refused: tuple[type, BaseException, Any]) -> None:
+    """Goes on where somebody else removes the same tree."""
+    if not isinstance(refused[1], FileNotFoundError):
+        raise refused[1]
 
 
 @contextmanager
