@@ -31,16 +31,18 @@ from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.completion import wait_much_read
 from lazyfs.image.explain import explanation, traffic_facts, waits_facts
+from lazyfs.image.hastening import starts_by_pack
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
 from lazyfs.image.reads import reads_of, sum_of
 from lazyfs.image.recording import recorded
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.trace import Tracer
+from lazyfs.image.warming import warmed
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
-from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
 from lazyfs.printable import LineFormatter
@@ -94,7 +96,9 @@ async def run_mount(
         workshop = await stack.enter_async_context(open_workshop(name, config, progress))
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
         options = await mount_options(order, image)
-        precise = not options.read_ahead_kb
+        precise = options.read_ahead_kb < DEFAULT_READ_AHEAD_KB
+        manifest = image.resolved.descriptor.digest
+        await stack.enter_async_context(warmed(manifest, image.by_names, workshop.cache, image.metadata_file))
         tracer = await stack.enter_async_context(
             recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=order.command)
         )
@@ -107,7 +111,7 @@ async def run_mount(
             facts = MountFacts(
                 mount_point=os.fsdecode(served.mount.mount_point),
                 image=image.resolved.name,
-                digest=image.resolved.descriptor.digest,
+                digest=manifest,
                 driver=served.driver,
                 pid=os.getpid(),
                 log=order.log_file,
@@ -147,13 +151,9 @@ def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
 
 
 async def mount_options(order: MountOrder, image: Image) -> MountOptions:
-    """How to mount what was ordered.
-
-    Beside a boot pack the kernel reads nothing ahead: what it would ask for is not in the pack, and readers
-    would have to wait for it.
-    """
-    packed = image.boot is not None and await image.boot.find() is not None
-    read_ahead_kb = 0 if order.record or packed else DEFAULT_READ_AHEAD_KB
+    """How to mount what was ordered."""
+    packed = await starts_by_pack(image.boot, image.by_names.values())
+    read_ahead_kb = START_READ_AHEAD_KB if order.record or packed else DEFAULT_READ_AHEAD_KB
     return MountOptions(
         order.image,
         setuid=order.setuid,

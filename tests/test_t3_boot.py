@@ -196,7 +196,8 @@ async def test_layers_that_are_open_already_are_hastened_and_recorded_too(
         image, workshop = found.image, found.workshop
         registry.journal.clear()
         packs = workshop.boot_packs
-        hastened = await hasten(stack, image.resolved, image.by_names, workshop.cache, packs, ask=True)
+        found_layers = (image.resolved, image.by_names, image.metadata_file)
+        hastened = await hasten(stack, *found_layers, workshop.cache, packs, ask=True)
         assert hastened.packed
         assert hastened.boot is not None
         await hastened.boot.wait_over()

@@ -141,7 +141,7 @@ def test_where_a_start_turns_into_much_reading_the_daemons_kernel_reads_ahead_ag
         mounted = daemon.ask("mount", order)
         device = mounted.path.stat().st_dev
         knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-        assert knob.read_text() == "0\n"
+        assert knob.read_text() == "16\n"
         subprocess.run(["sh", "-c", "tar -cf - usr | wc -c"], cwd=mounted.path, check=True)
         wait_until(lambda: knob.read_text() == "128\n")
         daemon.ask("release", mounted.name)

@@ -132,6 +132,14 @@ class LayerEntry:
             if files.marks is not files.mapped:  # a copy, of which we cannot know any more what is right
                 files.marks = bytes(self._leaves)
 
+    def read_soon(self, first_leaf: int, end_leaf: int, start: int, size: int) -> None:
+        """Has the disk read bytes [start, start + size), if all leaves [first_leaf, end_leaf) are here.
+
+        Nobody waits for it, but for its being asked for.
+        """
+        if self.has(first_leaf, end_leaf):
+            os.posix_fadvise(self._open().data, start, size, os.POSIX_FADV_WILLNEED)
+
     @property
     def evictions(self) -> int:
         """A number that changes whenever something was taken away."""

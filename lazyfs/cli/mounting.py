@@ -47,7 +47,7 @@ _METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cac
     "--limit-rate", type=int, metavar="KIB", help="Fetch at most so many KiB a second, whatever for."
 )
 @click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
-@click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
+@click.option("--record", is_flag=True, help="Read hardly ahead, so that the trace tells what was wanted.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
 def mount(
     config: Config,

@@ -81,7 +81,7 @@ from lazyfs.container.runtime import find_runtime
     show_default=True,
     help="As for mount.",
 )
-@click.option("--record", is_flag=True, help="Read nothing ahead, so that the trace tells what was wanted.")
+@click.option("--record", is_flag=True, help="Read hardly ahead, so that the trace tells what was wanted.")
 def run(
     config: Config,
     image: str,

@@ -1,8 +1,9 @@
-"""What every mount does beside answering reads: it records them, and hastens its start by a boot pack."""
+"""What every mount does beside answering reads: it records them, and hastens its start."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from indexer.boot_pack import PackLayer
 from lazyfs.cache.cache import Cache
@@ -13,6 +14,7 @@ from lazyfs.image.recording import recorded
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.trace import Tracer
 from lazyfs.image.traffic import Traffic
+from lazyfs.image.warming import warmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,7 @@ class Hastened:
     Attributes:
         tracer: what was recorded.
         boot: its start; None where no pack is wanted.
-        packed: whether a boot pack is used. Then the kernel had better read nothing ahead: what it would ask
-            for is not in the pack, and readers would have to wait for it.
+        packed: as `starts_by_pack` says.
     """
 
     tracer: Tracer
@@ -35,6 +36,7 @@ async def hasten(
     stack: AsyncExitStack,
     resolved: ResolvedImage,
     layers: Mapping[PackLayer, LazyLayer],
+    metadata_file: Path,
     cache: Cache,
     packs: BootPacks | None,
     traffic: Traffic | None = None,
@@ -47,16 +49,35 @@ async def hasten(
         stack: of the task that calls.
         resolved: the image, with all its layers.
         layers: they, each once.
-        cache: where traces go.
+        metadata_file: their tree.
+        cache: where traces are.
         packs: finds its pack; None where none is wanted.
         traffic: where its requests take turns with those of others.
         ask: whether to ask others for one.
     """
+    await stack.enter_async_context(warmed(resolved.descriptor.digest, layers, cache, metadata_file))
     boot = None
     if packs is not None:
         boot = await stack.enter_async_context(
             booting(packs, resolved, layers, traffic or Traffic(), ask=ask)
         )
-    packed = boot is not None and await boot.find() is not None
+    packed = await starts_by_pack(boot, layers.values())
     tracer = await stack.enter_async_context(recorded(resolved, layers, cache, precise=packed))
     return Hastened(tracer, boot, packed)
+
+
+async def starts_by_pack(boot: Boot | None, layers: Iterable[LazyLayer]) -> bool:
+    """Whether a mount has of its layers what a boot pack brings, and not all.
+
+    Then the kernel had better read no further ahead than when that was recorded: what it would ask for is not
+    in the pack, and readers would have to wait for it.
+
+    Args:
+        boot: its start; None where no pack is wanted.
+        layers: they.
+    """
+    return (
+        boot is not None
+        and await boot.find() is not None
+        and not all(layer.entry.complete for layer in layers)
+    )

@@ -59,7 +59,7 @@ async def recorded(
         resolved: what is mounted.
         layers: its layers, each once.
         cache: where the trace goes.
-        precise: whether the kernel reads nothing ahead.
+        precise: whether the kernel reads little ahead.
         command: what runs, if that is known.
     """
     traced = [TracedLayer(names, layer.size, layer.extents) for names, layer in layers.items()]
@@ -111,6 +111,20 @@ def save_trace(cache: Cache, trace: Trace) -> None:
     """
     name = f"{int(trace.began * 1e6)}-{'precise' if trace.precise else 'all'}.json"
     cache.traces.save(trace.manifest, name, trace.encode(), KEPT)
+
+
+def newest_trace(cache: Cache, manifest: str) -> Trace | None:
+    """The newest trace of an image that is kept, if there is one.
+
+    Raises:
+        IndexerError: it is damaged.
+        CacheError: the disk fails.
+    """
+    for name in cache.traces.names(manifest):
+        data = cache.traces.load(manifest, name)
+        if data is not None:
+            return decode_trace(data)
+    return None
 
 
 def kept_traces(cache: Cache, manifest: str) -> list[Trace]:

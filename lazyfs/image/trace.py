@@ -51,7 +51,7 @@ class Trace:
     Attributes:
         image: the image's name.
         manifest: digest of its manifest.
-        precise: whether the kernel read nothing ahead, so that only what was wanted is told.
+        precise: whether the kernel read little ahead, so that hardly more is told than was wanted.
         command: what ran, where that is known; "" else.
         began: when, in seconds since 1970.
         layers: by number.
@@ -149,7 +149,7 @@ class Tracer:
         image: the image's name.
         manifest: digest of its manifest.
         layers: its layers, the lowest first.
-        precise: whether the kernel reads nothing ahead.
+        precise: whether the kernel reads little ahead.
         clock: seconds of some clock.
     """
 

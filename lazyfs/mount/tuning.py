@@ -15,6 +15,12 @@ from lazyfs.mount.syscalls import MOUNT_NO_DEVICES, MOUNT_NO_SETUID, FsContext
 
 DEFAULT_READ_AHEAD_KB: Final = 128
 
+START_READ_AHEAD_KB: Final = 16
+"""While a start is recorded, or is hastened by a boot pack that was made of such a record.
+
+With none, each page is a request of its own: importing numpy, scipy and pandas from memory takes 1.55 s, with
+this it takes 1.09 s. The pages that nobody wanted make the packs 12 % larger."""
+
 MAX_BACKGROUND: Final = 64
 """Reads through the page cache that may wait for us at once, for the kernel's 12: one stalled layer with a
 dozen readers would otherwise stall all others."""

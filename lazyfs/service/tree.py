@@ -15,7 +15,7 @@ from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
-from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
+from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.layers import Layers, ShownLayer
@@ -78,8 +78,10 @@ class Trees:
         whole = len(resolved.layers) == len(opened.resolved.layers)
         packs = opened.packs if whole else None
         ask = not all(indexed[digest].audited for digest in digests)
-        hastened = await hasten(stack, resolved, layers, self._cache, packs, self._traffic, ask=ask)
-        read_ahead_kb = 0 if hastened.packed else DEFAULT_READ_AHEAD_KB
+        hastened = await hasten(
+            stack, resolved, layers, metadata_file, self._cache, packs, self._traffic, ask=ask
+        )
+        read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
         knob = ReadAheadKnob()
         if hastened.packed:
             tasks = await stack.enter_async_context(background_tasks())
