@@ -43,3 +43,21 @@ class LineFormatter(logging.Formatter):
         """The line for a record."""
         record.message = one_line(record.message)
         return super().formatMessage(record)
+
+
+LAYOUT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""How daemons log."""
+
+
+def start_log(level: str, layout: str = LAYOUT) -> None:
+    """Log to standard error, in place of what logged before; never the URLs of requests, which are signed.
+
+    Args:
+        level: the least that is logged: "info".
+        layout: of a line, as for `logging.Formatter`.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(layout))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for library in ("httpx", "httpcore"):
+        logging.getLogger(library).setLevel(logging.WARNING)

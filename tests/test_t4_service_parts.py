@@ -1,6 +1,8 @@
 """The parts of the data daemon by themselves: the pool, the ledger, the protocol, the client's table."""
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -330,3 +332,9 @@ async def test_a_damaged_tree_is_refused_before_the_kernel_is_asked_for_a_connec
 def open_files() -> set[str]:
     links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return {str(link.readlink()) for link in links}
+
+
+def test_a_job_that_nobody_tells_what_to_do_ends_without_a_word():
+    command = [sys.executable, "-P", "-m", "lazyfs.service.index_job"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

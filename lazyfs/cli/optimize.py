@@ -19,7 +19,7 @@ from lazyfs.cli.run import run
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound
-from lazyfs.exit_codes import BUG, exit_code
+from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import make_pack, publish_pack
 from lazyfs.image.recording import kept_traces
@@ -96,7 +96,7 @@ def _run(config: Config, image: str, command: Sequence[str], for_s: float | None
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         except (LazyfsError, IndexerError, OSError, click.ClickException) as error:
-            complain(str(error))
+            complain(message_of(error))
             code = exit_code(error)
         finally:
             os._exit(code)

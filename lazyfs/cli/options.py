@@ -1,7 +1,6 @@
 """Options that all commands share, before or after the command's name."""
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
-from lazyfs.config import Config, load_config
-from lazyfs.printable import LineFormatter
+from lazyfs.config import load_config
+from lazyfs.printable import start_log
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,7 +99,7 @@ def configured(command: Callable[..., R]) -> Callable[..., R]:
         merged = {**outer, **{name: value for name, value in flags.items() if value is not None}}
         config_file = merged.pop("config_file", None)
         config = load_config(os.environ, merged, config_file)
-        start_log(config)
+        start_log(config.log_level, "lazyfs: %(message)s")
         return command(config=config, **arguments)
 
     return common_options(run)
@@ -109,12 +108,3 @@ def configured(command: Callable[..., R]) -> Callable[..., R]:
 def take_flags(arguments: dict[str, Any]) -> dict[str, Any]:
     """Take the common options out of a command's arguments."""
     return {name: arguments.pop(name) for name in (*_CONFIG_FLAGS, "config_file")}
-
-
-def start_log(config: Config) -> None:
-    """Log to stderr in the manner of a command."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("lazyfs: %(message)s"))
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
-    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
-        logging.getLogger(library).setLevel(logging.WARNING)

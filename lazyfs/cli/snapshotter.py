@@ -1,6 +1,5 @@
 """snapshotter: containerd's door to lazily mounted images."""
 
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
 from lazyfs.image.tasks import open_tasks
 from lazyfs.metrics import serve_metrics
-from lazyfs.printable import LineFormatter
+from lazyfs.printable import start_log
 from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
 from lazyfs.snapshotter.metrics import SnapshotterCounts
@@ -54,8 +53,7 @@ def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics:
     they read. Any other image is pulled as usual. docs/containerd.md says how containerd is told.
     """
     counts = SnapshotterCounts()
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    start_log(config.log_level)
     if metrics is not None:
         config = replace(config, snapshotter_metrics=metrics)
     address = config.snapshotter_metrics

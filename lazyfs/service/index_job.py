@@ -22,7 +22,7 @@ from lazyfs.image.image import find_indexes, indexed_tree
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.printable import LineFormatter
+from lazyfs.printable import start_log
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
 from lazyfs.source.content_store import ContentStore, StoredFirst
@@ -90,12 +90,11 @@ async def _end_with_parent(scope: trio.CancelScope) -> None:
 def main() -> int:
     """Do what the line on stdin says; the exit code is that of the error, if any."""
     os.nice(_LOWEST)
-    told = json.loads(_first_line())
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=str(told["config"]["log_level"]).upper(), handlers=[handler])
-    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
-        logging.getLogger(library).setLevel(logging.WARNING)
+    line = _first_line()
+    if not line:
+        return 0
+    told = json.loads(line)
+    start_log(str(told["config"]["log_level"]))
     try:
         trio.run(partial(_run, told))
     except (IndexerError, LazyfsError) as error:
@@ -105,12 +104,12 @@ def main() -> int:
 
 
 def _first_line() -> bytes:
-    """The first line on stdin, which stays open."""
+    """The first line on stdin, which stays open; none if whoever was to tell it has died."""
     line = b""
     while not line.endswith(b"\n"):
         more = os.read(0, 1 << 16)
         if not more:
-            return b"null"
+            return b""
         line += more
     return line
 

@@ -23,7 +23,7 @@ import trio
 from lazyfs.config import Config
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
-from lazyfs.printable import LineFormatter
+from lazyfs.printable import start_log
 from lazyfs.service import descriptors, handover
 from lazyfs.service.daemon import run_service
 from lazyfs.service.keeper import SIGNALS
@@ -109,11 +109,7 @@ def main() -> int:
     options, config = decode_options(os.pread(told, _LONGEST, 0))
     for descriptor in (keeper, told):
         os.set_inheritable(descriptor, False)
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
-    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
-        logging.getLogger(library).setLevel(logging.WARNING)
+    start_log(config.log_level)
     supervisor = Supervisor(socket.socket(fileno=keeper), descriptors.inherited(os.environ, os.getpid()))
     try:
         trio.run(partial(_run, options, config, supervisor))
