@@ -3,12 +3,15 @@
 import fcntl
 import json
 import os
+import shutil
+import signal
 
 import pytest
 
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
 from lazyfs.container.layer_file import WrittenLayer
 from lazyfs.container.new_image import Making, apply_edit, new_image
+from lazyfs.container.overlay import Overlay, prepare
 from lazyfs.container.places import ContainerPlaces, clear_when_dead
 from lazyfs.errors import ContainerError
 from lazyfs.oci.config import image_layers, parse_config
@@ -178,3 +181,28 @@ def test_descriptors_link_to_what_was_made():
     made = committed()
     assert made.layer_link == Descriptor(LAYER.media_type, LAYER.digest, LAYER.size)
     assert made.manifest_link.size == len(made.manifest)
+
+
+def test_a_kill_while_an_upper_directory_is_made_leaves_none_with_wrong_attributes(tmp_path, monkeypatch):
+    overlay = Overlay(
+        tmp_path / "lower", tmp_path / "upper", tmp_path / "work", lasting=True, in_user_namespace=False
+    )
+    overlay.lower.mkdir()
+    overlay.lower.chmod(0o751)
+    monkeypatch.setattr(shutil, "copystat", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    pid = os.fork()
+    if not pid:
+        try:
+            prepare(overlay)
+        finally:
+            os._exit(0)
+    monkeypatch.undo()
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert not overlay.upper.exists()
+    prepare(overlay)
+    assert overlay.upper.stat().st_mode & 0o777 == 0o751
+
+
+def test_a_kill_while_it_is_first_written_down_whose_a_directory_is_leaves_it_free(tmp_path):
+    (tmp_path / "container.json.partial").write_text("{")
+    assert load_changes(tmp_path) is None

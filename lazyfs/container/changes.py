@@ -16,6 +16,7 @@ from lazyfs.errors import ContainerError
 from lazyfs.flock import directory_owned
 
 _FILE: Final = "container.json"
+_PARTIAL: Final = f"{_FILE}.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def load_changes(directory: Path) -> Changes | None:
             tuple(map(str, told["mount_points"])), bool(told["user_namespace"]),
         )  # fmt: skip
     except FileNotFoundError:
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(path.name != _PARTIAL for path in directory.iterdir()):
             raise ContainerError(
                 f"{directory} holds other things than a container's changes: name an empty directory"
             ) from None
@@ -74,7 +75,7 @@ def load_changes(directory: Path) -> Changes | None:
 def save_changes(changes: Changes) -> None:
     """Write down what is known, whole or not at all."""
     facts = {name: value for name, value in asdict(changes).items() if name != "directory"}
-    partial = changes.directory / (_FILE + ".partial")
+    partial = changes.directory / _PARTIAL
     partial.write_text(json.dumps(facts) + "\n")
     partial.replace(changes.directory / _FILE)
 

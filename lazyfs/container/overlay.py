@@ -33,7 +33,7 @@ class Overlay:
 
 
 def prepare(overlay: Overlay) -> None:
-    """Make the directories; a new upper one gets the attributes of the image's root.
+    """Make the directories; a new upper one has the attributes of the image's root from its first moment.
 
     Raises:
         OSError: they cannot be made.
@@ -41,11 +41,13 @@ def prepare(overlay: Overlay) -> None:
     overlay.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     if overlay.upper.exists():
         return
-    overlay.upper.mkdir(mode=0o700, parents=True)
+    made = overlay.upper.with_name(overlay.upper.name + ".new")
+    made.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = overlay.lower.stat()
     with suppress(OSError):  # an owner behind whom nobody of this machine stands
-        os.chown(overlay.upper, status.st_uid, status.st_gid)
-    shutil.copystat(overlay.lower, overlay.upper)
+        os.chown(made, status.st_uid, status.st_gid)
+    shutil.copystat(overlay.lower, made)
+    made.rename(overlay.upper)
 
 
 def mount_overlay(overlay: Overlay, target: Path) -> None:

@@ -181,10 +181,10 @@ def _mount_root(place: ContainerPlace, changes: Changes, root: Path, *, lasting:
         in_user_namespace=changes.user_namespace,
     )
     try:
+        save_changes(changes)  # first: whatever a kill leaves, it is known whose
         prepare(overlay)
     except OSError as error:
         raise ContainerError(f"{changes.directory}: {error.strerror}") from error
-    save_changes(changes)
     mount_overlay(overlay, root)
     return changes
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 _PIECE: Final = 64 << 10
 _MOST_LEFT: Final = 1 << 20
-"""How much is still shown at the end: what a dead container left is less, a living one could go on for ever."""
+"""How much is still shown at the end: a dead container left less, a living one could go on for ever."""
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
