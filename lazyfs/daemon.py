@@ -39,13 +39,13 @@ from lazyfs.image.recording import recorded
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.trace import Tracer
 from lazyfs.image.warming import warmed
+from lazyfs.log import start_log
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
-from lazyfs.printable import LineFormatter
 
 _log = logging.getLogger(__name__)
 
@@ -269,12 +269,8 @@ def main() -> int:
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
     pipe = _Pipe()
     _redirect(order.log_file)
-    log = logging.StreamHandler()
-    log.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler = _LineHandler(pipe.report)
-    logging.basicConfig(level=config.log_level.upper(), handlers=[log, handler] if order.log_file else [log])
-    for library in ("httpx", "httpcore"):  # they log URLs with their signatures
-        logging.getLogger(library).setLevel(logging.WARNING)
+    start_log(config.log_level, also=handler if order.log_file else None)
 
     def report(event: Mapping[str, Any]) -> None:
         pipe.report(event)

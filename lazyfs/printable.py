@@ -5,7 +5,6 @@ both forms (ECMA-48, 5.3), marks that turn the direction of writing, and bytes t
 """
 
 import json
-import logging
 import re
 from typing import Final
 
@@ -34,30 +33,3 @@ def printable_json(document: str) -> str:
 
 def _json_escaped(match: re.Match[str]) -> str:
     return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
-
-
-class LineFormatter(logging.Formatter):
-    """A formatter whose messages are one line each; tracebacks, which follow, stay as they are."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The line for a record."""
-        record.message = one_line(record.message)
-        return super().formatMessage(record)
-
-
-LAYOUT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-"""How daemons log."""
-
-
-def start_log(level: str, layout: str = LAYOUT) -> None:
-    """Log to standard error, in place of what logged before; never the URLs of requests, which are signed.
-
-    Args:
-        level: the least that is logged: "info".
-        layout: of a line, as for `logging.Formatter`.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(layout))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for library in ("httpx", "httpcore"):
-        logging.getLogger(library).setLevel(logging.WARNING)

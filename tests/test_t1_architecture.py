@@ -21,7 +21,8 @@ RULES = Rules(
             *("lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config"),
             *("lazyfs.control", "lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
             *("lazyfs.mount_states", "lazyfs.policy"),
-            *("lazyfs.doctor", "lazyfs.portal", "lazyfs.printable", "lazyfs.service", "lazyfs.unix_sockets"),
+            *("lazyfs.doctor", "lazyfs.log", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
+            "lazyfs.unix_sockets",
         ),
     ),
     homes={

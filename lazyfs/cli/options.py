@@ -9,7 +9,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import click
 
 from lazyfs.config import load_config
-from lazyfs.printable import start_log
+from lazyfs.log import start_log
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -18,8 +18,8 @@ from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
 from lazyfs.image.tasks import open_tasks
+from lazyfs.log import start_log
 from lazyfs.metrics import serve_metrics
-from lazyfs.printable import start_log
 from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
 from lazyfs.snapshotter.metrics import SnapshotterCounts

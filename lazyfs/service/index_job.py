@@ -21,8 +21,8 @@ from lazyfs.exit_codes import exit_code, message_of
 from lazyfs.image.image import find_indexes, indexed_tree
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks
+from lazyfs.log import start_log
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.printable import start_log
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
 from lazyfs.source.content_store import ContentStore, StoredFirst

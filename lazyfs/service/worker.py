@@ -23,7 +23,7 @@ import trio
 from lazyfs.config import Config
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
-from lazyfs.printable import start_log
+from lazyfs.log import start_log
 from lazyfs.service import descriptors, handover
 from lazyfs.service.daemon import run_service
 from lazyfs.service.keeper import SIGNALS
