@@ -17,6 +17,7 @@ from lazyfs.container.process import (
     Volume,
     Wishes,
     arguments_of,
+    checked_hostname,
     environment_of,
     parse_entrypoint,
     parse_env,
@@ -254,3 +255,14 @@ def test_a_range_of_ids_is_found_by_name_or_number():
     assert parse_subordinates(text, {"me", "7"}) == IdRange(100000, 65536)
     assert parse_subordinates(text, {"1000"}) == IdRange(5, 6)
     assert parse_subordinates(text, {"empty", "absent"}) is None
+
+
+@pytest.mark.parametrize("name", ["box", "a", "db-1.example", "9" * 63])
+def test_a_host_may_be_called_so(name):
+    assert checked_hostname(name) == name
+
+
+@pytest.mark.parametrize("name", ["my box", "box\n10.0.0.1 bank", "-box", "box.", "9" * 64, "kästchen"])
+def test_a_host_is_not_called_so(name):
+    with pytest.raises(ContainerError, match="--hostname is at most 63"):
+        checked_hostname(name)

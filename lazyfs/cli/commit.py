@@ -178,7 +178,7 @@ async def _written(
                     upper_members(changes.upper, changes.mount_points), file.fileno(), compression
                 )
             except OSError as error:
-                raise ContainerError(f"{changes.upper} cannot be read: {error}") from error
+                raise ContainerError(f"{changes.upper} cannot be made a layer: {error}") from error
 
         written = await trio.to_thread.run_sync(write)
         made = new_image(resolved.manifest, resolved.raw_config, written, making)

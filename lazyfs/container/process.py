@@ -1,6 +1,7 @@
 """What a container's process is: the image's configuration and what the user wants otherwise."""
 
 import json
+import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from lazyfs.errors import ContainerError
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+_HOSTNAME: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,61}[0-9A-Za-z])?", re.ASCII)
 _READ_WRITE: Final = {"": False, "rw": False, "ro": True}
 
 
@@ -97,6 +99,17 @@ def arguments_of(image: ImageProcess, wishes: Wishes) -> tuple[str, ...]:
     if not arguments or not arguments[0]:
         raise ContainerError("the image says no command: give one after its name")
     return arguments
+
+
+def checked_hostname(name: str) -> str:
+    """`name`, which is fit to be a host's: it stands in /etc/hosts, and in what is mailed and logged.
+
+    Raises:
+        ContainerError: it is not made of at most 63 letters, digits, "-" and "." (RFC 1123, section 2.1).
+    """
+    if not _HOSTNAME.fullmatch(name):
+        raise ContainerError(f"--hostname is at most 63 letters, digits, '-' and '.', not {name[:80]!r}")
+    return name
 
 
 def environment_of(image: ImageProcess, wishes: Wishes, identity: Identity, hostname: str) -> tuple[str, ...]:

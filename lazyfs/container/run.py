@@ -22,6 +22,7 @@ from lazyfs.container.process import (
     Volume,
     Wishes,
     arguments_of,
+    checked_hostname,
     environment_of,
     signal_number,
     working_dir_of,
@@ -201,7 +202,8 @@ def _settled(
 ) -> ContainerSpec:
     """Everything that the runtime is told, once the image and the user have had their say."""
     wishes = order.wishes
-    hostname = wishes.hostname or (os.uname().nodename if wishes.network == "host" else place.path.name)
+    usual = os.uname().nodename if wishes.network == "host" else place.path.name
+    hostname = checked_hostname(wishes.hostname) if wishes.hostname else usual
     volumes = [*_system_volumes(place, wishes, hostname), *wishes.volumes]
     arguments, working_dir = arguments_of(image, wishes), working_dir_of(image, wishes)
     with RootTree(root) as tree:
