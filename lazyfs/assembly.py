@@ -27,7 +27,7 @@ from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.image.trust import Demands
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image
+from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image, repository_of
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform, host_platform, parse_platform
 from lazyfs.policy import demands_of
@@ -113,7 +113,9 @@ class Workshop:
         """Ask for what will be asked for next, of an image whose manifest is known, while that is read on."""
         tocs, name = self.cache.tocs, index_settings(self.config).name
         if looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers):
-            await self._published(offline=self.config.offline).foresee(str(self.name), manifest.digest)
+            await self._published(offline=self.config.offline).foresee(
+                repository_of(self.name), manifest.digest
+            )
 
     async def kept_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
         """The indexes of an image's layers that are on this machine, by layer digest. Asks nobody."""

@@ -108,6 +108,39 @@ async def test_what_was_found_once_is_found_again_without_asking(registry: Regis
     assert await origins(name(registry), tmp_path / "cache", offline=True) == FOUND
 
 
+async def test_what_was_found_for_a_tag_is_known_of_the_same_image_by_another(
+    registry: Registry, tmp_path: Path
+) -> None:
+    put(registry, "app", index_of(IMAGE))
+    registry.push("app", IMAGE, tag="2")
+    assert await origins(name(registry), tmp_path / "cache") == FOUND
+    registry.journal.clear()
+    assert await origins(f"{registry.host}/app:2", tmp_path / "cache") == FOUND
+    assert registry.requests == {("GET", "manifest"): 1}  # the tag
+
+
+async def test_tables_that_are_here_are_not_fetched_for_another_repository(
+    registry: Registry, tmp_path: Path
+) -> None:
+    registry.push("copy", IMAGE, tag="1")
+    for repository in ("app", "copy"):
+        put(registry, repository, index_of(IMAGE))
+    assert await origins(name(registry), tmp_path / "cache") == FOUND
+    registry.journal.clear()
+    assert await origins(f"{registry.host}/copy:1", tmp_path / "cache") == FOUND
+    assert ("GET", "blob") not in registry.requests
+
+
+async def test_nothing_is_asked_of_older_indexes_where_the_newest_has_all(
+    registry: Registry, tmp_path: Path
+) -> None:
+    older = put(registry, "app", index_of(IMAGE, encode=encode_older))
+    put(registry, "app", index_of(IMAGE))
+    registry.journal.clear()
+    assert await origins(name(registry), tmp_path / "cache") == FOUND
+    assert not [seen for seen in registry.seen if older in seen.target]
+
+
 async def test_what_is_made_here_counts_first(registry: Registry, tmp_path: Path) -> None:
     assert await origins(name(registry), tmp_path / "cache", index="local") == MADE
     put(registry, "app", index_of(IMAGE))

@@ -189,7 +189,7 @@ class BootPacks:
         return None
 
     def _key(self, resolved: ResolvedImage) -> str:
-        return f"boot pack {self._demands.fingerprint} {resolved.name} {resolved.descriptor.digest}"
+        return f"boot pack {self._demands.fingerprint} {resolved.repository} {resolved.descriptor.digest}"
 
 
 def _facts(found: FoundPack | None) -> dict[str, Any]:

@@ -75,15 +75,19 @@ class PublishedIndexes:
             await trio.to_thread.run_sync(self._remember, resolved, fresh)
         return found | {digest: indexed for digest, (_, indexed) in fresh.items()}
 
-    async def foresee(self, name: str, manifest: str) -> None:
+    async def foresee(self, repository: str, manifest: str) -> None:
         """Ask already what is attached to an image, if nothing is remembered of that.
 
         Args:
-            name: the image's, in canonical form.
+            repository: the image's.
             manifest: digest of its manifest.
         """
         place = next((place for place in self._places.values() if may_count(place, self._demands)), None)
-        if self._offline or place is None or self._references.recall(self._key(name, manifest)) is not None:
+        if (
+            self._offline
+            or place is None
+            or self._references.recall(self._key(repository, manifest)) is not None
+        ):
             return
         async with open_tasks() as nursery:
             nursery.start_soon(place.attachments.prepare, _PREPARED)
@@ -123,10 +127,10 @@ class PublishedIndexes:
         return None
 
     def _key_of(self, resolved: ResolvedImage) -> str:
-        return self._key(resolved.name, resolved.descriptor.digest)
+        return self._key(resolved.repository, resolved.descriptor.digest)
 
-    def _key(self, name: str, manifest: str) -> str:
-        return f"index {self._demands.fingerprint} {name} {manifest}"
+    def _key(self, repository: str, manifest: str) -> str:
+        return f"index {self._demands.fingerprint} {repository} {manifest}"
 
     def _remember(self, resolved: ResolvedImage, fresh: Mapping[str, tuple[Place, IndexedLayer]]) -> None:
         try:
@@ -151,10 +155,11 @@ class PublishedIndexes:
                 _log.info("no index is looked for in %s: none would count", place.name)
                 continue
             try:
-                candidates = await self._candidates(place, resolved.descriptor.digest)
-                for link in candidates:
+                for link in await self._candidates(place, resolved.descriptor.digest):
                     found |= await self._from_artifact(place, link, resolved, missing)
                     missing = {digest: layer for digest, layer in missing.items() if digest not in found}
+                    if not missing:
+                        break
             except (LazyfsError, IndexerError) as error:
                 _log.warning("indexes in %s are passed by: %s", place.name, error)
         return found
@@ -194,8 +199,20 @@ class PublishedIndexes:
             return None
         if index.head.size > max(_HEAD_FLOOR, descriptor.size):
             raise LimitExceeded(f"head of {index.head.size} bytes for a layer of {descriptor.size}")
+        here = await trio.to_thread.run_sync(self._here, place, index, layer)
+        if here is not None:
+            return here
         data = await place.attachments.document(index.head, MAX_HEAD)
         return await trio.to_thread.run_sync(self._take_in, place, index, layer, data)
+
+    def _here(self, place: Place, index: LayerIndex, layer: ImageLayer) -> IndexedLayer | None:
+        """The index, if another image brought its head here."""
+        with suppress(CacheError):
+            head = self._tocs.load(layer, index.head.digest)
+            if head is not None:
+                check_windows(index, head)
+                return self._tocs.indexed(head, place.attachments)
+        return None
 
     def _take_in(self, place: Place, index: LayerIndex, layer: ImageLayer, data: bytes) -> IndexedLayer:
         head = check_head(data, index.head.digest, layer.descriptor, layer.diff_id)

@@ -13,7 +13,7 @@ from lazyfs.cache.references import References
 from lazyfs.errors import CacheError, NotFound, Unreachable
 from lazyfs.oci.config import ImageConfig, ImageLayer
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.image_name import ImageName, RegistryImage
+from lazyfs.oci.image_name import ImageName, RegistryImage, repository_of
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform
 from lazyfs.source.base import Source
@@ -31,6 +31,7 @@ class ResolvedImage:
 
     Attributes:
         name: what was asked for, in canonical form.
+        repository: where it is, as `repository_of` says.
         root: what the name stands for: the manifest, or an index that leads to it.
         descriptor: of the manifest, with its true type and size.
         manifest: the manifest.
@@ -41,6 +42,7 @@ class ResolvedImage:
     """
 
     name: str
+    repository: str
     root: Descriptor
     descriptor: Descriptor
     manifest: Manifest
@@ -142,6 +144,7 @@ class Resolver:
 def _resolved(name: ImageName, root: Descriptor, found: FoundImage) -> ResolvedImage:
     return ResolvedImage(
         name=str(name),
+        repository=repository_of(name),
         root=root,
         descriptor=found.descriptor,
         manifest=found.manifest,

@@ -98,7 +98,7 @@ class SociFinder:
         return data
 
     def _key(self, resolved: ResolvedImage) -> str:
-        return f"soci {resolved.name} {resolved.descriptor.digest}"
+        return f"soci {resolved.repository} {resolved.descriptor.digest}"
 
     def _remember(self, resolved: ResolvedImage, link: Descriptor) -> None:
         with suppress(CacheError):

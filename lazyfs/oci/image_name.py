@@ -79,6 +79,11 @@ class DockerArchiveImage:
 ImageName = RegistryImage | LayoutImage | ArchiveImage | DockerArchiveImage
 
 
+def repository_of(name: ImageName) -> str:
+    """Where an image is: the repository of one in a registry, else all of its name."""
+    return f"docker://{name.reference.name}" if isinstance(name, RegistryImage) else str(name)
+
+
 def parse_image(text: str) -> ImageName:
     """The image that `text` names; a name without a transport is one in a registry.
 

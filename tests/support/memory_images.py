@@ -47,6 +47,7 @@ def memory_image(
     link = Descriptor(document.media_type, document.digest, len(document.data))
     resolved = ResolvedImage(
         name="memory:",
+        repository="memory:",
         root=link,
         descriptor=link,
         manifest=manifest,
