@@ -109,8 +109,17 @@ class Workshop:
         """Who knows of indexes that were not made here."""
         return self._finders(offline=self.config.offline)
 
-    async def foresee(self, manifest: Descriptor, layers: Collection[str]) -> None:
-        """Ask for what will be asked for next, of an image whose manifest is known, while that is read on."""
+    @asynccontextmanager
+    async def foreseeing(self) -> AsyncIterator[Seen]:
+        """What to have told of the image's manifest, so that what is wanted next is asked for meanwhile."""
+        async with background_tasks() as nursery:
+
+            def seen(link: Descriptor, manifest: Manifest) -> None:
+                nursery.start_soon(self._foresee, link, {layer.digest for layer in manifest.layers})
+
+            yield seen
+
+    async def _foresee(self, manifest: Descriptor, layers: Collection[str]) -> None:
         tocs, name = self.cache.tocs, index_settings(self.config).name
         if looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers):
             await self._published(offline=self.config.offline).foresee(
@@ -298,11 +307,7 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
     fetching = fetch_settings(workshop.config, record=record)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
     packs = workshop.boot_packs if mounted and not record and workshop.config.boot_pack else None
-    async with background_tasks() as nursery:
-
-        def seen(link: Descriptor, manifest: Manifest) -> None:
-            nursery.start_soon(workshop.foresee, link, {layer.digest for layer in manifest.layers})
-
+    async with workshop.foreseeing() as seen, background_tasks() as nursery:
         resolved = await workshop.resolve(seen)
         async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
             if mounted and not record and workshop.config.background != "off":

@@ -80,8 +80,7 @@ async def test_an_image_with_an_index_is_open_for_a_few_bytes(registry: Registry
         by_tag = registry.requests["GET", "manifest"] == 3
         expected = {("GET", "manifest"): 3 if by_tag else 2, ("GET", "referrers"): 1, ("GET", "blob"): 3}
         assert registry.requests == expected  # image and artifact; configuration and two heads
-        statistics = opened.workshop.statistics()
-        assert statistics.data_bytes < sum(map(len, IMAGE.layers)) // 100
+        assert opened.workshop.statistics().data_bytes < SIZE // 100
         assert opened.origins == FOUND
         registry.journal.clear()
         assert await opened.content(b"motd") == b"hello\n"
@@ -108,35 +107,20 @@ async def test_what_was_found_once_is_found_again_without_asking(registry: Regis
     assert await origins(name(registry), tmp_path / "cache", offline=True) == FOUND
 
 
-async def test_what_was_found_for_a_tag_is_known_of_the_same_image_by_another(
-    registry: Registry, tmp_path: Path
-) -> None:
-    put(registry, "app", index_of(IMAGE))
-    registry.push("app", IMAGE, tag="2")
-    assert await origins(name(registry), tmp_path / "cache") == FOUND
-    registry.journal.clear()
-    assert await origins(f"{registry.host}/app:2", tmp_path / "cache") == FOUND
-    assert registry.requests == {("GET", "manifest"): 1}  # the tag
-
-
-async def test_tables_that_are_here_are_not_fetched_for_another_repository(
-    registry: Registry, tmp_path: Path
-) -> None:
-    registry.push("copy", IMAGE, tag="1")
-    for repository in ("app", "copy"):
+@pytest.mark.parametrize("again", ["app:2", "copy:1"])
+async def test_what_is_here_is_not_fetched_again(registry: Registry, tmp_path: Path, again: str) -> None:
+    for repository, tag in (("app", "2"), ("copy", "1")):
+        registry.push(repository, IMAGE, tag=tag)
         put(registry, repository, index_of(IMAGE))
     assert await origins(name(registry), tmp_path / "cache") == FOUND
     registry.journal.clear()
-    assert await origins(f"{registry.host}/copy:1", tmp_path / "cache") == FOUND
-    assert ("GET", "blob") not in registry.requests
+    assert await origins(f"{registry.host}/{again}", tmp_path / "cache") == FOUND
+    assert registry.requests.keys() <= {("GET", "manifest"), ("GET", "referrers")}
 
 
-async def test_nothing_is_asked_of_older_indexes_where_the_newest_has_all(
-    registry: Registry, tmp_path: Path
-) -> None:
+async def test_older_indexes_are_left_alone(registry: Registry, tmp_path: Path) -> None:
     older = put(registry, "app", index_of(IMAGE, encode=encode_older))
     put(registry, "app", index_of(IMAGE))
-    registry.journal.clear()
     assert await origins(name(registry), tmp_path / "cache") == FOUND
     assert not [seen for seen in registry.seen if older in seen.target]
 

@@ -251,8 +251,9 @@ class Images:
         async with open_ordered(order, self._config, self._cache) as workshop:
             try:
                 with trio.fail_after(LOOK_UP_S):
-                    resolved = await resolve_ordered(order, workshop)
-                    indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
+                    async with workshop.foreseeing() as seen:
+                        resolved = await resolve_ordered(order, workshop, seen)
+                        indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             self._workshops.append(workshop)

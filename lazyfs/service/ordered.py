@@ -13,6 +13,7 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.image_name import RegistryImage
 from lazyfs.oci.reference import parse_reference
 from lazyfs.policy import demands_of
+from lazyfs.source.image import Seen, nobody_sees
 
 
 @asynccontextmanager
@@ -38,15 +39,20 @@ async def open_ordered(
         yield workshop
 
 
-async def resolve_ordered(order: ChainOrder, workshop: Workshop) -> ResolvedImage:
+async def resolve_ordered(order: ChainOrder, workshop: Workshop, seen: Seen = nobody_sees) -> ResolvedImage:
     """The ordered image.
+
+    Args:
+        order: what is ordered.
+        workshop: its image's.
+        seen: told of the manifest before the configuration is read.
 
     Raises:
         NotFound: there is none, or another one under its name by now.
         IndexerError: something of it is damaged.
         LazyfsError: it cannot be had, or must be signed and is not.
     """
-    resolved = await workshop.resolve()
+    resolved = await workshop.resolve(seen)
     found = resolved.descriptor.digest
     if order.manifest not in {"", found}:
         raise NotFound(f"{order.image} is {found} by now, not {order.manifest}")
