@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Final
 
 from indexer.columns import ColumnReader, pack
-from indexer.errors import FormatError
+from indexer.errors import FormatError, LimitExceeded
+from indexer.tar_header import MAX_PATH
 from indexer.toc import Kind, Member, round_to_block
 
 _MAX_SIZE: Final = 1 << 62
-_MAX_PATH: Final = 1 << 16
+_MAX_PATHS: Final = 1 << 30  # bytes of all paths, whatever they share
 _NANO: Final = 1_000_000_000
 _KINDS: Final = tuple(Kind)
 _LINKS: Final = (Kind.SYMLINK, Kind.HARDLINK)
@@ -72,6 +73,7 @@ def decode_members(data: bytes, count: int) -> list[Member]:
 
     Raises:
         FormatError: the table breaks its own rules, or holds a path no tar could give.
+        LimitExceeded: the paths are too long together.
     """
     reader = ColumnReader(data, "member table")
     kinds = reader.take(count)
@@ -87,7 +89,7 @@ def decode_members(data: bytes, count: int) -> list[Member]:
     links = iter(_decode_links(reader, sum(kinds.count(kind) for kind in _LINKS)))
     xattr_sets = _decode_xattr_sets(reader)
     reader.close()
-    if count and max(xattr_numbers) >= max(len(xattr_sets), 1):
+    if count and max(xattr_numbers) >= len(xattr_sets):
         raise FormatError("member table: unknown set of xattrs")
     members = []
     end = 0
@@ -139,8 +141,10 @@ def _check_ranges(
 def _decode_paths(reader: ColumnReader, count: int) -> list[bytes]:
     shared = reader.column(count)
     sizes = reader.column(count)
-    if count and (max(shared) > _MAX_PATH or max(sizes) > _MAX_PATH):
+    if max(map(add, shared, sizes), default=0) > MAX_PATH:
         raise FormatError("member table: a path is too long")
+    if sum(shared) + sum(sizes) > _MAX_PATHS:
+        raise LimitExceeded(f"member table: paths of more than {_MAX_PATHS} bytes together")
     text = reader.take(sum(sizes))
     paths = []
     path = b""
@@ -168,7 +172,7 @@ def check_path(path: bytes) -> None:
 
 def _decode_links(reader: ColumnReader, count: int) -> list[bytes]:
     sizes = reader.column(count)
-    if count and max(sizes) > _MAX_PATH:
+    if count and max(sizes) > MAX_PATH:
         raise FormatError("member table: a link is too long")
     text = reader.take(sum(sizes))
     links = []

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import toc_codec
+from indexer import member_table, toc_codec
 from indexer.digest import digest_hex, leaf_count, leaf_digests, leaf_proof, merkle_root, root_from_proof
-from indexer.errors import DigestMismatch, FormatError, IndexerError, Unsupported
+from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.member_table import check_path, decode_members, encode_members
+from indexer.tar_header import MAX_PATH
 from indexer.toc import (
     AddressSpace,
     Compression,
@@ -233,6 +234,35 @@ def test_another_version_or_digest_is_told_apart():
         decode_head(GOOD, _DIGEST)
     with pytest.raises(FormatError, match="not a lazyfs"):
         decode_head(b"x" * 400)
+
+
+def test_a_member_table_without_the_sets_its_members_name_is_refused():
+    table = encode_members([Member(b"a", Kind.DIRECTORY)])
+    only_set = member_table._encode_xattr_sets([()])
+    none = member_table._encode_xattr_sets([])
+    with pytest.raises(FormatError, match="unknown set"):
+        decode_members(table.removesuffix(only_set) + none, 1)
+
+
+def test_paths_may_not_be_more_than_tars_give_by_sharing():
+    """A byte each, and all the rest of the path before: from 2 MB a table of 60 GB."""
+    longest = b"a" * (MAX_PATH - 1)
+    assert len(decode_members(encode_members([Member(longest + b"b", Kind.FIFO)] * 2), 2)) == 2
+    with pytest.raises(FormatError, match="too long"):
+        decode_members(encode_members([Member(longest + b"bc", Kind.FIFO)]), 1)
+    count = (1 << 30) // MAX_PATH + 1
+    many = encode_members([Member(longest + b"b", Kind.FIFO)] * count)
+    with pytest.raises(LimitExceeded, match="together"):
+        decode_members(many, count)
+
+
+def test_a_span_of_compressed_bytes_that_hold_nothing_is_refused():
+    toc = _toc()
+    blob_size = 1 << 30
+    span = toc.spans[0]._replace(compressed_start=0, compressed_end=blob_size)
+    toc = replace(toc, header=replace(toc.header, layer_size=blob_size), spans=SpanTable.from_spans([span]))
+    with pytest.raises(LimitExceeded, match="compressed bytes"):
+        decode_head(encode_toc(toc)).spans()
 
 
 @pytest.mark.parametrize("path", [b"/a", b"a/", b"a//b", b".", b"..", b"a/../b", b"./a", b"a/.", b"a\0b"])
