@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from indexer.errors import FormatError, LimitExceeded
+from indexer.tar_pax import check_xattrs
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node, count_links, new_directory
 
@@ -306,5 +307,8 @@ def _describe_linked(target: Node, member: Member) -> None:
     target.uid = member.uid
     target.gid = member.gid
     target.mtime_ns = member.mtime_ns
-    if member.xattrs:
-        target.xattrs = tuple(sorted((dict(target.xattrs) | dict(_visible(member.xattrs))).items()))
+    added = _visible(member.xattrs)
+    if added:
+        xattrs = dict(target.xattrs) | dict(added)
+        check_xattrs(xattrs)
+        target.xattrs = tuple(sorted(xattrs.items()))

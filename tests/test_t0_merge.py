@@ -5,6 +5,7 @@ from hypothesis import event, given, settings
 
 from indexer.errors import FormatError, LimitExceeded
 from indexer.merge import merge
+from indexer.tar_pax import MAX_XATTRS
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, Node
 from tests.support.trees import Refused, applied, layer_stacks, shown_by_tree, tree_paths
@@ -269,6 +270,13 @@ def test_the_last_header_of_an_inode_gives_its_attributes():
     first, last = (b"user.a", b"1"), (b"user.b", b"2")
     tree = merged([file(b"a", 5, uid=1, xattrs=(first,)), hardlink(b"b", b"a", uid=2, xattrs=(last,))])
     assert (tree[b"a"].uid, tree[b"a"].size, tree[b"a"].xattrs) == (2, 5, (first, last))
+
+
+def test_hard_links_cannot_gather_more_xattrs_than_a_file_may_have():
+    links = [hardlink(b"%d" % n, b"a", xattrs=((b"user.%d" % n, b""),)) for n in range(MAX_XATTRS + 1)]
+    assert len(merged([file(b"a"), *links[:-1]])[b"a"].xattrs) == MAX_XATTRS
+    with pytest.raises(LimitExceeded, match="xattrs on one member"):
+        merge([[file(b"a"), *links]])
 
 
 def test_the_last_of_several_forward_links_gives_the_attributes():
