@@ -16,11 +16,11 @@ from hashlib import sha256
 from typing import Final, Self
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root, sha256_digest
-from indexer.errors import DigestMismatch, FormatError, Unsupported
-from indexer.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded
+from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
+from indexer.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded, most_compressed
 from indexer.spans import SNIFF_SIZE, make_scanner, sniff
 from indexer.tar_stream import TarParser
-from indexer.toc import AddressSpace, Compression, Span, SpanTable, Toc, TocHeader
+from indexer.toc import AddressSpace, Compression, Entry, Span, SpanTable, Toc, TocHeader
 from indexer.toc_codec import WindowCompressor
 
 DEFAULT_SPAN_SIZE: Final = 384 << 10
@@ -112,6 +112,7 @@ class LayerBuilder:
             self._begin(data)
         assert self._scanner is not None
         self._scanner.feed(data)
+        self._check_span()
 
     def finish(self) -> BuiltToc:
         """The Toc, once all bytes were fed.
@@ -158,6 +159,13 @@ class LayerBuilder:
     def window(self, uncompressed_start: int, sparse: Callable[[], bytes]) -> None:
         """From the scanner: what gives the sparse window of an earlier checkpoint."""
         self._second.put(partial(self._content.take_window, uncompressed_start, sparse))
+
+    def _check_span(self) -> None:
+        """The span at hand does not take more and more compressed bytes without content."""
+        point = self._points[-1] if self._points else Checkpoint(0, 0, 0, Entry.RAW)
+        size = self._compressed_size - point.compressed_start
+        if size > most_compressed(self._produced - point.uncompressed_start + point.skip):
+            raise LimitExceeded(f"a layer with {size} compressed bytes in a row that hold next to nothing")
 
     def _end_span(self) -> None:
         self._blake3s.append(self._span_hash.digest())

@@ -6,6 +6,7 @@ unfinished byte takes the top bits of the checkpoint's first byte (RFC 1951 sect
 the whole stream by some bits instead would be wrong: stored blocks realign to bytes.
 """
 
+import re
 from typing import Final
 
 from isal import isal_zlib
@@ -14,6 +15,8 @@ from isal.igzip_lib import IsalError
 from indexer.errors import FormatError
 
 _TRAILER_SIZE: Final = 8
+_FIRST_STEP: Final = 4096
+_ZEROS: Final = re.compile(rb"\0*")
 
 
 def _bits(value: int, count: int) -> list[int]:
@@ -63,21 +66,6 @@ def aligned(data: bytes | memoryview, bits: int) -> bytes:
     return value.to_bytes((length + bits) // 8, "little") + data[1:]
 
 
-def resume(data: bytes | memoryview, bits: int, window: bytes, max_size: int) -> bytes:
-    """Up to `max_size` bytes of the one deflate stream that goes on in `data`.
-
-    Raises:
-        FormatError: this is not deflate, or refers to bytes before the window.
-    """
-    inflater = (
-        isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
-    )
-    try:
-        return bytes(inflater.decompress(aligned(data, bits), max_size))
-    except IsalError as error:
-        raise FormatError(f"deflate: {error}") from error
-
-
 def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int) -> bytes:
     """Exactly `size` bytes from a checkpoint inside a deflate stream, going on into later gzip members.
 
@@ -87,10 +75,11 @@ def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int
     inflater = (
         isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
     )
-    head, rest = _inflate(inflater, aligned(data, bits), size)
-    if rest is None:
+    stream = aligned(data, bits)
+    head, end = _inflate(inflater, stream, size, len(stream))
+    if len(head) == size:
         return head
-    return head + read_members(rest[_TRAILER_SIZE:], size - len(head))
+    return head + read_members(memoryview(stream)[end + _TRAILER_SIZE :], size - len(head))
 
 
 def read_members(data: bytes | memoryview, size: int) -> bytes:
@@ -100,32 +89,40 @@ def read_members(data: bytes | memoryview, size: int) -> bytes:
         FormatError: damaged, or too short.
     """
     pieces = []
-    rest: bytes | None = bytes(data)
+    rest = memoryview(data)
+    step = len(rest)
     while size:
-        rest = (rest or b"").lstrip(b"\0")
+        padding = _ZEROS.match(rest)
+        assert padding is not None
+        rest = rest[padding.end() :]
         if not rest:
             raise FormatError(f"gzip ends {size} bytes before the span does")
-        piece, rest = _inflate(isal_zlib.decompressobj(wbits=31), rest, size)
+        piece, end = _inflate(isal_zlib.decompressobj(wbits=31), rest, size, step)
         pieces.append(piece)
         size -= len(piece)
+        rest, step = rest[end:], _FIRST_STEP
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _inflate(inflater: "isal_zlib.Decompress", data: bytes, size: int) -> tuple[bytes, bytes | None]:
-    """Inflate up to `size` bytes: these, and what follows the stream's end if it came before them."""
+def _inflate(
+    inflater: "isal_zlib.Decompress", data: bytes | memoryview, size: int, step: int
+) -> tuple[bytes, int]:
+    """Inflate up to `size` bytes, fewer only where the stream ends: these, and how many of `data` they took.
+
+    What is handed over beyond a stream's end gets copied. So `step` bytes are at first, then more and more:
+    members may be a few bytes long, and any number of them wait in `data`.
+    """
     pieces = []
-    left = size
+    left, taken = size, 0
     try:
-        while left:
-            piece = inflater.decompress(data, left)
-            pieces.append(piece)
-            left -= len(piece)
-            if inflater.eof:
-                break
-            data = inflater.unconsumed_tail
-            if not piece and not data:
+        while left and not inflater.eof:
+            handed = data[taken : taken + step]
+            piece = inflater.decompress(handed, left)
+            used = len(handed) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+            if not (piece or used):
                 raise FormatError(f"deflate ends {left} bytes before the span does")
+            pieces.append(piece)
+            left, taken, step = left - len(piece), taken + used, 4 * step
     except IsalError as error:
         raise FormatError(f"deflate: {error}") from error
-    output = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return output, (inflater.unused_data if left and inflater.eof else None)
+    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), taken

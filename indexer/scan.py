@@ -10,6 +10,16 @@ from indexer.toc import Entry
 MIN_SPAN_SIZE: Final = 32 << 10
 """Uncompressed bytes per span that may be aimed at: a span is not smaller than a window."""
 
+_MOST_UNUSED: Final = 128 << 20
+
+
+def most_compressed(size: int) -> int:
+    """How many compressed bytes may lie between a span's entry and its end, for `size` bytes of output there.
+
+    Any number of blocks, members and frames have no output, and who reads the span has them in memory.
+    """
+    return _MOST_UNUSED + 2 * size
+
 
 class Checkpoint(NamedTuple):
     """Where a span begins.

@@ -28,6 +28,7 @@ from indexer.columns import ColumnReader, pack
 from indexer.digest import DIGEST_SIZE, digest_hex, leaf_count
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
 from indexer.member_table import decode_members, encode_members
+from indexer.scan import most_compressed
 from indexer.toc import (
     AddressSpace,
     Compression,
@@ -316,6 +317,9 @@ def _check_spans(
         raise FormatError("span table: spans are out of order")
     if min(starts) < 0 or max(ends) > header.layer_size:
         raise FormatError("span table: a span leaves the blob")
+    for start, end, skip, size in zip(starts, ends, skips, sizes, strict=True):
+        if end - start > most_compressed(skip + size):
+            raise LimitExceeded(f"span table: a span of {end - start} compressed bytes")
     if max(entries) >= len(Entry) or max(bits) > 7 or max(windows) > 2 * _WINDOW_SIZE:
         raise FormatError("span table: an unknown entry")
     if sum(map(leaf_count, sizes)) > _MAX_SIZE:

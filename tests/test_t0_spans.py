@@ -4,15 +4,16 @@ import ctypes
 import random
 import struct
 import zlib
+from collections import deque
 from io import BytesIO
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import indexed_gzip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import libz
+from indexer import deflate_resume, libz
 from indexer.build import LayerBuilder
 from indexer.digest import content_digest
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
@@ -217,6 +218,42 @@ def test_a_bomb_is_refused_before_it_is_large(encode):
     with pytest.raises(LimitExceeded, match="bomb"):
         build(bomb, limits=limits, store=stored.append)
     assert sum(map(len, stored)) < 16 << 20
+
+
+def test_compressed_bytes_that_hold_nothing_are_refused_before_they_are_many():
+    """Whoever reads the span, or waits for what its window is used for, has them in memory."""
+    body = zlib.compressobj(6, zlib.DEFLATED, 31)
+    head = body.compress(TAR[:200_000]) + body.flush(zlib.Z_FULL_FLUSH)
+    empty_blocks = b"\x00\x00\x00\xff\xff" * 200_000
+    with LayerBuilder(1 << 40, None) as builder:
+        builder.feed(head)
+        for _ in range(120):
+            builder.feed(empty_blocks)
+        with pytest.raises(LimitExceeded, match="next to nothing"):
+            deque(map(builder.feed, repeat(empty_blocks, 20)))
+
+
+def test_members_without_content_cost_what_their_bytes_cost(monkeypatch):
+    handed = 0
+    make = deflate_resume.isal_zlib.decompressobj
+
+    class Counting:
+        def __init__(self, **how):
+            self._inflater = make(**how)
+
+        def decompress(self, data, size):
+            nonlocal handed
+            handed += len(data)
+            return self._inflater.decompress(data, size)
+
+        def __getattr__(self, name):
+            return getattr(self._inflater, name)
+
+    monkeypatch.setattr(deflate_resume.isal_zlib, "decompressobj", Counting)
+    empty, last = gzip_layer(b""), gzip_layer(b"x" * 1000)
+    data = last + empty * 2000 + bytes(99) + last
+    assert deflate_resume.read_members(data, 2000) == b"x" * 2000
+    assert handed <= len(data) + 2002 * 4096
 
 
 def test_an_error_on_the_second_thread_reaches_the_caller():
