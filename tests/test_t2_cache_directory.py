@@ -9,6 +9,7 @@ from indexer.toc import SpanTable, round_to_block
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.checking import EntryCheck
 from lazyfs.errors import CacheError
+from lazyfs.flock import directory_locked
 from tests.support.spans import LAYER, TOC, content, spans_of, wrong_leaves
 
 DATA = content(3_000_000, seed=4)
@@ -40,6 +41,20 @@ def test_an_empty_directory_of_ours_becomes_private(tmp_path: Path) -> None:
     assert Cache(tmp_path).root == tmp_path
     assert tmp_path.stat().st_mode & 0o777 == 0o700
     assert Cache(tmp_path).ls() == []
+
+
+def test_the_version_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    """An empty one, left by a power cut, would make the cache one of another version."""
+    real = os.fsync
+    synced = []
+
+    def look(descriptor: int) -> None:
+        real(descriptor)
+        synced.append((os.fstat(descriptor).st_size, (tmp_path / "version").exists()))
+
+    monkeypatch.setattr(os, "fsync", look)
+    Cache(tmp_path)
+    assert synced == [(2, False)]
 
 
 @pytest.mark.parametrize("mode", [0o701, 0o710, 0o750, 0o777])
@@ -118,6 +133,21 @@ def test_what_is_there_can_be_listed_and_measured(tmp_path: Path) -> None:
     assert {"layers", "tocs", "images", "documents", "references", "catalogue", "tmp"} <= set(usage.kinds)
     assert usage.total == sum(usage.kinds.values())
     assert str(cache.root) in repr(cache)
+
+
+def test_a_layers_directory_goes_with_its_last_entry_unless_another_is_being_made(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    layer = cache.root / "layers" / LAYER[7:]
+    for toc in (TOC, OTHER_TOC):
+        cache.layer(LAYER, toc, 8192, 2).close()
+    assert cache.remove_layer(LAYER, TOC)
+    assert layer.exists()
+    with directory_locked(layer.parent):  # as whoever makes an entry has it, between mkdir and rename
+        assert cache.remove_layer(LAYER, OTHER_TOC)
+        assert layer.exists()
+    cache.layer(LAYER, TOC, 8192, 2).close()
+    assert cache.remove_layer(LAYER, TOC)
+    assert not layer.exists()
 
 
 def test_an_entry_whose_state_is_lost_is_still_listed(tmp_path: Path) -> None:

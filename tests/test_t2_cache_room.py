@@ -275,6 +275,20 @@ def test_the_floor_is_kept_by_evicting(tmp_path: Path) -> None:
             assert not put(entry, 0)
 
 
+def test_more_may_go_than_was_there_when_it_was_measured(tmp_path: Path, monkeypatch) -> None:
+    cache = known(Cache(tmp_path / "cache", quota_bytes=100 * MIB, free_floor_bytes=1 << 60))
+    with open_entry(known(Cache(tmp_path / "cache"))) as entry:
+        put(entry, 0)
+
+        def others_write() -> frozenset[str]:
+            assert all(put(entry, number) for number in range(30))
+            return frozenset()
+
+        monkeypatch.setattr(cache.catalogue, "pinned_layers", others_write)
+        assert cache.housekeeper.make_room() > 30 * 50_000
+        assert entry.statistics().present == 0
+
+
 async def test_room_is_kept_in_the_background(tmp_path: Path, nursery, autojump_clock) -> None:
     import trio
 

@@ -233,6 +233,19 @@ def test_a_writer_that_fails_publishes_nothing(cache: Cache) -> None:
     assert list((cache.root / "tmp").iterdir()) == []
 
 
+@pytest.mark.expect_log("cannot keep a metadata image: No space left on device; it is kept in memory")
+def test_an_image_that_cannot_be_made_in_memory_either_leaves_nothing_open(cache: Cache) -> None:
+    attempts = iter([OSError(28, "No space left on device"), FormatError("no")])
+
+    def fail(_file) -> None:
+        raise next(attempts)
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(FormatError):
+        cache.images.publish(KEY, fail)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.mark.parametrize(
     "key", ["", "xyz", "../../etc/passwd", "A" * 64, "a" * 15, "a" * 129, "a" * 64 + "\n"]
 )

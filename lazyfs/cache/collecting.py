@@ -79,8 +79,6 @@ class Collector:
             path = self._root / item.kind / item.name
             if item.kind == "layers":
                 freed += item.allocated_bytes if self._remove_entry(path) else 0
-                with suppress(OSError):
-                    path.parent.rmdir()
             else:
                 self._scratch.discard(path)
                 freed += item.allocated_bytes

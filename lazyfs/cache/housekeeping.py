@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
@@ -128,7 +127,7 @@ class Housekeeper:
         freed = self._evictor.make_room(goal, self._catalogue.pinned_layers())
         freed += self._drop_images(goal - freed) if freed < goal else 0
         if self._ledger is not None:
-            self._ledger.settle(total - freed, total)
+            self._ledger.settle(max(0, total - freed), total)  # others wrote meanwhile, and lost that too
         return freed
 
     def _drop_images(self, goal: int) -> int:
@@ -196,8 +195,4 @@ class Housekeeper:
 
     def _drop_entry(self, path: Path) -> int:
         taken = allocated(path)
-        if self._store.remove(path):
-            with suppress(OSError):  # it has other entries
-                path.parent.rmdir()
-            return taken
-        return self._evictor.empty(path)
+        return taken if self._store.remove(path) else self._evictor.empty(path)

@@ -69,7 +69,7 @@ class Images:
             try:
                 with os.fdopen(os.dup(descriptor), "wb") as file:
                     writer(file)
-            except OSError:
+            except BaseException:
                 os.close(descriptor)
                 raise
         old = self._homeless.pop(key, None)

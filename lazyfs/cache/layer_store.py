@@ -17,7 +17,7 @@ from indexer.digest import digest_hex
 from lazyfs.cache.entry_files import ABSENT, PRESENT, EntryFiles, Geometry, State, fill_directory
 from lazyfs.cache.files import cache_errors, is_at, make_directories
 from lazyfs.cache.scratch import Scratch
-from lazyfs.flock import directory_locked, try_flock
+from lazyfs.flock import directory_locked, directory_owned, try_flock
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,10 @@ class LayerStore:
             self.install(made, path)
 
     def remove(self, path: Path) -> bool:
-        """Removes the entry at `path`; False, and nothing happens, while anybody has it open.
+        """Removes the entry at `path`, and the layer's directory with the last of its entries.
+
+        Returns:
+            False, and nothing happens, while anybody has it open.
 
         Raises:
             CacheError: the disk fails.
@@ -127,6 +130,9 @@ class LayerStore:
                 self.scratch.discard(path)
             finally:
                 os.close(descriptor)
+            with directory_owned(self.layers) as alone, suppress(OSError):
+                if alone:  # else somebody may be about to put another entry there
+                    path.parent.rmdir()
             return True
 
     def trusts(self, files: EntryFiles) -> bool:

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from lazyfs.cache.files import DIRECTORY_MODE, cache_errors, read_bounded
+from lazyfs.cache.files import DIRECTORY_MODE, cache_errors, read_bounded, write_all
 from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
 from lazyfs.flock import directory_locked
@@ -57,7 +57,10 @@ def _settle(root: Path) -> None:
         raise CacheError(f"{root} holds other things ({others[0]!r}): choose an empty cache directory")
     root.chmod(DIRECTORY_MODE)
     (root / "tmp").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-    Scratch(root / "tmp").write(root / "version", _VERSION)
+    with Scratch(root / "tmp").file() as (descriptor, made):
+        write_all(descriptor, _VERSION, 0)
+        os.fsync(descriptor)  # what a power cut left empty would be a cache of another version for ever
+        made.rename(root / "version")
 
 
 def _check_version(root: Path) -> None:
