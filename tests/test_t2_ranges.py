@@ -1,7 +1,10 @@
 """Byte ranges of blobs: right bytes or a clear error, whatever the network and the registry do."""
 
 import random
+import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import trio
@@ -10,11 +13,13 @@ from hypothesis import strategies as st
 
 from indexer.errors import FormatError
 from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unauthorized, Unreachable
+from lazyfs.oci.reference import parse_reference
 from lazyfs.source.base import PIECE_SIZE
+from lazyfs.source.open import open_registry
 from lazyfs.source.registry import RegistrySource
 from lazyfs.source.retry import RetryPolicy
 from tests.support.registry import Registry
-from tests.support.registry_client import layer_link, source_of
+from tests.support.registry_client import SETTINGS, layer_link, source_of
 from tests.support.registry_faults import (
     Action,
     Chunked,
@@ -205,6 +210,34 @@ async def test_what_stays_is_an_error_at_once(
         await source.blob(LINK).fetch(0, 10, bytes)
     assert server.requests["GET", kind] == 1
     assert await source.blob(LINK).fetch(0, 10, bytes) == DATA[:10]
+
+
+async def test_no_more_of_an_error_is_read_than_is_shown() -> None:
+    """Of a chunk of -1 bytes http.client reads all that comes."""
+    most = 64 << 20
+
+    def answer() -> int:
+        taken = 0
+        with listening.accept()[0] as connection, suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+            while taken < most:
+                taken += connection.send(bytes(1 << 20))
+        return taken
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        reference = parse_reference(f"127.0.0.1:{listening.getsockname()[1]}/app:1")
+        sent: list[int] = []
+        once = replace(SETTINGS, retry=RetryPolicy(retries=0))
+        async with trio.open_nursery() as nursery, open_registry(reference, once) as source:
+
+            async def serve() -> None:
+                sent.append(await trio.to_thread.run_sync(answer))
+
+            nursery.start_soon(serve)
+            with pytest.raises(SourceError):
+                await source.blob(LINK).fetch(0, 10, bytes)
+    assert sent[0] < most
 
 
 @pytest.mark.parametrize("action", [Status(503), Short(100), Reset(-1)])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART = re.compile(
-    rf"""\s*,?\s*(?:
+    rf"""\s*(?:,\s*)?(?:
         (?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))
         |(?P<scheme>{_WORD})(?=\s|,|$)
     )""",

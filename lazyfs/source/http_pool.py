@@ -282,7 +282,7 @@ class _Exchange:
         try:
             self.response = connection.send(target, headers)
             if self.response.status not in _CONTENT:
-                self.excerpt = self.response.read(EXCERPT_BYTES)
+                self.excerpt = _excerpt(self.response)
                 self._counters.add("data_bytes", len(self.excerpt))
         except BaseException:
             with self._lock:
@@ -310,6 +310,8 @@ def _read_some(response: http.client.HTTPResponse, view: memoryview) -> int:
     """
     if response.chunked or response.length is None:
         data = response.read1(len(view))
+        if len(data) > len(view):  # of a chunk that says it has -1 bytes, http.client gives whatever there is
+            raise http.client.IncompleteRead(b"")
         view[: len(data)] = data
         return len(data)
     wanted = view[: response.length]
@@ -318,6 +320,15 @@ def _read_some(response: http.client.HTTPResponse, view: memoryview) -> int:
     count: int = response.fp.readinto1(wanted)
     response.length -= count
     return count
+
+
+def _excerpt(response: http.client.HTTPResponse) -> bytes:
+    """The first bytes of a body, piece by piece: `HTTPResponse.read` may read more than it is asked for."""
+    view = memoryview(bytearray(EXCERPT_BYTES))
+    filled = 0
+    while count := _read_some(response, view[filled:]):
+        filled += count
+    return bytes(view[:filled])
 
 
 def _close(response: http.client.HTTPResponse | None, connection: Connection) -> None:
