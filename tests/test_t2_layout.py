@@ -22,8 +22,10 @@ from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError
 from lazyfs.oci.config import parse_config
 from lazyfs.oci.image_name import DockerArchiveImage, parse_image
 from lazyfs.oci.platform import parse_platform
+from lazyfs.source import archive
 from lazyfs.source.base import PIECE_SIZE, SourceStatistics
 from lazyfs.source.image import FoundImage
+from lazyfs.source.local import FileRange
 from lazyfs.source.open import open_source
 from lazyfs.source.settings import SourceSettings
 from tests.support.images import build_image, build_index, encode, write_layout
@@ -268,6 +270,27 @@ async def test_a_saved_image_is_read_like_one_in_a_registry(tmp_path: Path, link
 async def test_a_saved_image_may_have_compressed_layers(tmp_path: Path) -> None:
     image = await read(f"docker-archive:{docker_archive(tmp_path / 'saved.tar', compress=True)}:app:1")
     assert {layer.compression for layer in image.layers} == {Compression.GZIP}
+
+
+async def test_who_waits_for_digests_of_a_saved_images_layers_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = docker_archive(tmp_path / "saved.tar", compress=True)
+    real = archive.read_range
+    read_by_then: list[str] = []
+
+    def look(found: FileRange, start: int, end: int, what: str) -> bytearray:
+        read_by_then.append(what)
+        if read_by_then.count("layer") == 2:  # after its very first bytes, the first piece of a layer
+            trio.from_thread.run_sync(scope.cancel, trio_token=token)
+        return real(found, start, end, what)
+
+    monkeypatch.setattr(archive, "read_range", look)
+    token = trio.lowlevel.current_trio_token()
+    with trio.CancelScope() as scope:
+        await read(f"docker-archive:{target}:app:1")
+    assert scope.cancelled_caught
+    assert read_by_then.count("layer") == 2
 
 
 async def test_a_saved_image_is_chosen_by_name(tmp_path: Path) -> None:

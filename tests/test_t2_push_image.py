@@ -114,6 +114,16 @@ async def test_a_layouts_tag_moves_and_others_stay(tmp_path):
     assert named == {"a": link(MANIFEST).digest, "b": link(MANIFEST).digest}
 
 
+async def test_a_layout_may_write_an_empty_list_as_go_does(tmp_path):
+    name = parse_image(f"oci:{tmp_path}/layout:new")
+    async with open_image_store(name, SETTINGS) as store:
+        await store.store(image(link(b"one"), Bytes(b"one")))
+        (tmp_path / "layout" / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":null}')
+        await store.store(image(link(b"two"), Bytes(b"two")))
+    async with open_source(name, SETTINGS) as source:
+        assert json.loads(await source.document(await source.resolve()))["layers"][0]["size"] == 3
+
+
 async def test_a_place_that_cannot_be_written_is_an_error_of_the_target(tmp_path):
     (tmp_path / "file").write_text("")
     layer = link(b"x")

@@ -71,6 +71,13 @@ async def test_many_add_to_one_layout_at_once(tmp_path: Path) -> None:
     assert sorted(await in_layout(tmp_path / "new")) == sorted(one.descriptor.digest for one in artifacts)
 
 
+async def test_a_layout_may_write_an_empty_list_as_go_does(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", {})
+    (layout / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":null}')
+    assert await to_layout(layout, artifact()) == [True]
+    assert await in_layout(layout) == [artifact().descriptor.digest]
+
+
 async def test_a_damaged_layout_is_left_as_it_is(layout: Path) -> None:
     (layout / "index.json").write_bytes(b"{")
     with pytest.raises(IndexerError):

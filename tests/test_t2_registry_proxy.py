@@ -67,6 +67,13 @@ async def test_loopback_is_never_behind_a_proxy(server: Registry, authority: Tes
         assert proxy.requests == []
 
 
+async def test_a_proxy_may_be_given_by_an_ipv6_address() -> None:
+    settings = replace(SETTINGS, proxy=proxy_rules({"all_proxy": "http://[::1]:1"}))
+    async with open_registry(NAME, settings) as source:
+        with pytest.raises(Unreachable, match="cannot connect"):
+            await source.resolve()
+
+
 async def test_a_proxy_that_is_not_there_is_an_error(server: Registry) -> None:
     with ForwardProxy(server.port) as proxy:
         pass

@@ -12,6 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
+import trio
+
 from indexer.digest import digest_hex, sha256_digest
 from indexer.errors import FormatError, LimitExceeded, Unsupported
 from lazyfs.errors import BadReference, NotFound
@@ -231,5 +233,6 @@ def _layer(file: FileRange, diff_id: str, found: _Docker) -> dict[str, Any]:
 def _digest_of(file: FileRange) -> str:
     state = sha256()
     for start in range(0, file.size, PIECE_SIZE):
+        trio.from_thread.check_cancelled()
         state.update(read_range(file, start, min(start + PIECE_SIZE, file.size), "layer"))
     return f"sha256:{state.hexdigest()}"

@@ -174,7 +174,7 @@ class _ProxyingTransport(httpx.AsyncBaseTransport):
         key = (proxy, request.url.scheme)
         if key not in self._transports:
             headers = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-            through = httpx.Proxy(f"http://{proxy.host}:{proxy.port}", headers=headers) if proxy else None
+            through = httpx.Proxy(str(proxy.origin), headers=headers) if proxy else None
             # Reading the system's authorities takes 20 to 50 ms, which http need not wait for.
             verify = self._tls() if request.url.scheme == "https" else False
             self._transports[key] = httpx.AsyncHTTPTransport(verify=verify, proxy=through)

@@ -24,6 +24,11 @@ class Proxy:
     port: int
     authorization: str = field(default="", repr=False)
 
+    @property
+    def origin(self) -> Origin:
+        """Who answers there."""
+        return Origin("http", self.host, self.port)
+
 
 @dataclass(frozen=True, slots=True)
 class ProxyRules:

@@ -143,7 +143,7 @@ def tagged(index: bytes, link: Descriptor, tag: str) -> bytes:
     """
     document = json.loads(index)
     kept = []
-    for entry in document.get("manifests", ()):
+    for entry in document.get("manifests") or ():
         if (entry.get("annotations") or {}).get(REF_NAME) == tag:
             continue
         kept.append(entry)

@@ -79,7 +79,7 @@ def with_entry(data: bytes, entry: Descriptor) -> bytes:
     index: dict[str, Any] = (
         json.loads(data) if data else {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
     )
-    index["manifests"] = [*index.get("manifests", ()), descriptor_fields(entry)]
+    index["manifests"] = [*(index.get("manifests") or ()), descriptor_fields(entry)]
     return json.dumps(index, separators=(",", ":")).encode()
 
 
