@@ -6,6 +6,7 @@ The user has one capability, to read what lies below root's home (the interprete
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,26 @@ def test_a_missing_device_comes_with_advice(tmp_path, image):
             "MountError: cannot open /dev/fuse: No such file or directory: "
             "load the module (modprobe fuse), or give the container the device (--device /dev/fuse)"
         )
+
+
+def test_what_fusermount3_says_of_a_name_of_any_bytes_can_be_told(place):
+    """Of a mount that is not the user's: its message has the name as it is."""
+    name = place / "\udcff"
+    name.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from lazyfs.errors import MountError\n"
+        "from lazyfs.mount.mounts import unmount\n"
+        "try: unmount(Path(sys.argv[1]))\n"
+        "except MountError as error: print(ascii(str(error)))"
+    )
+    mount = 'mount -t tmpfs test "$0" && exec "$@"'
+    done = subprocess.run(
+        [*IN_NAMESPACE, mount, name, *UNPRIVILEGED, sys.executable, "-c", program, name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot unmount" in done.stdout
 
 
 def test_an_odd_image_name_is_one_option_to_fusermount3():

@@ -186,13 +186,13 @@ class Busy(MountError):
 def _unmount_with_fusermount(mount_point: str, *, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mount_point]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as error:
         raise MountError(
             f"cannot unmount {mount_point}: it takes root, or fusermount3: install the package fuse3"
         ) from error
     if done.returncode != 0:
-        said = done.stderr.strip() or f"fusermount3 gave {done.returncode}"
+        said = done.stderr.decode(errors="replace").strip() or f"fusermount3 gave {done.returncode}"
         if "busy" in said.lower():
             raise Busy(mount_point)
         raise MountError(f"cannot unmount {mount_point}: {said}")
