@@ -96,8 +96,8 @@ def _show(options: argparse.Namespace) -> None:
     for name, value in facts.items():
         print(f"{name:18}{value}")
     for member in head.members():
-        link = f" -> {_text(member.link)}" if member.link else ""
-        print(f"{member.kind.name.lower():10}{member.mode:05o}{member.size:>12} {_text(member.path)}{link}")
+        link = f" -> {_shown(member.link)}" if member.link else ""
+        print(f"{member.kind.name.lower():10}{member.mode:05o}{member.size:>12} {_shown(member.path)}{link}")
 
 
 def _facts(head: TocHead) -> dict[str, str | int]:
@@ -124,6 +124,11 @@ def _member_facts(member: object) -> dict[str, object]:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
+
+
+def _shown(name: bytes) -> str:
+    """A stranger's name, with what a terminal would obey escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in _text(name))
 
 
 def _verify(options: argparse.Namespace) -> None:

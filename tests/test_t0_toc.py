@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer import member_table, toc_codec
+from indexer.__main__ import main
 from indexer.digest import digest_hex, leaf_count, leaf_digests, leaf_proof, merkle_root, root_from_proof
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.member_table import check_path, decode_members, encode_members
@@ -225,6 +226,13 @@ def test_a_member_whose_content_leaves_the_layer_is_refused():
     toc = replace(_toc(), members=[Member(b"a", Kind.REGULAR, size=600, data_start=512)])
     with pytest.raises(FormatError, match="passes the end"):
         decode_head(encode_toc(toc)).members()
+
+
+def test_what_an_index_holds_is_shown_without_what_a_terminal_obeys(tmp_path, capsys):
+    members = [Member(b"\x1b[2J\xff", Kind.SYMLINK, link=b"a\nb \xc3\xa9")]
+    (tmp_path / "a.toc").write_bytes(encode_toc(replace(_toc(), members=members)))
+    assert main(["show", str(tmp_path / "a.toc")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(r" \x1b[2J\xff -> a\nb é")
 
 
 def test_another_version_or_digest_is_told_apart():
