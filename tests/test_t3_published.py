@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from indexer.errors import FormatError
 from indexer.toc import Kind
@@ -388,6 +389,17 @@ async def test_an_image_that_is_no_tree_is_none_by_any_table(registry: Registry,
     with pytest.raises(FormatError, match="nowhere"):
         async with image_of(f"{registry.host}/app:2", tmp_path / "cache"):
             pass
+
+
+async def test_where_no_index_is_kept_an_image_that_is_no_tree_is_pulled_once(
+    registry: Registry, tmp_path: Path
+) -> None:
+    broken = build_image([LOWER, tar(hardlink(b"again", b"nowhere"))])
+    registry.push("app", broken, tag="2")
+    with trio.fail_after(20), pytest.raises(FormatError, match="nowhere"):
+        async with image_of(f"{registry.host}/app:2", tmp_path / "cache", index="none"):
+            pass
+    assert registry.requests["GET", "blob"] == 1 + len(broken.layers)
 
 
 OTHER = build_image([tar(file(b"motd", b"other\n"))])

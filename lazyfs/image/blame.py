@@ -42,7 +42,7 @@ class Refused:
         Args:
             digests: of the layers, the lowest first.
             indexed: by what they were read.
-            own: digests of those whose index was made here, which is not to blame.
+            own: digests of those whose index was made or audited here, which is not to blame.
             error: why they make no tree.
 
         Returns:

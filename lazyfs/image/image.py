@@ -119,7 +119,7 @@ async def find_indexes(
         resolved: the image.
         indexer: knows those made here.
         finders: know of others.
-        here: those made here, where they have been looked up.
+        here: those made or audited here, where they have been looked up.
         refused: those that do not count.
     """
     refused = refused or Refused()
@@ -205,7 +205,7 @@ async def indexed_tree(
         try:
             return indexed, await compiled(resolved, indexed, cache)
         except IndexerError as error:
-            here = made_here(resolved, indexer)
+            here = {digest: index for digest, index in indexed.items() if index.audited}
             judge = partial(refused.add, digests, indexed, here.keys(), error)
             if not await trio.to_thread.run_sync(judge):
                 raise
