@@ -210,6 +210,15 @@ class FrameReader:
         self._scanner.feed(data)
         return self._finished
 
+    def close(self) -> None:
+        """The frame has ended, or what the spans say is needed of it.
+
+        Raises:
+            FormatError: before the last span.
+        """
+        if self._span is not None:
+            raise FormatError(f"the frame ends before span {self._span.number}", self._span.compressed_start)
+
     def checkpoint(self, point: Checkpoint) -> None:
         """From the scanner; spans are known here."""
 

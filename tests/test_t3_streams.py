@@ -1,11 +1,15 @@
 """Spans that land as they pass: many by one request, or all where a server knows no ranges."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.errors import FormatError
 from indexer.spans import read_spans
+from indexer.toc import SpanTable
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import RangeRefused, Unreachable
 from lazyfs.image.readahead import ReadAheadSettings
@@ -146,3 +150,18 @@ async def test_damage_in_a_stream_is_asked_for_once_more(cache):
     async with lazy(blob, cache, build(good), max_bytes=8 << 20) as layer:
         assert await layer.read(100_000, 2_000_000) == TAR[100_000:2_100_000]
     assert len(blob.ranges) == 2
+
+
+@pytest.mark.expect_log(r"fetching from byte .* ends")
+@pytest.mark.parametrize("max_bytes", [64 << 10, 8 << 20])
+async def test_a_frame_that_ends_before_its_spans_is_damage_and_not_asked_for_again(max_bytes, cache):
+    blob = MemoryBlob(ENCODINGS["zstd frame"](TAR))
+    built = build(blob.data)
+    *spans, before, last = built.toc.spans
+    short = SpanTable.from_spans([*spans, before, last._replace(compressed_end=before.compressed_end)])
+    built = replace(built, toc=replace(built.toc, spans=short))
+    async with lazy(blob, cache, built, max_bytes=max_bytes) as layer:
+        with pytest.raises(FormatError, match="ends"):
+            await layer.read(last.uncompressed_start, 4096)
+    asked = sum(end - start for start, end in blob.ranges)
+    assert asked <= 2 * before.compressed_end  # of a stream what is damaged is asked for once more

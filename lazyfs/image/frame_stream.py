@@ -96,3 +96,4 @@ class FrameStream:
             self._count(stop - start, len(finished))
             for span, data in finished:
                 self._landings.land(span.number, data)
+        reader.close()

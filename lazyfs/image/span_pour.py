@@ -51,6 +51,7 @@ class SpanPour:
                 self._drop(self._at + size)
                 if self._at < self._end:
                     break
+                self._frame.close()
             elif self._at + len(self._held) < self._end:
                 break
             else:

@@ -56,11 +56,8 @@ def span_stream(
 
 def _frame(group: Sequence[Span], blob: int, end: int, check: Check) -> Iterator[bytes]:
     reader = FrameReader(group)
-    finished = 0
     for start in range(group[0].compressed_start, end, _PIECE):
         check()
         for _, data in reader.feed(os.pread(blob, min(_PIECE, end - start), start)):
-            finished += 1
             yield data
-    if finished < len(group):
-        raise FormatError(f"the frame ends before span {group[finished].number}")
+    reader.close()
