@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from indexer.errors import DigestMismatch, IndexerError
+from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
 from indexer.spans import read_span
 from indexer.toc import Span
 from indexer.toc_codec import decompress_window
@@ -127,6 +127,20 @@ async def test_a_damaged_file_is_not_kept(autojump_clock, caplog) -> None:
                 await trio.to_thread.run_sync(bool)  # let threads go on
         assert brought[SPANS[-1].number] != window(SPANS[-1])
         assert not one.kept
+
+
+async def test_a_table_whose_windows_are_too_many_at_once_is_refused_before_any_is_asked_for() -> None:
+    places = [2 * number * BLOCK_SIZE for number in range(300)]
+    spans = [SPANS[0]._replace(number=n, window_start=at, window_end=at + 9) for n, at in enumerate(places)]
+    async with setup(bytes(600 * BLOCK_SIZE)) as one:
+
+        async def limited() -> None:
+            assert len(one.windows.ranges) < 1000, "it asks for ever"
+
+        one.windows.before = limited
+        with pytest.raises(LimitExceeded):
+            await one.fetcher.bring(spans)
+        assert one.windows.ranges == []
 
 
 async def test_who_wants_the_same_block_shares_its_request(autojump_clock) -> None:

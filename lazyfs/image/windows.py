@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import trio
 
 from indexer.digest import sha256_digest
-from indexer.errors import FormatError, IndexerError
+from indexer.errors import FormatError, IndexerError, LimitExceeded
 from indexer.toc import Span
 from lazyfs.errors import LazyfsError
 from lazyfs.image.tasks import open_tasks
@@ -33,7 +33,7 @@ BLOCK_SIZE: Final = 64 << 10
 WHOLE_SIZE: Final = 2 << 20
 """Bytes of a file up to which all of it is fetched once a second block is wanted."""
 
-_MOST_BLOCKS: Final = 256  # that are held
+_MOST_BLOCKS: Final = 256  # that are held: what spans of one request need is a small part of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,11 @@ class WindowFetcher:
 
         Raises:
             LazyfsError, FormatError: they cannot be had.
+            LimitExceeded: they take more than is held at once.
         """
+        blocks = self._absent_from_whole(spans)
+        if len(blocks) > _MOST_BLOCKS:
+            raise LimitExceeded(f"windows in {len(blocks)} blocks for spans that lie side by side")
         while True:
             windows = self.take(spans)
             if windows is not None:
@@ -173,7 +177,7 @@ class WindowFetcher:
             for block in run:
                 at = block * BLOCK_SIZE - start
                 self._blocks[block] = data[at : at + BLOCK_SIZE]
-            while len(self._blocks) > max(_MOST_BLOCKS, len(run)):
+            while len(self._blocks) > _MOST_BLOCKS:
                 self._blocks.popitem(last=False)
         finally:
             for block in run:
