@@ -327,6 +327,13 @@ async def test_a_package_without_name_or_version_is_a_problem(path, data):
     assert [problem.path for problem in inventory.problems] == [path]
 
 
+def test_a_value_of_a_million_lines_takes_a_moment_only():
+    lines = 1_000_000
+    database = b"Package: x\nVersion: 1\nArchitecture: a\n" + b" a\n" * lines
+    (package,) = dpkg.parse_status(database, b"where")
+    assert package.architecture == "a" + "\na" * lines
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(

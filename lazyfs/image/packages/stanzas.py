@@ -4,7 +4,7 @@ So are dpkg's databases (deb-control(5)), apk's, and the metadata of Python dist
 specification). Values that are no UTF-8 come with replacement characters in place of what is wrong.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
 
 Stanza = dict[str, str]
@@ -15,31 +15,34 @@ def parse_stanzas(data: bytes, keys: Collection[str]) -> Iterator[Stanza]:
 
     Lines without a colon are nothing: whoever needs a key sees that it is missing.
     """
-    stanza: Stanza = {}
-    last = ""
+    lines: dict[str, list[str]] = {}
+    last: list[str] | None = None
     for raw in BytesIO(data):
         if not raw.strip():
-            if stanza:
-                yield stanza
-            stanza, last = {}, ""
+            if lines:
+                yield _stanza(lines)
+            lines, last = {}, None
         elif raw[:1] in (b" ", b"\t"):
-            if last:
-                stanza[last] += "\n" + _text(raw)
+            if last is not None:
+                last.append(_text(raw))
         else:
             name, colon, value = raw.partition(b":")
-            last = ""
+            last = None
             key = _text(name)
-            if colon and key in keys and key not in stanza:
-                last = key
-                stanza[key] = _text(value)
-    if stanza:
-        yield stanza
+            if colon and key in keys and key not in lines:
+                last = lines[key] = [_text(value)]
+    if lines:
+        yield _stanza(lines)
 
 
 def parse_header(data: bytes, keys: Collection[str]) -> Stanza:
     """The first stanza of a file that begins with one, such as METADATA: its body is not looked at."""
     head = data.replace(b"\r\n", b"\n").lstrip(b"\n").partition(b"\n\n")[0]
     return next(parse_stanzas(head, keys), {})
+
+
+def _stanza(lines: Mapping[str, Sequence[str]]) -> Stanza:
+    return {key: "\n".join(value) for key, value in lines.items()}
 
 
 def _text(raw: bytes) -> str:
