@@ -185,6 +185,13 @@ def test_a_database_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
         rpm.read_sqlite(data, b"", b"")
 
 
+def test_damage_that_sqlite_quotes_in_no_utf_8_is_a_problem_like_any_other(tmp_path):
+    data = database(tmp_path / "x", PACKAGES, [header({1000: "n", 1001: "1"})])
+    assert data.count(b"CREATE TABLE") == 1
+    with pytest.raises(FormatError, match="damaged"):
+        rpm.read_sqlite(data.replace(b"CREATE TABLE", b"CREATE T\xc5BLE"), b"", b"")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_damaged_database_gives_packages_or_our_own_errors(tmp_path_factory, data):

@@ -59,7 +59,7 @@ def read_sqlite(database: bytes, log: bytes, where: bytes) -> list[Package]:
             if "interrupted" in str(error):
                 raise LimitExceeded("RPM's database takes too long to read") from error
             raise FormatError(f"RPM's database is damaged: {error}") from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: SQLite's message quotes the file
             raise FormatError(f"RPM's database is damaged: {error}") from error
 
 
