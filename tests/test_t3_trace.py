@@ -3,9 +3,11 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,8 @@ from indexer.boot_pack import PackLayer
 from indexer.errors import FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.toc import Extent
 from lazyfs.cache.cache import Cache
-from lazyfs.image.recording import KEPT, kept_traces, save_trace
+from lazyfs.image.layer import Watch
+from lazyfs.image.recording import KEPT, kept_traces, recorded, save_trace
 from lazyfs.image.trace import MAX_TOUCHES, Touch, Trace, TracedLayer, Tracer, decode_trace
 
 NAMES = PackLayer("sha256:" + "1" * 64, "sha256:" + "2" * 64)
@@ -138,3 +141,36 @@ def test_the_newest_traces_of_an_image_are_kept(tmp_path: Path):
     assert sorted(map(int, kept)) == list(range(3, KEPT + 3))
     cache.traces.save(MANIFEST, "broken", b"{", KEPT)
     assert len(kept_traces(cache, MANIFEST)) == KEPT - 1
+
+
+class Layer:
+    """Tells whoever watches it of reads."""
+
+    size = SIZE
+    extents = ()
+    watchers: list[Watch]
+
+    def __init__(self) -> None:
+        self.watchers = []
+
+    def watch(self, watcher: Watch) -> None:
+        self.watchers.append(watcher)
+
+    def unwatch(self, watcher: Watch) -> None:
+        self.watchers.remove(watcher)
+
+    def read(self, start: int, end: int) -> None:
+        for watcher in self.watchers:
+            watcher(start, end)
+
+
+async def test_what_was_read_in_a_row_since_a_trace_was_kept_is_kept_too(tmp_path: Path, autojump_clock):
+    cache, layer = Cache(tmp_path / "cache"), Layer()
+    resolved = SimpleNamespace(name="image", descriptor=SimpleNamespace(digest=MANIFEST))
+    async with recorded(resolved, {NAMES: layer}, cache, precise=True):
+        layer.read(0, 512)
+        while not kept_traces(cache, MANIFEST):  # noqa: ASYNC110  # what a thread writes, nobody tells
+            await trio.sleep(1)
+        assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [512]
+        layer.read(512, 8192)
+    assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [8192]

@@ -93,9 +93,9 @@ class _Keeper:
 
     async def keep(self) -> None:
         """Keep the trace, if there is something new in it."""
-        if len(self._tracer) == self._kept:
+        if self._tracer.size == self._kept:
             return
-        self._kept = len(self._tracer)
+        self._kept = self._tracer.size
         trace = self._tracer.trace(self._command)
         try:
             await trio.to_thread.run_sync(save_trace, self._cache, trace)

@@ -179,6 +179,11 @@ class Tracer:
     def __len__(self) -> int:
         return len(self._touches) // _FIELDS
 
+    @property
+    def size(self) -> int:
+        """Bytes that were touched so far."""
+        return sum(self._touches[2::_FIELDS]) - sum(self._touches[1::_FIELDS])
+
     def note(self, number: int, start: int, end: int) -> None:
         """Bytes [start, end) of a layer's address space are read, which is not empty."""
         size = self._layers[number].size
