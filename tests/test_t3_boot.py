@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import trio
 
-from indexer.boot_pack import Run, decode_pack_head
+from indexer.boot_pack import MAX_CHUNK, PackLayer, RawChunk, Run, decode_pack_head, encode_pack
 from indexer.errors import FormatError, Unsupported
+from indexer.toc import Entry, Proof, Span, SpanTable
 from lazyfs.assembly import opened
+from lazyfs.errors import CacheError
 from lazyfs.image.hastening import hasten
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import MadePack, make_pack, publish_pack
 from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact, newest_first
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
 from lazyfs.image.recording import kept_traces, recorded
-from lazyfs.image.trace import Trace
+from lazyfs.image.trace import Touch, Trace
 from lazyfs.oci.descriptor import Descriptor
 from tests.support.images import build_image
 from tests.support.published import index_of, new_key, public_pem, put, sign
@@ -365,6 +367,43 @@ def test_merged_starts_wait_for_no_more_than_the_others_want_as_early() -> None:
     assert order[:6] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
     assert merge([merged, one]) == merged
     assert merge([merged, two]) == merged
+
+
+def test_a_trace_that_touches_all_over_and_over_takes_a_moment_only() -> None:
+    size, count = 1 << 30, 16
+    spans = [
+        Span(n, n * size, (n + 1) * size, 0, 0, Entry.RAW, 0, 0, 0, 0, 0, bytes(32), Proof.CONTENT)
+        for n in range(count)
+    ]
+    table, names = SpanTable.from_spans(spans), PackLayer(IMAGE.digest, IMAGE.digest)
+    touches = (Touch(0, 5000, 9000, 0), *(Touch(0, 0, table.uncompressed_size, n) for n in range(1000)))
+    trace = Trace(
+        "image", IMAGE.digest, precise=True, command="", began=0.0, layers=(names,), touches=touches
+    )
+    assert runs_of_trace(trace, [names], [table]) == [Run(0, 1, 3), Run(0, 0, 1), Run(0, 3, table.leaves)]
+
+
+@pytest.mark.expect_log("is not added to: boot pack with leaf")
+async def test_a_published_pack_of_more_leaves_than_there_are_is_not_added_to(
+    registry: Registry, tmp_path: Path
+) -> None:
+    trace = await recorded_start(registry, tmp_path / "cache", START)
+    async with mounted(registry, tmp_path / "cache", record=True) as found:
+        most = MAX_CHUNK
+        runs = [Run(0, n * most, (n + 1) * most) for n in range(8)]
+        chunks = [RawChunk(1, 0, bytes(most))] * len(runs)
+        put_pack(registry, encode_pack(PackMaker(found.image).layers, runs, chunks, 1))
+        pack = await make_pack(found.image, found.workshop.boot_packs, [trace], publish=True, replace=False)
+    assert 30 < pack.leaves < 100
+
+
+async def test_a_pack_is_not_made_of_what_the_cache_has_no_room_for(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mounted(registry, tmp_path / "cache", record=True) as found:
+        monkeypatch.setattr("lazyfs.cache.layer_entry.LayerEntry.put", lambda *_: False)
+        with pytest.raises(CacheError, match="room"):
+            await PackMaker(found.image).make([Run(0, 0, 9)])
 
 
 async def test_traces_of_other_images_and_indexes_make_no_pack(registry: Registry, tmp_path: Path) -> None:

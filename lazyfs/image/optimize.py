@@ -67,7 +67,7 @@ async def make_pack(
     for found in (published, kept):
         if found is not None:
             try:
-                orders.append(runs_of_pack(await head_of(found), maker.layers))
+                orders.append(runs_of_pack(await head_of(found), maker.layers, maker.tables))
             except IndexerError as error:
                 _log.warning("the boot pack %s is not added to: %s", found.where, error)
     had = _count(merge(orders)) if orders else 0

@@ -10,6 +10,7 @@ from indexer.boot_pack import PackHead, PackLayer, Run
 from indexer.boot_pack_leaves import build_pack, check_spans
 from indexer.errors import FormatError
 from indexer.toc import Span, SpanTable
+from lazyfs.errors import CacheError
 from lazyfs.image.image import Image
 from lazyfs.image.tasks import run_few
 from lazyfs.image.trace import Trace
@@ -34,23 +35,39 @@ def runs_of_trace(trace: Trace, layers: Sequence[PackLayer], tables: Sequence[Sp
         raise FormatError(f"a trace that was recorded with another index of layer {unknown.layer_digest}")
     own = [numbers[names] for names in trace.layers]
     touched = (
-        (own[touch.layer], *tables[own[touch.layer]].leaf_range(touch.start, touch.end))
+        Run(own[touch.layer], *tables[own[touch.layer]].leaf_range(touch.start, touch.end))
         for touch in trace.touches
     )
-    return _joined((layer, leaf) for layer, first, end in touched for leaf in range(first, end))
+    return _joined(_once(touched, [table.leaves for table in tables]))
 
 
-def runs_of_pack(head: PackHead, layers: Sequence[PackLayer]) -> list[Run]:
+def _once(runs: Iterable[Run], leaves: Sequence[int]) -> Iterator[Run]:
+    """Runs in layers of so many leaves, without what stood in one before."""
+    seen = [bytearray(count) for count in leaves]
+    for layer, first, end in runs:
+        at = seen[layer].find(0, first, end)
+        while at >= 0:
+            known = seen[layer].find(1, at, end)
+            stop = known if known >= 0 else end
+            seen[layer][at:stop] = b"\1" * (stop - at)
+            yield Run(layer, at, stop)
+            at = seen[layer].find(0, stop, end)
+
+
+def runs_of_pack(head: PackHead, layers: Sequence[PackLayer], tables: Sequence[SpanTable]) -> list[Run]:
     """The leaves of a pack, with the image's numbers of layers.
 
     Raises:
-        FormatError: it was made with other indexes than the image has now.
+        FormatError: it was made with other indexes than the image has now, or has leaves that they do not.
+        Unsupported: their spans cannot be proved leaf by leaf.
     """
     numbers = {names: number for number, names in enumerate(layers)}
     unknown = next((names for names in head.layers if names not in numbers), None)
     if unknown is not None:
         raise FormatError(f"a boot pack that was made with another index of layer {unknown.layer_digest}")
-    return [run._replace(layer=numbers[head.layers[run.layer]]) for run in head.runs]
+    runs = [run._replace(layer=numbers[head.layers[run.layer]]) for run in head.runs]
+    check_spans(runs, tables)
+    return runs
 
 
 def merge(orders: Sequence[Sequence[Run]]) -> list[Run]:
@@ -68,23 +85,23 @@ def merge(orders: Sequence[Sequence[Run]]) -> list[Run]:
         for position, leaf in enumerate(_leaves(order)):
             place = (position, number)
             best[leaf] = min(best.get(leaf, place), place)
-    return _joined(sorted(best, key=best.__getitem__))
+    return _joined(Run(layer, leaf, leaf + 1) for layer, leaf in sorted(best, key=best.__getitem__))
 
 
 def _leaves(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
     return ((layer, leaf) for layer, first, end in runs for leaf in range(first, end))
 
 
-def _joined(leaves: Iterable[tuple[int, int]]) -> list[Run]:
-    """Leaves as runs, in their order, each once."""
-    runs: list[Run] = []
-    for layer, leaf in dict.fromkeys(leaves):
-        last = runs[-1] if runs else None
-        if last is not None and last.layer == layer and last.end_leaf == leaf:
-            runs[-1] = Run(layer, last.first_leaf, leaf + 1)
+def _joined(runs: Iterable[Run]) -> list[Run]:
+    """The same leaves in the same order, in few runs."""
+    joined: list[Run] = []
+    for run in runs:
+        last = joined[-1] if joined else None
+        if last is not None and (last.layer, last.end_leaf) == (run.layer, run.first_leaf):
+            joined[-1] = last._replace(end_leaf=run.end_leaf)
         else:
-            runs.append(Run(layer, leaf, leaf + 1))
-    return runs
+            joined.append(run)
+    return joined
 
 
 class PackMaker:
@@ -115,6 +132,7 @@ class PackMaker:
             Unsupported: their spans cannot be proved leaf by leaf.
             IndexerError: what came is damaged.
             LazyfsError: it did not come.
+            CacheError: it went again before all had come, as there is no room.
         """
         check_spans(runs, self.tables)
         spans = {
@@ -126,13 +144,12 @@ class PackMaker:
         await run_few((partial(self._bring, layer, span) for (layer, _), span in spans.items()), _AT_ONCE)
         used = sorted({run.layer for run in runs})
         places = {layer: place for place, layer in enumerate(used)}
-        entries = [self._lazy[layer].entry for layer in used]
         return await trio.to_thread.run_sync(
             lambda: build_pack(
                 [self.layers[layer] for layer in used],
                 [self.tables[layer] for layer in used],
                 [run._replace(layer=places[run.layer]) for run in runs],
-                lambda layer, start, end: entries[layer].read(start, end - start),
+                lambda layer, start, end: self._read(used[layer], start, end),
             )
         )
 
@@ -140,3 +157,10 @@ class PackMaker:
         lazy = self._lazy[layer]
         if not lazy.entry.has(span.first_leaf, span.end_leaf):
             await lazy.read(span.uncompressed_start, span.size)
+
+    def _read(self, layer: int, start: int, end: int) -> bytes:
+        leaves = self.tables[layer].leaf_range(start, end)
+        data = self._lazy[layer].entry.read_if_here(*leaves, start, end - start)
+        if data is None:
+            raise CacheError("the cache has no room for all that a boot pack is made of")
+        return data
