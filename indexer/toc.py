@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, overload
 
-from indexer.digest import DIGEST_SIZE, leaf_count
+from indexer.digest import DIGEST_SIZE, LEAF_SIZE, leaf_count
 from indexer.errors import FormatError
 
 BLOCK_SIZE = 512
@@ -348,8 +348,8 @@ class SpanTable(Sequence[Span]):
         """
         first, last = self.find(start), self.find(end - 1)
         return (
-            self._first_leaves[first] + (start - self._starts[first]) // 4096,
-            self._first_leaves[last] + (end - 1 - self._starts[last]) // 4096 + 1,
+            self._first_leaves[first] + (start - self._starts[first]) // LEAF_SIZE,
+            self._first_leaves[last] + (end - 1 - self._starts[last]) // LEAF_SIZE + 1,
         )
 
 

@@ -226,6 +226,19 @@ async def test_a_compressed_archive_is_refused_in_words(layout: Path, tmp_path: 
         await read(f"oci-archive:{archive}")
 
 
+@pytest.mark.parametrize("size", [1 << 40, 1 << 62, 1 << 63])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+async def test_an_archive_that_says_its_headers_are_huge_is_none(
+    tmp_path: Path, kind: bytes, size: int
+) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, size
+    archive = tmp_path / "saved.tar"
+    archive.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(FormatError):
+        await read(f"docker-archive:{archive}")
+
+
 async def test_a_truncated_archive_is_found_out(layout: Path, tmp_path: Path) -> None:
     archive = tar_of(layout, tmp_path / "layout.tar")
     for size in (0, 100, archive.stat().st_size // 2):

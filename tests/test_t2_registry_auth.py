@@ -265,7 +265,18 @@ def test_credentials_have_a_blank_repr() -> None:
 
 @pytest.mark.parametrize(
     "challenge",
-    [None, "Negotiate", 'Digest realm="x"', "Bearer", 'Bearer service="x"', 'Bearer realm="ftp://x/"', "=,="],
+    [
+        None,
+        "Negotiate",
+        'Digest realm="x"',
+        "Bearer",
+        'Bearer service="x"',
+        'Bearer realm="ftp://x/"',
+        'Bearer realm="http://a..b/"',
+        'Bearer realm="http://xn--a.b/"',
+        'Bearer realm="http://a-\xb0.b/"',
+        "=,=",
+    ],
 )
 async def test_a_challenge_that_helps_nobody_is_an_error(guarded: Registry, challenge: str | None) -> None:
     headers = {"WWW-Authenticate": challenge} if challenge else {}

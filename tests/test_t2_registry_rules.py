@@ -34,7 +34,11 @@ def test_an_origin_is_scheme_host_and_port(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host", "ftp://host", "http://", "http://host:x/", "http://[::1", "file:///etc/passwd"]
+    "url",
+    [
+        *("", "host", "ftp://host", "http://", "http://host:x/", "http://[::1", "file:///etc/passwd"),
+        *("http://a..b/", f"http://{64 * 'a'}.b/"),
+    ],
 )
 def test_what_is_no_http_url_has_no_origin(url: str) -> None:
     with pytest.raises(SourceError):

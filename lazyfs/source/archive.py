@@ -73,7 +73,8 @@ class Archive:
                     if number >= MAX_MEMBERS:
                         raise LimitExceeded(f"{self._path}: more than {MAX_MEMBERS} members")
                     self._note(member)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            # MemoryError: tarfile reads extended headers at once, however long they say they are.
             raise FormatError(f"{self._path}: not a tar archive ({type(error).__name__})") from error
 
     def _note(self, member: tarfile.TarInfo) -> None:

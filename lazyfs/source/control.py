@@ -107,7 +107,7 @@ class ControlClient:
                 body = await self._bounded(response, url, max_bytes)
                 _log.debug("%s %s: %d, %d bytes", method, shown(url), response.status_code, len(body))
                 return Reply(response.status_code, url, body, response.headers)
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, UnicodeError):
             raise SourceError(f"not a URL: {shown(url)}") from None
         except httpx.TransportError as error:
             origin = origin_of(url)
@@ -138,7 +138,7 @@ class ControlClient:
         if not self._proxy.proxy_for(origin):
             try:
                 found = await trio.socket.getaddrinfo(origin.host, origin.port, type=trio.socket.SOCK_STREAM)
-            except OSError:
+            except (OSError, UnicodeError):  # the latter where no host can have this name
                 return  # connecting will say so
             addresses += [str(entry[4][0]) for entry in found]
         if any(map(is_link_local, addresses)):

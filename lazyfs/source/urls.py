@@ -42,6 +42,7 @@ def origin_of(url: str) -> Origin:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as resolvers do, whose error would be none of theirs
     except ValueError:
         raise SourceError(f"not a URL: {shown(url)!r}") from None
     if parts.scheme not in _PORTS or not parts.hostname or len(url) > _MAX_URL_LENGTH:
