@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -15,7 +16,9 @@ from lazyfs.source.base import Blob
 from lazyfs.source.open import open_source
 from lazyfs.source.push_image import ImageToStore, open_image_store
 from tests.support.lab_registry import docker_registry
-from tests.support.registry_client import SETTINGS
+from tests.support.registry import Registry
+from tests.support.registry_client import SETTINGS, source_of
+from tests.support.registry_faults import StallHead
 
 CONTENT = sha256(b"seed").digest() * (40 << 15)  # 40 MiB: more than two chunks
 CONFIG, MANIFEST = b'{"config":1}', b'{"schemaVersion":2}'
@@ -88,6 +91,23 @@ async def test_a_registry_takes_a_large_layer_in_chunks_once_and_mounts_it(addre
             came = bytearray()
             await source.blob(layer).pull(came.extend)
             assert bytes(came) == CONTENT
+
+
+async def test_a_cancelled_copy_from_registry_to_registry_sends_no_more():
+    layer = link(CONTENT, "application/vnd.oci.image.layer.v1.tar")
+    with Registry() as of, Registry() as to:
+        of.put_blob("app", CONTENT)
+        to.faults.add("upload", StallHead(), times=4, method="PATCH")
+        settings = replace(SETTINGS, stall_timeout_s=0.5)
+        async with (
+            source_of(of) as source,
+            open_image_store(parse_image(f"{to.host}/app:1"), settings) as store,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(store.store, image(layer, source.blob(layer)))
+            await trio.to_thread.run_sync(to.wait_stalled)
+            nursery.cancel_scope.cancel()
+        assert to.faults.pending  # it was not tried all four times
 
 
 @pytest.mark.parametrize("where", ["registry", "layout"])

@@ -106,36 +106,40 @@ class BlobUploads:
         return redirect_target(reply.url, reply.header("location"))
 
     async def _copy(self, location: str, link: Descriptor, blob: Blob) -> None:
-        """Send a blob in chunks, each as soon as it has come."""
-        sent = 0
+        """Send a blob in chunks, each as soon as it has come.
 
-        async def send_chunk(chunk: bytes) -> None:
-            nonlocal location, sent
-            headers = {**_OCTETS, "Content-Range": f"{sent}-{sent + len(chunk) - 1}"}
-            what = self._what(link.digest)
-            reply = await self._host.request(
-                "PATCH", location, what, headers=headers, content=chunk, actions=PUSH
-            )
-            if reply.status in _BEGIN_ANEW:
-                raise _Again(reply)
-            if reply.status != 202:
-                raise failure(reply, what)
-            location = redirect_target(reply.url, reply.header("location"))
-            sent += len(chunk)
-
-        chunk = bytearray()
-
-        def take(piece: memoryview) -> None:
-            nonlocal chunk
-            chunk += piece
-            if len(chunk) >= _CHUNK:
-                full, chunk = bytes(chunk), bytearray()
-                trio.from_thread.run(send_chunk, full)
-
-        await copy_blob(blob, link, take)
-        if chunk:
-            await send_chunk(bytes(chunk))
+        Its bytes come in a thread that outlasts its task's cancellation until it is at rest. So it only hands
+        chunks over, and when nobody takes them any more it is told.
+        """
+        failures: list[Exception] = []  # the first is why there are others
+        to_send, chunks = trio.open_memory_channel[bytes](0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_bring, blob, link, to_send, failures)
+            async with chunks:
+                try:
+                    sent = 0
+                    async for chunk in chunks:
+                        location = await self._patch(location, link.digest, sent, chunk)
+                        sent += len(chunk)
+                except Exception as error:  # noqa: BLE001  # raised below, alone
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
         await self._put(location, link.digest, b"")
+
+    async def _patch(self, location: str, digest: str, sent: int, chunk: bytes) -> str:
+        """Send a chunk; where to send the next one."""
+        headers = {**_OCTETS, "Content-Range": f"{sent}-{sent + len(chunk) - 1}"}
+        what = self._what(digest)
+        reply = await self._host.request(
+            "PATCH", location, what, headers=headers, content=chunk, actions=PUSH
+        )
+        if reply.status in _BEGIN_ANEW:
+            raise _Again(reply)
+        if reply.status != 202:
+            raise failure(reply, what)
+        return redirect_target(reply.url, reply.header("location"))
 
     async def _put(self, location: str, digest: str, data: bytes) -> None:
         what = self._what(digest)
@@ -154,3 +158,25 @@ class BlobUploads:
 
     def _what(self, digest: str) -> str:
         return f"upload of {digest} to {self._host.name}"
+
+
+async def _bring(
+    blob: Blob, link: Descriptor, to_send: trio.MemorySendChannel[bytes], failures: list[Exception]
+) -> None:
+    """Hand a blob over in chunks."""
+    chunk = bytearray()
+
+    def take(piece: memoryview) -> None:
+        nonlocal chunk
+        chunk += piece
+        if len(chunk) >= _CHUNK:
+            full, chunk = bytes(chunk), bytearray()
+            trio.from_thread.run(to_send.send, full)
+
+    async with to_send:
+        try:
+            await copy_blob(blob, link, take)
+            if chunk:
+                await to_send.send(bytes(chunk))
+        except Exception as error:  # noqa: BLE001  # raised by who reads them
+            failures.append(error)
