@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def garbage(cache: Cache) -> dict[str, set[str]]:
     for item in cache.housekeeper.garbage(0):
         found.setdefault(item.kind, set()).add(item.name)
     return found
+
+
+def test_an_image_that_is_pinned_while_it_is_opened_stays_pinned(cache: Cache, monkeypatch) -> None:
+    one = image(cache, "registry.example/one:1", LAYERS[:1], "a" * 64)
+    pinning = threading.Thread(target=Cache(cache.root).catalogue.pin, args=(one,))
+    load = cache.catalogue._load
+
+    def load_and_let_another_pin(path: Path):
+        found = load(path)
+        monkeypatch.undo()
+        pinning.start()
+        pinning.join(0.2)  # if nothing holds it up, it is done by then
+        return found
+
+    monkeypatch.setattr(cache.catalogue, "_load", load_and_let_another_pin)
+    cache.catalogue.note(one)
+    pinning.join()
+    assert [listed.image.pinned for listed in cache.catalogue.images()] == [True]
 
 
 def test_what_an_image_refers_to_is_kept_and_the_rest_is_garbage(cache: Cache) -> None:

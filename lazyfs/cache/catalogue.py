@@ -13,6 +13,7 @@ from typing import Any, Final
 from lazyfs.cache.files import cache_errors, read_bounded
 from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
+from lazyfs.flock import directory_locked
 
 _log = logging.getLogger(__name__)
 
@@ -54,21 +55,17 @@ class Listed:
 
 
 class Catalogue:
-    """A file for each image, its modification time that of its last use."""
+    """A file for each image, its modification time that of its last use. Writers lock the directory."""
 
     def __init__(self, directory: Path, scratch: Scratch) -> None:
         self._directory = directory
         self._scratch = scratch
 
     def note(self, image: KeptImage) -> None:
-        """An image is used: keeps its record, or renews it. Whether it is pinned stays; failures are logged.
-
-        Raises:
-            FormatError: never.
-        """
+        """An image is used: keeps its record, or renews it. A pin stays; failures are logged."""
         path = self._path(image.name, image.manifest)
         try:
-            with cache_errors("note that an image is used"):
+            with cache_errors("note that an image is used"), directory_locked(self._directory):
                 there = self._load(path)
                 noted = replace(image, pinned=there is not None and there.image.pinned)
                 if there is not None and there.image == noted:
@@ -84,7 +81,7 @@ class Catalogue:
         Raises:
             CacheError: there is no room, or the disk fails.
         """
-        with cache_errors("pin an image"):
+        with cache_errors("pin an image"), directory_locked(self._directory):
             self._write(self._path(image.name, image.manifest), replace(image, pinned=True))
 
     def unpin(self, listed: Sequence[Listed]) -> None:
@@ -93,11 +90,12 @@ class Catalogue:
         Raises:
             CacheError: there is no room, or the disk fails.
         """
-        with cache_errors("unpin an image"):
-            for one in listed:
-                path = self._path(one.image.name, one.image.manifest)
-                self._write(path, replace(one.image, pinned=False))
-                os.utime(path, (one.last_used, one.last_used))
+        with cache_errors("unpin an image"), directory_locked(self._directory):
+            for path in [self._path(one.image.name, one.image.manifest) for one in listed]:
+                there = self._load(path)
+                if there is not None:
+                    self._write(path, replace(there.image, pinned=False))
+                    os.utime(path, (there.last_used, there.last_used))
 
     def remove(self, image: KeptImage) -> None:
         """Forgets an image; its parts stay until they are collected.
