@@ -42,7 +42,6 @@ class Extractor:
     def __init__(self, image: Image, options: CopyOptions) -> None:
         self._image = image
         self._options = options
-        self._linked: dict[int, str] = {}
 
     async def copy(self, entry: Entry, directory: int, name: bytes) -> None:
         """Copy an entry to `name` in an open directory.
@@ -70,8 +69,8 @@ class Extractor:
             while stack:
                 opened, current, left = stack[-1]
                 if not left:
-                    stack.pop()
                     self._describe(current, opened)
+                    stack.pop()
                     os.close(opened)
                     continue
                 child = left.pop()
@@ -93,7 +92,8 @@ class Extractor:
         try:
             target = os.open(name, _CREATE | os.O_EXCL, 0o600, dir_fd=directory)
         except FileExistsError:
-            target = os.open(name, _CREATE | os.O_TRUNC, 0o600, dir_fd=directory)
+            # Opening a pipe that nobody reads would wait for ever.
+            target = os.open(name, _CREATE | os.O_TRUNC | os.O_NONBLOCK, 0o600, dir_fd=directory)
             if not stat.S_ISREG(os.fstat(target).st_mode):
                 os.close(target)
                 raise OSError(errno.EEXIST, "is there and no regular file", os.fsdecode(name)) from None
@@ -125,20 +125,22 @@ class Extractor:
             return
         os.mknod(name, entry.inode.mode, entry.inode.rdev, dir_fd=directory)
         opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        os.close(opened)
-        os.chown(name, entry.inode.uid, entry.inode.gid, dir_fd=directory, follow_symlinks=False)
+        try:
+            self._describe(entry, f"/proc/self/fd/{opened}")
+        finally:
+            os.close(opened)
 
-    def _describe(self, entry: Entry, opened: int) -> None:
+    def _describe(self, entry: Entry, opened: int | str) -> None:
         """Give an open copy the entry's attributes; content first, since writing drops capabilities."""
         inode = entry.inode
         mode = stat.S_IMODE(inode.mode)
         if self._options.archive:
-            os.fchown(opened, inode.uid, inode.gid)
+            os.chown(opened, inode.uid, inode.gid)
             for name, value in self._image.metadata.xattrs(inode.nid).items():
                 os.setxattr(opened, name, value)
         else:
             mode &= 0o777
-        os.fchmod(opened, mode)
+        os.chmod(opened, mode)  # noqa: PTH101  # mostly a descriptor
         os.utime(opened, ns=(inode.mtime_ns, inode.mtime_ns))
 
 
