@@ -258,6 +258,18 @@ async def test_a_pack_that_does_not_come_costs_time_only(
         await start(found.image, START)
 
 
+async def test_a_head_larger_than_what_is_held_is_read_all_the_same(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    monkeypatch.setattr("lazyfs.image.pack_stream.MOST_HELD", 100)
+    monkeypatch.setattr("lazyfs.image.ordered_ranges._FIRST", 120)
+    async with mounted(registry, tmp_path / "cache") as found:
+        await settled(found)
+        assert found.image.boot.statistics().state == "done"
+
+
 async def test_readers_do_not_wait_for_a_pack_that_stalls(registry: Registry, tmp_path: Path) -> None:
     pack = await made_pack(registry, tmp_path / "maker")
     put_pack(registry, pack.data)
@@ -267,6 +279,33 @@ async def test_readers_do_not_wait_for_a_pack_that_stalls(registry: Registry, tm
             await start(found.image, START)
         assert found.image.boot.statistics().state == "coming"
         registry.release()
+
+
+@pytest.mark.expect_log("cannot be used")
+async def test_a_pack_that_is_gone_from_a_list_is_passed_by(registry: Registry, tmp_path: Path) -> None:
+    one = await made_pack(registry, tmp_path / "one")
+    put_pack(registry, one.data)
+    two = await made_pack(registry, tmp_path / "two", [b"f05"])
+    gone = put_pack(registry, two.data, generation=2)
+    registry.faults.add("manifest", Status(404), times=9, path=gone)
+    async with mounted(registry, tmp_path / "cache") as found:
+        await settled(found)
+        assert (await found.image.boot.find()).digest == one.digest
+
+
+@pytest.mark.expect_log("boot pack is not used any further")
+async def test_a_known_pack_that_is_gone_is_looked_for_anew(registry: Registry, tmp_path: Path) -> None:
+    one = await made_pack(registry, tmp_path / "one")
+    put_pack(registry, one.data)
+    two = await made_pack(registry, tmp_path / "two", [b"f05"])
+    registry.faults.add("blob", Status(404), times=9, path=one.digest)
+    found = []
+    for _ in range(2):
+        async with mounted(registry, tmp_path / "cache") as opened:
+            await settled(opened)
+            found.append((await opened.image.boot.find()).digest)
+        put_pack(registry, two.data, generation=2)
+    assert found == [one.digest, two.digest]
 
 
 @pytest.mark.expect_log("cannot be used")

@@ -402,6 +402,19 @@ async def test_where_no_index_is_kept_an_image_that_is_no_tree_is_pulled_once(
     assert registry.requests["GET", "blob"] == 1 + len(broken.layers)
 
 
+@pytest.mark.expect_log("not found|404|has no")
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+async def test_an_index_that_is_gone_from_a_list_is_passed_by(
+    registry: Registry, tmp_path: Path, kind: str
+) -> None:
+    put(registry, "app", index_of(IMAGE))
+    other = index_of(IMAGE, span_size=128 << 10)
+    digest = put(registry, "app", other)
+    gone = digest if kind == "manifest" else other.blobs[1][0].digest
+    registry.faults.add(kind, Status(404), times=9, path=gone)
+    assert await origins(name(registry), tmp_path / "cache") == FOUND
+
+
 OTHER = build_image([tar(file(b"motd", b"other\n"))])
 
 

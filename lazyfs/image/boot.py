@@ -90,6 +90,8 @@ class Boot:
             nursery.start_soon(self._stream.run)
             await self._stream.wait_told()
             self._told.set()
+        if not self._stream.was_right:
+            await trio.to_thread.run_sync(self._packs.forget, self._resolved, found)
 
     async def wait_over(self) -> None:
         """Wait until nothing comes any more."""

@@ -14,7 +14,7 @@ from indexer.boot_pack import PackHead, decode_pack_head
 from indexer.digest import sha256_digest
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
-from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.errors import CacheError, LazyfsError, NotFound
 from lazyfs.image.candidates import Place, counted, may_count
 from lazyfs.image.pack_artifact import (
     BOOT_TYPE,
@@ -157,15 +157,23 @@ class BootPacks:
                     pack = parse_pack_artifact(
                         await place.attachments.document(link), resolved.descriptor.digest
                     )
-                except IndexerError as error:
+                except (IndexerError, NotFound) as error:  # a list may be longer than what is there
                     _log.warning("boot pack %s in %s cannot be used: %s", link.digest, place.name, error)
                     continue
                 return self._found(resolved, place, pack, generation_of(link))
         return None
 
+    def forget(self, resolved: ResolvedImage, pack: FoundPack) -> None:
+        """A pack was of no use: the next start looks for one anew. Blocks for the disk."""
+        try:
+            self._cache.references.forget(self._key(resolved))
+            self._cache.packs.remove(resolved.descriptor.digest, _head_name(pack.digest))
+        except CacheError as error:
+            _log.warning("%s", error)
+
     def _found(self, resolved: ResolvedImage, place: Place, pack: Descriptor, generation: int) -> FoundPack:
         manifest = resolved.descriptor.digest
-        name = f"{pack.digest[7:]}{_HEAD}"
+        name = _head_name(pack.digest)
         data = self._cache.packs.load(manifest, name)
         head = None
         if data is not None:
@@ -190,6 +198,10 @@ class BootPacks:
 
     def _key(self, resolved: ResolvedImage) -> str:
         return f"boot pack {self._demands.fingerprint} {resolved.repository} {resolved.descriptor.digest}"
+
+
+def _head_name(digest: str) -> str:
+    return f"{digest.removeprefix('sha256:')}{_HEAD}"
 
 
 def _facts(found: FoundPack | None) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class PackStream:
         if self._head is None:
             await self._read_head()
         self._held_more.set()
-        while len(self._held) > MOST_HELD:
+        while self._head is not None and len(self._held) > MOST_HELD:  # a head is bounded by itself
             await self._room.wait()
 
     async def _unpack_all(self) -> None:
@@ -340,13 +340,14 @@ class PackStream:
 
     def touches(self, layer: PackLayer, first_leaf: int, end_leaf: int, *, ever: bool) -> bool:
         """Whether some of these leaves are still to come; with `ever`, or came with a pack that was right."""
-        if self._ended and not (ever and self._was_right):
+        if self._ended and not (ever and self.was_right):
             return False
         places = self._places.get(layer)
         return places is not None and places.touches(first_leaf, end_leaf)
 
     @property
-    def _was_right(self) -> bool:
+    def was_right(self) -> bool:
+        """Whether it ended well, and all leaves that came were right."""
         return self._state == "done" and (self._reader is None or not self._reader.rejected)
 
     async def wait(self, chunk: int, apart: int) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from indexer.errors import IndexerError, LimitExceeded
 from lazyfs.cache.cache import Cache
-from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.errors import CacheError, LazyfsError, NotFound
 from lazyfs.image.artifact import (
     INDEX_TYPE,
     MAX_HEAD,
@@ -177,7 +177,7 @@ class PublishedIndexes:
         async def fetch(index: LayerIndex, layer: ImageLayer) -> None:
             try:
                 indexed = await self._fetch_head(place, index, layer)
-            except IndexerError as error:
+            except (IndexerError, NotFound) as error:
                 _log.warning("index %s in %s: %s", link.digest, place.name, error)
                 return
             if indexed is not None:
@@ -185,7 +185,7 @@ class PublishedIndexes:
 
         try:
             indexes = parse_artifact(await place.attachments.document(link), resolved.descriptor.digest)
-        except IndexerError as error:
+        except (IndexerError, NotFound) as error:  # a list may be longer than what is there
             _log.warning("index %s in %s cannot be used: %s", link.digest, place.name, error)
             return {}
         await run_all(partial(fetch, indexes[d], layer) for d, layer in layers.items() if d in indexes)
