@@ -36,6 +36,10 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def copy(path: bytes, target: Path) -> None:
     with opened(target) as descriptor:
         entry = entry_at(IMAGE.metadata, path)
@@ -72,7 +76,7 @@ async def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_p
 
 
 async def test_what_the_target_refuses_leaves_nothing_open(tmp_path):
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_files()
     with pytest.raises(OSError):  # no capability looks so
         await copy(b"bad", tmp_path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_files() == before
