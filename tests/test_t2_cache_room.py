@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from indexer.digest import sha256_digest
 from indexer.toc import round_to_block
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
@@ -343,6 +344,9 @@ def test_a_read_only_cache_can_be_read(tmp_path: Path, other_boot: bool) -> None
         put(entry, 0)
         entry.sync()
         put(entry, 1)
+    whole, damaged, absent = (sha256_digest(data) for data in (b"whole", b"damaged", b"absent"))
+    cache.documents.put(whole, b"whole")
+    (cache.root / "documents" / "sha256" / damaged[7:]).write_bytes(b"damage")
     place = tmp_path / "read-only"
     place.mkdir()
     subprocess.run(["mount", "--bind", cache.root, place], check=True)
@@ -355,6 +359,8 @@ def test_a_read_only_cache_can_be_read(tmp_path: Path, other_boot: bool) -> None
             assert (read(entry, 1) is None) == other_boot
             assert not put(entry, 2)
             assert entry.sync() == 0
+            found = [here.documents.get(digest) for digest in (whole, damaged, absent)]
+            assert found == [b"whole", None, None]
             with open_entry(Cache(tmp_path / "cache", boot_id="two" if other_boot else "one")) as writer:
                 writer.evict([SPANS[0]])
                 put(writer, 0)

@@ -1,5 +1,6 @@
 """Manifests and configs by digest: what is read is hashed again, so nothing that is kept need be trusted."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ class Documents:
         self._scratch = scratch
 
     def get(self, digest: str) -> bytes | None:
-        """The document of this digest; None if it is not here. A damaged one is removed.
+        """The document of this digest; None if it is not here. A damaged one is removed, where it can be.
 
         Raises:
             FormatError: not a sha256 digest.
@@ -31,6 +32,7 @@ class Documents:
             data = read_bounded(path, _LARGEST)
             if data is not None and sha256_digest(data) == digest:
                 return data
+        with suppress(OSError):  # of a cache that is read only
             self._scratch.discard(path)
         return None
 
