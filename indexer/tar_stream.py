@@ -37,6 +37,9 @@ MAX_MEMBERS: Final = 4_000_000
 MAX_EXTENDED: Final = 1 << 20
 """Bytes of one extended header's body; Go's limit too."""
 
+MAX_TEXT: Final = 1 << 30
+"""Bytes of all paths, link targets and xattrs of a layer: members are in memory, and compress well."""
+
 MAX_PIECES: Final = 1_000_000
 """Pieces of all sparse members of a layer."""
 
@@ -131,6 +134,7 @@ class TarParser:
         self._extension: _Extension | None = None
         self._sparse: dict[int, SparseBody] = {}  # by number of the member
         self._pieces = 0
+        self._text = 0
         self._tail_size = 0
 
     def __repr__(self) -> str:
@@ -258,6 +262,9 @@ class TarParser:
         if len(self.members) >= self._max_members:
             raise LimitExceeded(f"tar: more than {self._max_members} members", offset)
         xattrs = read_xattrs(records, offset) if records else ()
+        self._text += len(path) + len(link) + sum(len(key) + len(value) for key, value in xattrs)
+        if self._text > MAX_TEXT:
+            raise LimitExceeded(f"tar: more than {MAX_TEXT} bytes of paths, links and xattrs", offset)
         mode = 0o777 if kind is Kind.SYMLINK else mode & 0o7777
         start = data_start if size else 0
         self.members.append(

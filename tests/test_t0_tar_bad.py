@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer import tar_stream
 from indexer.errors import FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.tar_stream import TarParser
 from indexer.toc import Kind, tail_start
@@ -206,6 +207,17 @@ def test_the_number_of_members_is_bounded() -> None:
     parser.feed(file(b"a") + file(b"b"))
     with pytest.raises(LimitExceeded, match="more than 2 members"):
         parser.feed(file(b"c"))
+
+
+def test_what_members_say_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is small enough; together, and well compressed, they are many GiB of memory."""
+    monkeypatch.setattr(tar_stream, "MAX_TEXT", 1 << 20)
+    records = {b"SCHILY.xattr.user.a": bytes(60_000), b"path": b"a" * 200 + b"/b", b"linkpath": b"c" * 4000}
+    one = pax(records) + symlink(b"b", b"c")
+    parser = TarParser()
+    parser.feed(one * ((1 << 20) // 64_300))
+    with pytest.raises(LimitExceeded, match="paths, links and xattrs"):
+        parser.feed(one)
 
 
 def test_the_number_of_sparse_pieces_is_bounded() -> None:
