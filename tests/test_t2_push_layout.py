@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from indexer.digest import sha256_digest
-from indexer.errors import IndexerError
+from indexer.errors import FormatError, IndexerError
 from lazyfs.errors import SourceError
 from lazyfs.oci.image_name import LayoutImage, RegistryImage, parse_image
 from lazyfs.oci.reference import parse_reference
@@ -55,6 +55,20 @@ async def test_a_layout_takes_artifacts_beside_its_image(layout: Path) -> None:
 async def test_a_new_directory_becomes_a_layout(tmp_path: Path) -> None:
     assert await to_layout(tmp_path / "a" / "b", artifact(), artifact(b"more")) == [True, True]
     assert len(await in_layout(tmp_path / "a" / "b")) == 2
+
+
+async def test_a_layout_that_was_only_begun_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
+    assert await to_layout(tmp_path, artifact()) == [True]
+    assert await in_layout(tmp_path) == [artifact().descriptor.digest]
+
+
+async def test_a_directory_with_an_index_of_somebody_elses_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_bytes(b'["of a web site"]')
+    before = snapshot(tmp_path)
+    with pytest.raises(FormatError, match="no oci-layout"):
+        await to_layout(tmp_path, artifact())
+    assert snapshot(tmp_path) == before
 
 
 async def test_an_image_without_a_tag_is_still_the_only_one(layout: Path) -> None:

@@ -14,6 +14,7 @@ from typing import IO, Final
 import trio
 
 from indexer.digest import digest_hex
+from indexer.errors import FormatError
 from lazyfs.errors import NotFound, SourceError
 from lazyfs.flock import directory_locked
 from lazyfs.oci.media_types import OCI_INDEX
@@ -72,12 +73,20 @@ class LayoutPublisher:
 
 
 def begin_layout(path: Path) -> Path:
-    """The directory for blobs of the layout at `path`, made if it is not there; for who has it locked."""
+    """The directory for blobs of the layout at `path`, made if it is not there; for who has it locked.
+
+    Raises:
+        FormatError: it is no layout, and has an `index.json` that is somebody else's.
+    """
+    marker, index = path / "oci-layout", path / "index.json"
+    if not marker.exists():
+        if index.exists():
+            raise FormatError(f"{path}: holds an index.json, but no oci-layout: choose another directory")
+        write_whole(marker, _LAYOUT)
+    if not index.exists():
+        write_whole(index, _EMPTY_INDEX)
     blobs = path / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
-    if not (path / "oci-layout").exists():
-        write_whole(path / "index.json", _EMPTY_INDEX)
-        write_whole(path / "oci-layout", _LAYOUT)
     return blobs
 
 
