@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from indexer.digest import content_digest, sha256_digest
 from indexer.toc import Extent, Kind, Member, Span
 from indexer.toc_codec import decode_head, encode_toc
+from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.quarantine import Note
 from lazyfs.errors import NotTrusted
 from lazyfs.image.audit import Audit, DigestCheck, audit_stream
@@ -418,6 +419,28 @@ async def test_damage_in_the_cache_is_no_lie(registry: Registry, tmp_path: Path)
                     await trio.sleep(0.01)
             assert await layer.read(0, len(TAR)) == TAR
         assert auditor.statistics().audited == 1
+
+
+async def test_who_gives_up_verifying_what_is_here_need_not_wait_for_its_end(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        await opened.image.layers[0].read(0, len(TAR))
+        workshop, reads = opened.workshop, []
+        whole = LayerEntry.read
+
+        def read(entry: LayerEntry, start: int, size: int) -> bytes:
+            reads.append(start)
+            trio.from_thread.run_sync(scope.cancel)
+            return whole(entry, start, size)
+
+        monkeypatch.setattr(LayerEntry, "read", read)
+        monkeypatch.setattr("lazyfs.image.verify._PIECE", 4096)
+        with trio.CancelScope() as scope:
+            here = (workshop.source, workshop.indexer, workshop.cache, ())
+            await verify_image(opened.image.resolved, *here, no_progress, pull=False)
+        assert scope.cancelled_caught
+        assert reads == [0]
 
 
 async def test_an_audit_ends_with_its_mount(registry: Registry, tmp_path: Path) -> None:
