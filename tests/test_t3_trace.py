@@ -90,6 +90,12 @@ def test_a_trace_is_bounded():
     assert len(found) == MAX_TOUCHES
 
 
+def test_a_layer_that_says_it_is_huge_costs_no_memory():
+    found = tracer(1 << 52)
+    found.note(0, (1 << 52) - 512, 1 << 52)
+    assert found.trace().touches == (Touch(0, (1 << 52) - 512, 1 << 52, 1000),)
+
+
 def test_a_trace_survives_its_document():
     found = tracer(SIZE, SIZE)
     found.note(1, 512, 4096)
