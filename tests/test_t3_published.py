@@ -2,14 +2,17 @@
 
 import random
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from indexer.build import BuiltToc
+from indexer.digest import sha256_digest
 from indexer.errors import FormatError
-from indexer.toc import Kind
+from indexer.toc import Kind, SpanTable
 from indexer.toc_codec import VERSION, decode_head, encode_toc
 from lazyfs.errors import ConfigError, NotFound, NotTrusted
 from lazyfs.exit_codes import exit_code
@@ -400,6 +403,23 @@ async def test_where_no_index_is_kept_an_image_that_is_no_tree_is_pulled_once(
         async with image_of(f"{registry.host}/app:2", tmp_path / "cache", index="none"):
             pass
     assert registry.requests["GET", "blob"] == 1 + len(broken.layers)
+
+
+def larger_windows(built: BuiltToc) -> BuiltToc:
+    """A table that says its windows take more than the layer."""
+    size = 64 << 10
+    spans = [
+        s._replace(window_start=s.number * size, window_end=(s.number + 1) * size) for s in built.toc.spans
+    ]
+    windows = bytes(size * len(spans))
+    header = replace(built.toc.header, windows_digest=sha256_digest(windows))
+    return BuiltToc(replace(built.toc, header=header, spans=SpanTable.from_spans(spans)), windows)
+
+
+@pytest.mark.expect_log("windows of [0-9]+ bytes for a layer of")
+async def test_windows_larger_than_their_layer_are_refused(registry: Registry, tmp_path: Path) -> None:
+    put(registry, "app", index_of(IMAGE, larger_windows, layer=0, span_size=32 << 10))
+    assert await origins(name(registry), tmp_path / "cache") == ["made here", "found"]
 
 
 @pytest.mark.expect_log("not found|404|has no")

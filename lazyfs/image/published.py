@@ -40,7 +40,7 @@ MAX_CANDIDATES: Final = 8
 
 _PREPARED: Final = 4  # connections: heads of tables and the boot pack are asked for at once
 
-_HEAD_FLOOR: Final = 1 << 20  # bytes of a head that any layer may have
+_FLOOR: Final = 1 << 20  # bytes of a head, or of windows, that any layer may have
 
 
 class PublishedIndexes:
@@ -197,8 +197,9 @@ class PublishedIndexes:
         if note is not None:
             _log.warning("index %s is not used: it lied about layer %s", index.head.digest, descriptor.digest)
             return None
-        if index.head.size > max(_HEAD_FLOOR, descriptor.size):
-            raise LimitExceeded(f"head of {index.head.size} bytes for a layer of {descriptor.size}")
+        for what, link in (("head", index.head), ("windows", index.windows)):
+            if link is not None and link.size > max(_FLOOR, descriptor.size):
+                raise LimitExceeded(f"{what} of {link.size} bytes for a layer of {descriptor.size}")
         here = await trio.to_thread.run_sync(self._here, place, index, layer)
         if here is not None:
             return here
