@@ -1,4 +1,4 @@
-"""When a run of reads is recognised, and how far ahead of it to go."""
+"""When a run of reads is recognised, how far ahead of it to go, and what is brought beside what is read."""
 
 from itertools import pairwise
 
@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from indexer.toc import Entry, Proof, Span, SpanTable
+from lazyfs.image.plan import beside
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -86,3 +88,44 @@ def test_what_is_brought_lies_ahead_and_within_reach(reads):
         found = ahead.note(start, start + size)
         if found:
             assert start < found[0] < found[1] <= start + size + SETTINGS.slack + SETTINGS.most_reach
+
+
+SPANS = SpanTable.from_spans(
+    [
+        Span(
+            n,
+            n * MIB,
+            (n + 1) * MIB,
+            n * KIB,
+            (n + 1) * KIB,
+            Entry.RAW,
+            0,
+            0,
+            0,
+            0,
+            0,
+            bytes(32),
+            Proof.CONTENT,
+        )
+        for n in range(2000)
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "found"),
+    [
+        ([50], (), [49, 51, 52, 53, 54]),
+        ([50, 51], (49, 52), [48, 53, 54, 55, 56]),
+        ([0], (), [1, 2, 3, 4, 5]),
+        ([1999], (), [1994, 1995, 1996, 1997, 1998]),
+    ],
+)
+def test_two_spans_that_follow_are_brought_for_one_before(wanted, here, found):
+    assert beside(SPANS, wanted, 5 * KIB, lambda number: number in here) == found
+
+
+def test_of_a_layer_that_is_nearly_here_few_spans_are_looked_at():
+    looked = []
+    assert beside(SPANS, [1000], MIB, lambda number: not looked.append(number)) == []
+    assert len(looked) < 500

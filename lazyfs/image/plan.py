@@ -2,10 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from indexer.toc import Extent, Span, SpanTable
+
+_NEAR: Final = 256  # spans around a reader that are looked at: of a layer that is nearly here there is no end
 
 
 class Fetch(NamedTuple):
@@ -60,7 +61,7 @@ def beside(spans: SpanTable, wanted: Sequence[int], room: int, passed_by: Callab
     """
     found = []
     after, before = wanted[-1] + 1, wanted[0] - 1
-    for turn in count():
+    for turn in range(_NEAR):
         number = before if turn % 3 == 2 else after
         after, before = after + (number == after), before - (number == before)
         if before < -1 and after > len(spans):

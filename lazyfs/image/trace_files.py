@@ -1,6 +1,6 @@
 """Which files a trace is about."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -48,9 +48,8 @@ class FilesOfLayer:
 
     def at(self, start: int, end: int) -> Iterator[tuple[bytes, int]]:
         """The files with content in [start, end), and how many bytes of it each has."""
-        for first, last, path in self._members[max(bisect_right(self._starts, start) - 1, 0) :]:
-            if first >= end:
-                return
+        at = max(bisect_right(self._starts, start) - 1, 0)
+        for first, last, path in self._members[at : bisect_left(self._starts, end)]:
             size = min(end, last) - max(start, first)
             if size > 0:
                 yield path, size
