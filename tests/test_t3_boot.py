@@ -436,6 +436,15 @@ async def test_a_published_pack_of_more_leaves_than_there_are_is_not_added_to(
     assert 30 < pack.leaves < 100
 
 
+@pytest.mark.expect_log("is not added to: .*404")
+async def test_a_published_pack_that_is_gone_is_not_added_to(registry: Registry, tmp_path: Path) -> None:
+    gone = await made_pack(registry, tmp_path / "gone", [b"f05"])
+    put_pack(registry, gone.data)
+    registry.faults.add("blob", Status(404), times=9, path=gone.digest)
+    pack = await made_pack(registry, tmp_path / "cache", publish=True)
+    assert pack.leaves == pack.added
+
+
 async def test_a_pack_is_not_made_of_what_the_cache_has_no_room_for(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import trio
 from indexer.boot_pack import HEADER_SIZE, PackHead, Run, decode_pack_head, head_size
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, IndexerError
+from lazyfs.errors import NotFound
 from lazyfs.image.boot_packs import BootPacks, FoundPack
 from lazyfs.image.image import Image
 from lazyfs.image.pack_artifact import build_pack_artifact
@@ -68,7 +69,7 @@ async def make_pack(
         if found is not None:
             try:
                 orders.append(runs_of_pack(await head_of(found), maker.layers, maker.tables))
-            except IndexerError as error:
+            except (IndexerError, NotFound) as error:
                 _log.warning("the boot pack %s is not added to: %s", found.where, error)
     had = _count(merge(orders)) if orders else 0
     orders += [runs_of_trace(trace, maker.layers, maker.tables) for trace in traces]
