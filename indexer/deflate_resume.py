@@ -7,6 +7,7 @@ the whole stream by some bits instead would be wrong: stored blocks realign to b
 """
 
 import re
+from contextlib import suppress
 from typing import Final
 
 from isal import isal_zlib
@@ -15,7 +16,7 @@ from isal.igzip_lib import IsalError
 from indexer.errors import FormatError
 
 _TRAILER_SIZE: Final = 8
-_FIRST_STEP: Final = 4096
+_LEAST_STEP: Final = 4096
 _ZEROS: Final = re.compile(rb"\0*")
 
 
@@ -76,7 +77,7 @@ def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int
         isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
     )
     stream = aligned(data, bits)
-    head, end = _inflate(inflater, stream, size, len(stream))
+    head, end = _inflate(inflater, stream, size)
     if len(head) == size:
         return head
     return head + read_members(memoryview(stream)[end + _TRAILER_SIZE :], size - len(head))
@@ -97,32 +98,38 @@ def read_members(data: bytes | memoryview, size: int) -> bytes:
         rest = rest[padding.end() :]
         if not rest:
             raise FormatError(f"gzip ends {size} bytes before the span does")
-        piece, end = _inflate(isal_zlib.decompressobj(wbits=31), rest, size, step)
+        piece, end = _inflate_member(rest, size, step)
         pieces.append(piece)
         size -= len(piece)
-        rest, step = rest[end:], _FIRST_STEP
+        rest, step = rest[end:], max(2 * end, _LEAST_STEP)  # the next one may be of the same size
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _inflate(
-    inflater: "isal_zlib.Decompress", data: bytes | memoryview, size: int, step: int
-) -> tuple[bytes, int]:
-    """Inflate up to `size` bytes, fewer only where the stream ends: these, and how many of `data` they took.
+def _inflate_member(data: memoryview, size: int, step: int) -> tuple[bytes, int]:
+    """As `_inflate` says, of a member that `data` begins with.
 
-    What is handed over beyond a stream's end gets copied. So `step` bytes are at first, then more and more:
-    members may be a few bytes long, and any number of them wait in `data`.
+    What is handed over beyond a stream's end gets copied, and members may be a few bytes long: so it is tried
+    with `step` bytes, then with more, and always from the start, as igzip does not read all headers in parts.
     """
+    while step < len(data):
+        with suppress(FormatError):  # what is cut off looks like damage
+            return _inflate(isal_zlib.decompressobj(wbits=31), data[:step], size)
+        step *= 4
+    return _inflate(isal_zlib.decompressobj(wbits=31), data, size)
+
+
+def _inflate(inflater: "isal_zlib.Decompress", data: bytes | memoryview, size: int) -> tuple[bytes, int]:
+    """Up to `size` bytes, fewer only where the stream ends, and how many bytes of `data` they took."""
     pieces = []
-    left, taken = size, 0
+    left, rest = size, data
     try:
         while left and not inflater.eof:
-            handed = data[taken : taken + step]
-            piece = inflater.decompress(handed, left)
-            used = len(handed) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
-            if not (piece or used):
-                raise FormatError(f"deflate ends {left} bytes before the span does")
+            piece = inflater.decompress(rest, left)
             pieces.append(piece)
-            left, taken, step = left - len(piece), taken + used, 4 * step
+            left -= len(piece)
+            rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            if not (piece or rest or inflater.eof):
+                raise FormatError(f"deflate ends {left} bytes before the span does")
     except IsalError as error:
         raise FormatError(f"deflate: {error}") from error
-    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), taken
+    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), len(data) - len(rest)
