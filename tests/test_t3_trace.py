@@ -83,6 +83,15 @@ def test_reads_of_the_tail_are_told_as_bytes_of_the_stream():
     assert found.trace().touches == (Touch(0, SIZE - 100, SIZE, 1000), Touch(0, 1024, 1536, 2000))
 
 
+def test_extents_of_nothing_are_not_touched():
+    tail = -(-SIZE // 512) * 512
+    found = tracer(SIZE, extents=(Extent(tail + 100, 5, 0), Extent(tail + 512, 1024, 512)))
+    found.note(0, tail, tail + 4096)
+    trace = found.trace()
+    assert trace.touches == (Touch(0, 1024, 1536, 1000),)
+    assert decode_trace(trace.encode()) == trace
+
+
 def test_a_trace_is_bounded():
     found = tracer((2 * MAX_TOUCHES + 3) * 512)
     for at in range(0, (2 * MAX_TOUCHES + 2) * 512, 1024):

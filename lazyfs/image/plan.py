@@ -89,7 +89,7 @@ def tail_pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Pie
     for extent in extents[number:]:
         if extent.start >= end:
             break
-        if extent.start + extent.length <= start:
+        if not extent.length or extent.start + extent.length <= start:
             continue
         if extent.start > start:
             yield Piece(None, extent.start - start)
