@@ -73,6 +73,30 @@ async def test_what_waits_for_its_turn_goes_at_once_when_a_reader_wants_it(autoj
             each.set()
 
 
+@pytest.mark.parametrize("gives_up", [True, False])
+async def test_what_waited_for_a_waiting_reader_goes_on_when_that_waits_no_more(gives_up, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        runner = Runner(Traffic(connections=2), nursery)
+        ends = [runner.start(name, Purpose.DEMAND)[1] for name in ("one", "two")]
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as others:
+            Runner(runner.traffic, others).start("three", Purpose.DEMAND)
+            await wait_all_tasks_blocked()
+            ends.append(runner.start("ahead", Purpose.AHEAD)[1])
+            await wait_all_tasks_blocked()
+            assert set(runner.running) == {"one", "two"}
+            if gives_up:
+                others.cancel_scope.cancel()
+            else:
+                ends[0].set()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+            assert "ahead" in runner.running
+            others.cancel_scope.cancel()
+        for end in ends:
+            end.set()
+
+
 async def test_packs_and_read_ahead_go_on_when_readers_become_fewer(autojump_clock):
     async with trio.open_nursery() as nursery:
         runner = Runner(Traffic(), nursery)

@@ -136,8 +136,10 @@ class Traffic:
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for a turn, and hold it."""
         self._waiting.append(ticket)
+        waited = False
         try:
             while not self._may_run(ticket.purpose):
+                waited = True
                 if ticket.purpose is Purpose.BACKGROUND:
                     with trio.move_on_after(_IDLE_S):  # that nothing runs for a while, nobody tells
                         await self._changed.park()
@@ -145,6 +147,8 @@ class Traffic:
                     await self._changed.park()
         finally:
             self._waiting.remove(ticket)
+            if waited and ticket.purpose is Purpose.DEMAND:
+                self._changed.unpark_all()  # others waited for it
         purpose = ticket.purpose
         self._running[purpose] += 1
         try:
