@@ -93,39 +93,3 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
             parents.append(level[-1])
         level = parents
     return level[0]
-
-
-def leaf_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The sibling digests, from the leaf upward, that lead from leaf `index` to the root."""
-    proof = []
-    level = list(leaves)
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            proof.append(level[sibling])
-        parents = [sha256(level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
-        if len(level) % 2:
-            parents.append(level[-1])
-        level = parents
-        index //= 2
-    return proof
-
-
-def root_from_proof(leaf: bytes, index: int, count: int, proof: Sequence[bytes]) -> bytes:
-    """The root that `leaf` (a digest), as number `index` of `count`, has under `proof`.
-
-    Raises:
-        FormatError: the proof is too short or too long for a tree of `count` leaves.
-    """
-    node, rest = leaf, list(proof)
-    while count > 1:
-        if index ^ 1 < count:
-            if not rest:
-                raise FormatError("Merkle proof is too short")
-            sibling = rest.pop(0)
-            node = sha256(sibling + node if index & 1 else node + sibling).digest()
-        index //= 2
-        count = (count + 1) // 2
-    if rest:
-        raise FormatError("Merkle proof is too long")
-    return node

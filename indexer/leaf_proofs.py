@@ -1,9 +1,9 @@
 """Proving some leaves of a span after others, each digest told at most once.
 
-A single leaf is proved by its siblings up to the root (`digest.leaf_proof`). Leaves that are told in batches
-need less: siblings that are in the same batch, or that were told or computed before, need not be told again.
-Which digests a batch needs follows from the numbers of its leaves and of those before it, so that writer and
-reader agree on them without a word.
+A single leaf is proved by its siblings up to the root. Leaves that are told in batches need less: siblings
+that are in the same batch, or that were told or computed before, need not be told again. Which digests a
+batch needs follows from the numbers of its leaves and of those before it, so that writer and reader agree on
+them without a word.
 
 A node is (level, index): leaves are level 0, the root is alone on the highest level. A node without a sibling
 goes up unchanged, as in `digest`.
