@@ -69,6 +69,7 @@ REFUSALS = {
     f"app@{DIGEST}@{DIGEST}": "sha256:<64 hex digits>",
     HEX: "image id",
     "https://ghcr.io/a/b": "write 'ghcr.io/a/b'",
+    "https://user:s3cret@ghcr.io/a/b": "has no https://; write 'ghcr.io/a/b'",
     "host.io:port/app": "not a registry's host",
     "-host.io/app": "not a registry's host",
     "host.io/" + "a" * 250: "longer than 255",

@@ -64,7 +64,9 @@ def parse_reference(text: str) -> Reference:
         raise BadReference(f"image name of {len(text)} characters is too long: {text[:60]!r}…")
     if "://" in text:
         scheme, rest = text.split("://", 1)
-        raise BadReference(f"an image name has no {scheme[:20]}://; write {rest[:100]!r}")
+        host, slash, path = rest.partition("/")
+        name = host.rpartition("@")[2] + slash + path  # before the "@" may stand a password
+        raise BadReference(f"an image name has no {scheme[:20]}://; write {name[:100]!r}")
     if _IDENTIFIER.fullmatch(text):
         raise BadReference(f"{text!r} is an image id; a registry finds images by name only")
     rest, at, digest = text.partition("@")
