@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from indexer.errors import FormatError, Unsupported
 from indexer.toc import Entry, Proof, Span, SpanTable
 from lazyfs.assembly import opened
 from lazyfs.errors import CacheError
+from lazyfs.image.boot import Boot
 from lazyfs.image.hastening import hasten
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import MadePack, make_pack, publish_pack
@@ -21,6 +23,7 @@ from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact, newest_fi
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
 from lazyfs.image.recording import kept_traces, recorded
 from lazyfs.image.trace import Touch, Trace
+from lazyfs.image.traffic import Traffic
 from lazyfs.oci.descriptor import Descriptor
 from tests.support.images import build_image
 from tests.support.published import index_of, new_key, public_pem, put, sign
@@ -279,6 +282,24 @@ async def test_readers_do_not_wait_for_a_pack_that_stalls(registry: Registry, tm
             await start(found.image, START)
         assert found.image.boot.statistics().state == "coming"
         registry.release()
+
+
+class Slow:
+    """Knows of a pack, but is long in telling."""
+
+    async def find(self, *_: Any, **__: Any) -> None:
+        await trio.sleep(1000)
+
+
+async def test_only_the_first_reader_waits_for_a_pack_that_is_not_found(autojump_clock: Any) -> None:
+    boot = Boot(Slow(), None, Traffic())
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(boot.run, ask=True))
+        for _ in range(100):
+            await boot.settle()
+        assert trio.current_time() - began < 0.5
+        await boot.end()
 
 
 @pytest.mark.expect_log("cannot be used")

@@ -17,7 +17,7 @@ from lazyfs.image.tasks import background_tasks, open_tasks
 from lazyfs.image.traffic import Traffic
 
 _LONGEST_LOOK_S: Final = 0.3
-"""For how long a reader waits until it is known what a pack holds: about what a request of its own takes."""
+"""For how long readers wait until it is known what a pack holds: about what a request of their own takes."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Boot:
         self._traffic = traffic
         self._resolved = resolved
         self._layers: Mapping[PackLayer, OpenLayer] | None = None
-        self._told = trio.Event()
+        self._told = trio.Event()  # or waited for long enough
         self._found: FoundPack | None = None
         self._stream: PackStream | None = None
         self._scope = trio.CancelScope()
@@ -113,10 +113,11 @@ class Boot:
             layer.follow(LayerBoot(self, names))
 
     async def settle(self) -> None:
-        """Wait until it is known what comes, but not for long."""
+        """Wait until it is known what comes, but not for long, and not once somebody has waited in vain."""
         if not self._told.is_set():
             with trio.move_on_after(_LONGEST_LOOK_S):
                 await self._told.wait()
+            self._told.set()
 
     @property
     def stream(self) -> PackStream | None:
