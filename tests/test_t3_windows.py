@@ -114,7 +114,7 @@ async def test_a_large_file_is_never_fetched_whole(autojump_clock, monkeypatch) 
         assert sum(end - start for start, end in one.windows.ranges) == len(BUILT.windows)
 
 
-@pytest.mark.expect_log("is damaged")
+@pytest.mark.expect_log("windows of an index: expected")
 async def test_a_damaged_file_is_not_kept(autojump_clock, caplog) -> None:
     damaged = bytearray(BUILT.windows)
     damaged[-1] ^= 1

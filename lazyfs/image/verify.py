@@ -11,7 +11,6 @@ from typing import Final
 
 import trio
 
-from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, FormatError
 from indexer.toc import AddressSpace
 from indexer.toc_codec import TocHead
@@ -120,10 +119,7 @@ async def _windows(indexed: IndexedLayer) -> bytes | memoryview:
     remote = indexed.remote_windows
     if remote is None:
         return indexed.windows
-    data = await remote.blob.fetch(0, remote.blob.size, bytes)
-    actual = await trio.to_thread.run_sync(sha256_digest, data)
-    if actual != remote.digest:
-        raise DigestMismatch("windows of an index", remote.digest, actual)
+    data = await remote.fetch_whole()
     await trio.to_thread.run_sync(remote.keep, data)
     return data
 

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import trio
 
 from indexer.digest import sha256_digest
-from indexer.errors import FormatError, IndexerError, LimitExceeded
+from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
 from indexer.toc import Span
 from lazyfs.errors import LazyfsError
 from lazyfs.image.tasks import open_tasks
@@ -54,12 +54,13 @@ class RemoteWindows:
         """All of the file, checked.
 
         Raises:
-            FormatError: what its source has is another file.
+            DigestMismatch: what its source has is another file.
             LazyfsError: it does not come.
         """
         data = await self.blob.fetch(0, self.blob.size, bytes)
-        if await trio.to_thread.run_sync(sha256_digest, data) != self.digest:
-            raise FormatError(f"the windows file {self.digest} at its source is damaged")
+        actual = await trio.to_thread.run_sync(sha256_digest, data)
+        if actual != self.digest:
+            raise DigestMismatch("windows of an index", self.digest, actual)
         return data
 
 
@@ -95,7 +96,7 @@ class WindowFetcher:
         """The same, fetched if need be.
 
         Raises:
-            LazyfsError, FormatError: they cannot be had.
+            LazyfsError: they cannot be had.
             LimitExceeded: they take more than is held at once.
         """
         blocks = self._absent_from_whole(spans)
