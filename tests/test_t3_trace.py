@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,4 +189,33 @@ async def test_what_was_read_in_a_row_since_a_trace_was_kept_is_kept_too(tmp_pat
             await trio.sleep(1)
         assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [512]
         layer.read(512, 8192)
+    assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [8192]
+
+
+async def test_what_is_kept_last_is_the_newest_however_long_it_takes_to_keep_what_was_before(
+    tmp_path: Path, autojump_clock, monkeypatch
+):
+    cache, layer = Cache(tmp_path / "cache"), Layer()
+    begun, go = trio.Event(), threading.Event()
+
+    def slow_at_first(cache: Cache, trace: Trace) -> None:
+        if not begun.is_set():
+            trio.from_thread.run_sync(begun.set)
+            assert go.wait(20)
+        save_trace(cache, trace)
+
+    monkeypatch.setattr("lazyfs.image.recording.save_trace", slow_at_first)
+    resolved = SimpleNamespace(name="image", descriptor=SimpleNamespace(digest=MANIFEST))
+
+    async def mount() -> None:
+        async with recorded(resolved, {NAMES: layer}, cache, precise=True):
+            layer.read(0, 512)
+            await begun.wait()
+            layer.read(512, 8192)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount)
+        await begun.wait()
+        await trio.sleep(1)
+        go.set()
     assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [8192]

@@ -85,6 +85,7 @@ class _Keeper:
         self._cache = cache
         self._command = command
         self._kept = 0
+        self._one_at_a_time = trio.Lock()
 
     async def run(self) -> None:
         while True:
@@ -93,14 +94,15 @@ class _Keeper:
 
     async def keep(self) -> None:
         """Keep the trace, if there is something new in it."""
-        if self._tracer.size == self._kept:
-            return
-        self._kept = self._tracer.size
-        trace = self._tracer.trace(self._command)
-        try:
-            await trio.to_thread.run_sync(save_trace, self._cache, trace)
-        except CacheError as error:
-            _log.info("the trace is not kept: %s", error)
+        async with self._one_at_a_time:
+            if self._tracer.size == self._kept:
+                return
+            self._kept = self._tracer.size
+            trace = self._tracer.trace(self._command)
+            try:
+                await trio.to_thread.run_sync(save_trace, self._cache, trace)
+            except CacheError as error:
+                _log.info("the trace is not kept: %s", error)
 
 
 def save_trace(cache: Cache, trace: Trace) -> None:
