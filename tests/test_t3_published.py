@@ -405,6 +405,22 @@ async def test_where_no_index_is_kept_an_image_that_is_no_tree_is_pulled_once(
     assert registry.requests["GET", "blob"] == 1 + len(broken.layers)
 
 
+@pytest.mark.expect_log("fetching from byte .* not found")
+async def test_an_index_whose_windows_are_gone_is_looked_for_anew(registry: Registry, tmp_path: Path) -> None:
+    old = index_of(IMAGE)
+    put(registry, "app", old)
+    assert await origins(name(registry), tmp_path / "cache") == FOUND
+    windows = old.blobs[2][0].digest
+    registry.faults.add("blob", Status(404), times=9, path=windows)
+    put(registry, "app", index_of(IMAGE, span_size=128 << 10))
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        with pytest.raises(NotFound):
+            await opened.content(b"f9")
+    async with image_of(name(registry), tmp_path / "cache") as opened:
+        assert await opened.content(b"f9") == CONTENTS[9]
+        assert opened.origins == FOUND
+
+
 def larger_windows(built: BuiltToc) -> BuiltToc:
     """A table that says its windows take more than the layer."""
     size = 64 << 10

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -68,12 +69,19 @@ class PublishedIndexes:
         layers = {layer.descriptor.digest: layer for layer in resolved.layers}
         missing = {digest: layers[digest] for digest in layers if digest in wanted}
         found = await trio.to_thread.run_sync(self._kept, resolved, missing)
-        if self._offline or len(found) == len(missing):
-            return found
-        fresh = await self._look(resolved, {d: layer for d, layer in missing.items() if d not in found})
-        if fresh:
-            await trio.to_thread.run_sync(self._remember, resolved, fresh)
-        return found | {digest: indexed for digest, (_, indexed) in fresh.items()}
+        if not self._offline and len(found) < len(missing):
+            fresh = await self._look(resolved, {d: layer for d, layer in missing.items() if d not in found})
+            if fresh:
+                await trio.to_thread.run_sync(self._remember, resolved, fresh)
+            found |= {digest: indexed for digest, (_, indexed) in fresh.items()}
+        return {digest: self._heedful(resolved, indexed) for digest, indexed in found.items()}
+
+    def _heedful(self, resolved: ResolvedImage, indexed: IndexedLayer) -> IndexedLayer:
+        """An index that is looked for anew by the next mount if its windows are gone."""
+        remote = indexed.remote_windows
+        if remote is None:
+            return indexed
+        return replace(indexed, remote_windows=replace(remote, gone=partial(self._forget, resolved)))
 
     async def foresee(self, repository: str, manifest: str) -> None:
         """Ask already what is attached to an image, if nothing is remembered of that.
@@ -138,6 +146,12 @@ class PublishedIndexes:
             tocs = {digest: [place.name, indexed.head.digest] for digest, (place, indexed) in fresh.items()}
             kept = (before.descriptor if before else {}) | tocs
             self._references.remember(self._key_of(resolved), kept, time.time())
+        except CacheError as error:
+            _log.warning("%s", error)
+
+    def _forget(self, resolved: ResolvedImage) -> None:
+        try:
+            self._references.forget(self._key_of(resolved))
         except CacheError as error:
             _log.warning("%s", error)
 

@@ -18,7 +18,7 @@ import trio
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
 from indexer.toc import Span
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.image.tasks import open_tasks
 from lazyfs.source.base import Blob
 
@@ -44,11 +44,13 @@ class RemoteWindows:
         blob: the file at its source.
         digest: its digest, which the table of contents names.
         keep: called in a worker thread with all of it, once it was fetched and checked.
+        gone: called in a worker thread when its source does not have it any more; None if nobody cares.
     """
 
     blob: Blob
     digest: str
     keep: Callable[[bytes], None]
+    gone: Callable[[], None] | None = None
 
     async def fetch_whole(self) -> bytes:
         """All of the file, checked.
@@ -174,7 +176,7 @@ class WindowFetcher:
                 self._nursery.start_soon(self._fetch_whole)
             start, end = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, self._size)
             self._asked += 1
-            data = await self._remote.blob.fetch(start, end, bytes)
+            data = await self._fetch_range(start, end)
             for block in run:
                 at = block * BLOCK_SIZE - start
                 self._blocks[block] = data[at : at + BLOCK_SIZE]
@@ -184,6 +186,14 @@ class WindowFetcher:
             for block in run:
                 del self._under_way[block]
             done.set()
+
+    async def _fetch_range(self, start: int, end: int) -> bytes:
+        try:
+            return await self._remote.blob.fetch(start, end, bytes)
+        except NotFound:
+            if self._remote.gone is not None:
+                await trio.to_thread.run_sync(self._remote.gone)
+            raise
 
     async def _fetch_whole(self) -> None:
         """Fetch the file, check it, keep it. Without it, blocks go on coming one by one."""
