@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,13 @@ from lazyfs.service.tree import OpenTree
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda data: f"sha256:{data.hex()}")
 ORDERS = st.builds(
     ChainOrder,
-    image=st.text(max_size=50).filter(lambda text: text.isprintable()),
+    image=st.text(st.characters(categories=("L", "M", "N", "P", "S"), include_characters=" "), max_size=50),
     manifest=DIGESTS | st.just(""),
     layers=st.integers(1, MAX_LAYERS),
     layer=DIGESTS,
     chain_id=DIGESTS | st.just(""),
 )
+BOOT = "8f5f7c1e-0000-4000-8000-000000000001"
 NUMBERS = st.integers(0, 2**63 - 1)
 WORDS = st.text("abcdef0123456789-", min_size=1, max_size=20)
 NAMES = st.text("abcdef0123456789", min_size=32, max_size=32)
@@ -106,7 +108,7 @@ def test_a_mount_is_named_after_its_layers_in_their_order():
 @settings(max_examples=50, deadline=None)  # the disk syncs when it likes
 @given(STATES)
 def test_what_is_saved_is_loaded(tmp_path_factory, state):
-    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"), BOOT)
     ledger.save(state)
     assert ledger.load() == state
 
@@ -115,7 +117,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, state):
 @given(STATES, st.data())
 def test_a_damaged_ledger_is_understood_in_part_or_not_at_all(tmp_path_factory, state, data):
     place = tmp_path_factory.mktemp("ledger")
-    ledger = Ledger(place)
+    ledger = Ledger(place, BOOT)
     ledger.save(state)
     whole = (place / "mounts.json").read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -124,9 +126,47 @@ def test_a_damaged_ledger_is_understood_in_part_or_not_at_all(tmp_path_factory, 
     assert isinstance(ledger.load(), State)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(STATES, min_size=1, max_size=4), st.sampled_from(["", "cut", "lost", "old"]))
+def test_after_a_power_cut_the_orders_count_whatever_became_of_the_rest(tmp_path_factory, states, rest):
+    place = tmp_path_factory.mktemp("ledger")
+    ledger = Ledger(place, BOOT)
+    kept = b""
+    for state in states:
+        ledger.save(state)
+        kept = kept or (place / "mounts.json").read_bytes()
+    match rest:
+        case "cut":
+            (place / "mounts.json").write_bytes(b"")
+        case "lost":
+            (place / "mounts.json").unlink()
+        case "old":
+            (place / "mounts.json").write_bytes(kept)
+    loaded = Ledger(place, "the next boot").load()
+    ordered = [(entry.name, entry.order) for entry in states[-1].entries if entry.mounted]
+    assert [(entry.name, entry.order) for entry in loaded.entries] == ordered
+    assert all(entry.mounted for entry in loaded.entries), "they are to be made again"
+    assert (loaded.session, loaded.files, loaded.trees) == (None, (), ())
+
+
+def test_orders_that_are_on_disk_are_not_written_again(tmp_path):
+    ledger = Ledger(tmp_path, BOOT)
+    entry = Entry("1" * 32, ChainOrder("a", "", 1, "sha256:" + "1" * 64, ""), mounted=False)
+    ledger.save(State(entries=(entry,)))
+    begun = (tmp_path / "orders.json").stat().st_ino
+    ledger.save(State(entries=(replace(entry, devices=(7,)),)))
+    assert (tmp_path / "orders.json").stat().st_ino == begun, "nobody was promised this mount yet"
+    ledger.save(State(entries=(replace(entry, mounted=True),)))
+    ordered = (tmp_path / "orders.json").stat().st_ino
+    assert ordered != begun
+    ledger.save(State(SavedSession("1", 1, 2, 3), entries=(replace(entry, mounted=True, devices=(7, 8)),)))
+    assert (tmp_path / "orders.json").stat().st_ino == ordered
+    assert ledger.load().session == SavedSession("1", 1, 2, 3)
+
+
 def test_a_mount_that_cannot_be_understood_does_not_take_the_others_with_it(tmp_path):
     order = ChainOrder("a", "", 1, "sha256:" + "1" * 64, "")
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path, BOOT)
     ledger.save(State(entries=(Entry("1" * 32, order), Entry("2" * 32, order))))
     document = json.loads((tmp_path / "mounts.json").read_bytes())
     document["mounts"][0]["name"] = "../../etc"
@@ -135,7 +175,7 @@ def test_a_mount_that_cannot_be_understood_does_not_take_the_others_with_it(tmp_
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path):
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path, BOOT)
     order = ChainOrder("a", "", 1, "sha256:" + "1" * 64, "")
     ledger.save(State(entries=(Entry("1" * 32, order),)))
     (tmp_path / "mounts.new").mkdir()
@@ -152,7 +192,7 @@ async def test_changes_of_a_moment_are_written_once(tmp_path):
             saved.append(state)
             super().save(state)
 
-    scribe = Scribe(Counting(tmp_path), State)
+    scribe = Scribe(Counting(tmp_path, BOOT), State)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scribe.write)
         await trio.testing.wait_all_tasks_blocked()

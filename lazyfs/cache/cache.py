@@ -5,14 +5,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from indexer.toc import SpanTable
 from lazyfs.cache.catalogue import Catalogue
 from lazyfs.cache.checking import EntryCheck, check_entry
 from lazyfs.cache.documents import Documents
 from lazyfs.cache.entry_files import Geometry
-from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors
+from lazyfs.cache.files import NO_ROOM, NO_WRITING, cache_errors, kernel_boot_id
 from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
 from lazyfs.cache.housekeeping import Housekeeper, OpenEntries
@@ -29,8 +28,6 @@ from lazyfs.cache.scratch import Scratch
 from lazyfs.cache.shelf import Shelf
 from lazyfs.cache.tocs import Tocs, load_spans
 from lazyfs.errors import CacheError
-
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Cache:
@@ -63,7 +60,7 @@ class Cache:
     ) -> None:
         self.root = open_root(path)
         with cache_errors("open the cache"):
-            boot_id = boot_id or _BOOT_ID.read_text("ascii").strip()
+            boot_id = boot_id or kernel_boot_id()
             scratch = Scratch(self.root / "tmp")
             scratch.sweep()
         self._scratch = scratch

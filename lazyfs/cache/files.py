@@ -19,6 +19,7 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PLAIN_NAME: Final = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}", re.ASCII)
 _ZERO_PAGE: Final = bytes(PAGE)
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
 
@@ -185,6 +186,15 @@ def data_runs(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]
         hole = min(os.lseek(descriptor, position, os.SEEK_HOLE), end)
         yield position, hole
         position = hole
+
+
+def kernel_boot_id() -> str:
+    """What the kernel calls this boot; no two are called the same.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    return _BOOT_ID.read_text("ascii").strip()
 
 
 def sync_path(path: Path | str, directory: int | None = None) -> None:

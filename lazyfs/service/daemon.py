@@ -17,6 +17,7 @@ import trio
 
 from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.cache.cache import Cache
+from lazyfs.cache.files import kernel_boot_id
 from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
@@ -73,7 +74,7 @@ async def run_service(
     """
     with _owned(options):
         cache = await trio.to_thread.run_sync(open_cache, config)
-        ledger = Ledger(options.root)
+        ledger = Ledger(options.root, kernel_boot_id())
         state = await trio.to_thread.run_sync(ledger.load)
         heritage = inherit(state, options, supervisor, read_mount_table())
         connection = heritage.connection

@@ -1,24 +1,28 @@
 """What must outlive the daemon's process: the mounts that are ordered, and how the kernel knows their layers.
 
-One file, whole at any time. After a power cut only the orders count. After the death of the process alone, a
-successor that is handed the FUSE connection goes on with it: it shows the same files under the same numbers.
+`mounts.json` has all of it, for a successor of the same boot. Handed the FUSE connection, it goes on to show
+the same files under the same numbers. After a power cut only the orders count: they are in `orders.json` too,
+which is written when an order comes or goes, and alone is waited for until it is on disk.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from indexer.errors import IndexerError
+from lazyfs.cache.files import sync_path
 from lazyfs.errors import BadReference, CacheError
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.json_fields import Fields, parse_object
 from lazyfs.service.protocol import is_name, parse_order
 
 _VERSION: Final = 1
-_FILE: Final = "mounts.json"
+_ALL: Final = "mounts.json"
+_ORDERS: Final = "orders.json"
 _MOST: Final = 1_000_000
 _LARGEST: Final = 1 << 30
 
@@ -123,15 +127,17 @@ class State:
 
 
 class Ledger:
-    """The file.
+    """The files.
 
     Args:
-        directory: where it lies.
+        directory: where they lie.
+        boot_id: of this boot.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, boot_id: str) -> None:
         self._directory = directory
-        self._path = directory / _FILE
+        self._boot_id = boot_id
+        self._on_disk: list[dict[str, Any]] | None = None  # the orders; None while that is not known
 
     def load(self) -> State:
         """What was saved last; what cannot be understood is left out. Blocks for the disk.
@@ -139,19 +145,11 @@ class Ledger:
         Raises:
             CacheError: the disk fails.
         """
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return State()
-        except OSError as error:
-            raise CacheError(f"cannot read {self._path}: {error.strerror}") from error
-        try:
-            fields = parse_object(data, _FILE, _LARGEST)
-            if fields.number("version") != _VERSION:
-                return State()
-            entries = tuple(filter(None, map(_entry, fields.children("mounts", _MOST))))
-        except IndexerError:
-            return State()
+        fields = self._read(_ALL)
+        if fields is None or not self._is_of_this_boot(fields):
+            orders = self._read(_ORDERS)
+            return State(entries=_entries(orders)) if orders else State()
+        entries = _entries(fields)
         with suppress(IndexerError, BadReference):
             session = _session(fields.child("session")) if "session" in fields else None
             files = tuple(map(_file, fields.children("files", _MOST)))
@@ -159,39 +157,75 @@ class Ledger:
         return State(entries=entries)
 
     def save(self, state: State) -> None:
-        """Keep this and nothing else. Blocks for the disk; on disk when it returns.
+        """Keep this and nothing else. Blocks for the disk; when it returns the orders are on it.
 
         Raises:
-            CacheError: the disk fails; the file is as it was.
+            CacheError: the disk fails; the files are as they were.
         """
-        data = json.dumps(_plain(state)).encode()
-        made = self._path.with_suffix(".new")
+        orders = [_plain_entry(Entry(each.name, each.order)) for each in state.entries if each.mounted]
+        if orders != self._on_disk:
+            self._on_disk = None
+            self._write(_ORDERS, {"mounts": orders}, durably=True)
+            self._on_disk = orders
+        self._write(_ALL, {"boot": self._boot_id, **_plain(state)}, durably=False)
+
+    def _is_of_this_boot(self, fields: Fields) -> bool:
+        with suppress(IndexerError):
+            return fields.text("boot") == self._boot_id
+        return False
+
+    def _read(self, name: str) -> Fields | None:
+        """A file's fields; None if it is not there, or is none of ours.
+
+        Raises:
+            CacheError: the disk fails.
+        """
+        path = self._directory / name
+        try:
+            fields = parse_object(path.read_bytes(), name, _LARGEST)
+            return fields if fields.number("version") == _VERSION else None
+        except (FileNotFoundError, IndexerError):
+            return None
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror}") from error
+
+    def _write(self, name: str, document: Mapping[str, Any], *, durably: bool) -> None:
+        path = self._directory / name
+        made = path.with_suffix(".new")
         try:
             with made.open("wb") as file:
                 os.fchmod(file.fileno(), 0o600)
-                file.write(data)
+                file.write(json.dumps({"version": _VERSION, **document}).encode())
                 file.flush()
-                os.fsync(file.fileno())
-            made.rename(self._path)
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+                if durably:
+                    os.fsync(file.fileno())
+            made.rename(path)
+            if durably:
+                sync_path(self._directory.resolve())
         except OSError as error:
-            raise CacheError(f"cannot keep {self._path}: {error.strerror}") from error
+            raise CacheError(f"cannot keep {path}: {error.strerror}") from error
 
 
 def _plain(state: State) -> dict[str, Any]:
     return {
-        "version": _VERSION,
         "session": asdict(state.session) if state.session else None,
         "files": [asdict(file) for file in state.files],
         "trees": [
             asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
         ],
-        "mounts": [asdict(entry) | {"devices": " ".join(map(str, entry.devices))} for entry in state.entries],
+        "mounts": [_plain_entry(entry) for entry in state.entries],
     }
+
+
+def _plain_entry(entry: Entry) -> dict[str, Any]:
+    return asdict(entry) | {"devices": " ".join(map(str, entry.devices))}
+
+
+def _entries(fields: Fields) -> tuple[Entry, ...]:
+    """The mounts that can be understood."""
+    with suppress(IndexerError):
+        return tuple(filter(None, map(_entry, fields.children("mounts", _MOST))))
+    return ()
 
 
 def _entry(fields: Fields) -> Entry | None:
