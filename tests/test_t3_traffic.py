@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from indexer.boot_pack import PackLayer
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
+from lazyfs.errors import Unreachable
 from lazyfs.image.completion import complete, complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.layer import LazyLayer
@@ -19,7 +20,7 @@ from lazyfs.image.pace import Pace
 from lazyfs.image.plan import beside
 from lazyfs.image.traffic import SLOWEST, Cause, Purpose, SlowRead, Ticket, Traffic, TrafficCount
 from lazyfs.source.line import Line
-from tests.support.layers import build, gzip_layer
+from tests.support.layers import build, gzip_layer, zstd_frame
 from tests.support.tars import file, tar
 from tests.test_t3_layer import QUIET, TAR, MemoryBlob, lazy
 
@@ -176,6 +177,55 @@ async def test_what_cannot_be_had_ends_the_completion(cache, autojump_clock):
         blob.before = trio.sleep_forever
         await complete(layer, Purpose.AHEAD)
         assert not layer.entry.complete
+
+
+async def test_a_frame_that_is_streamed_in_the_background_waits_and_counts_as_such(cache, autojump_clock):
+    blob = MemoryBlob(zstd_frame(TAR))
+    traffic = Traffic(background_rate := 1_000_000)
+    async with lazy(blob, cache, traffic=traffic, max_bytes=100_000, timeout_s=5) as layer:
+        began = trio.current_time()
+        await complete(layer, Purpose.BACKGROUND)
+        assert layer.entry.complete
+        assert trio.current_time() - began >= (blob.size - 100_000) / background_rate
+    counts = traffic.counts()
+    assert counts[Purpose.DEMAND].requests == 0
+    assert counts[Purpose.BACKGROUND] == TrafficCount(len(blob.ranges), blob.size)
+
+
+async def test_a_reader_makes_the_frame_it_waits_for_go_first(cache):
+    blob = MemoryBlob(zstd_frame(TAR))
+    traffic = Traffic(1000)  # bytes a second: the next piece would come in 100 s
+    async with (
+        lazy(blob, cache, traffic=traffic, max_bytes=100_000) as layer,
+        trio.open_nursery() as nursery,
+    ):
+        sent = trio.Event()
+
+        async def tell() -> None:
+            sent.set()
+
+        blob.before = tell
+        nursery.start_soon(complete, layer, Purpose.BACKGROUND)
+        await sent.wait()
+        with trio.fail_after(30):
+            assert await layer.read(900_000, 10) == TAR[900_000:900_010]
+
+
+@pytest.mark.expect_log("fetching from byte")
+async def test_a_frame_that_broke_off_is_not_taken_for_complete(cache, autojump_clock):
+    blob = MemoryBlob(zstd_frame(TAR))
+    pieces = 0
+
+    async def break_off_once() -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 8:
+            raise Unreachable("it broke off")
+
+    blob.before = break_off_once
+    async with lazy(blob, cache, max_bytes=50_000) as layer:
+        await complete(layer, Purpose.BACKGROUND)
+        assert layer.entry.complete
 
 
 async def test_a_reader_makes_its_background_request_go_first(cache, autojump_clock):

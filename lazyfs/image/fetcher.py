@@ -182,8 +182,8 @@ class SpanFetcher:
                 land as they pass, else by their own.
         """
         numbers = list(numbers)
-        wanted = self._unclaimed(numbers, promote=purpose is Purpose.DEMAND)
-        extra = self._unclaimed(ahead, promote=False) - wanted
+        wanted = self._unclaimed(numbers, purpose)
+        extra = self._unclaimed(ahead, Purpose.AHEAD) - wanted
         if extra and self._windows is None:
             self._send(wanted | extra, purpose, extra)
         else:
@@ -191,17 +191,17 @@ class SpanFetcher:
             self._send(extra, Purpose.AHEAD)
         return {number: self._landings[number] for number in numbers}
 
-    def _unclaimed(self, numbers: Iterable[int], *, promote: bool) -> set[int]:
+    def _unclaimed(self, numbers: Iterable[int], purpose: Purpose) -> set[int]:
         """Those that are not under way, and what comes out of the same entries; large frames are begun."""
         unclaimed: set[int] = set()
         for number in numbers:
             if number in self._landings:
-                if promote:
+                if purpose is Purpose.DEMAND:
                     self._settings.traffic.promote(self._landings[number].ticket)
             elif number not in unclaimed:
                 sharing = self._spans.sharing_entry(number)
                 if len(sharing) > 1 and self._is_large(sharing):
-                    self._start_frame(sharing)
+                    self._start_frame(sharing, purpose)
                 else:
                     unclaimed.update(other for other in sharing if other not in self._landings)
         return unclaimed
@@ -234,16 +234,17 @@ class SpanFetcher:
         large = compressed > self._settings.max_bytes or last.skip + last.size > _MOST_AT_ONCE
         return large and first.entry is Entry.ZSTD_FRAME
 
-    def _start_frame(self, sharing: range) -> None:
+    def _start_frame(self, sharing: range, purpose: Purpose) -> None:
         spans = [self._spans[number] for number in sharing]
-        self._landings.claim(
-            (number for number in sharing if number not in self._landings), Ticket(Purpose.DEMAND)
-        )
+        ticket = Ticket(purpose)
+        self._landings.claim((number for number in sharing if number not in self._landings), ticket)
         if self._whole is not None:
             self._stream_whole(spans)
             return
-        stream = FrameStream(spans, self._entry, self._blob, self._landings, self._count, self._pay)
         settings = self._settings
+        stream = FrameStream(
+            spans, self._entry, self._blob, self._landings, settings.traffic, ticket, self._count
+        )
         work = partial(stream.run, settings.max_bytes, settings.timeout_s)
         self._nursery.start_soon(self._guarded, spans, work)
 
@@ -308,6 +309,7 @@ class SpanFetcher:
                     traffic.give_back(paid)
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
+                traffic.give_back(paid - (end - start))
                 self._count(end - start, len(missing), ticket.purpose, ticket.ahead)
                 began = trio.current_time()
                 ticket.queue_s = began - asked
@@ -316,7 +318,7 @@ class SpanFetcher:
                     landed = await self._fetch_range(missing, start, end, ticket)
                     self._transfers.append((end - start, trio.current_time() - began))
                 except RangeRefused:
-                    traffic.give_back(paid)
+                    traffic.give_back(end - start)
                     raise
                 finally:
                     self._throughput.ended(trio.current_time())
@@ -362,6 +364,8 @@ class SpanFetcher:
             if not left:
                 raise
             first, last = left[0].compressed_start, max(span.compressed_end for span in left)
+            await self._settings.traffic.pay(ticket, last - first)
+            self._count(last - first, 0, ticket.purpose)
             unpack_left = partial(self._unpack, left, first, ticket, self._read_window)
             return await self._blob.fetch(first, last, unpack_left)
         return []

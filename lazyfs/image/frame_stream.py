@@ -4,7 +4,7 @@ Readers behind the frontier are served as it passes, those ahead of it wait. Amo
 the others watch what it puts into the cache.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -12,14 +12,16 @@ import trio
 from indexer.toc import Span
 from indexer.zstd_spans import FrameReader
 from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.errors import RangeRefused
 from lazyfs.image.landing import Landings
 from lazyfs.image.tasks import open_tasks
+from lazyfs.image.traffic import Purpose, Ticket, Traffic
 from lazyfs.source.base import Blob
 
 _WATCH_EVERY_S: Final = 0.02
 
-Count = Callable[[int, int], None]
-"""Told of each request: compressed bytes, and spans it completed."""
+Count = Callable[[int, int, Purpose], None]
+"""Told of each request: compressed bytes, spans it completed, and whom it was for."""
 
 
 class FrameStream:
@@ -30,8 +32,9 @@ class FrameStream:
         entry: where they go.
         blob: where they come from.
         landings: who waits for them.
+        traffic: where its requests take turns.
+        ticket: theirs, and that of the landings it was claimed with.
         count: told of each request.
-        pay: waits until so many bytes may be asked for.
     """
 
     def __init__(
@@ -40,14 +43,16 @@ class FrameStream:
         entry: LayerEntry,
         blob: Blob,
         landings: Landings,
+        traffic: Traffic,
+        ticket: Ticket,
         count: Count,
-        pay: Callable[[int], Awaitable[None]],
     ) -> None:
-        self._pay = pay
         self._spans = spans
         self._entry = entry
         self._blob = blob
         self._landings = landings
+        self._traffic = traffic
+        self._ticket = ticket
         self._count = count
 
     async def run(self, piece_size: int, timeout_s: float) -> None:
@@ -90,10 +95,15 @@ class FrameStream:
         end = self._spans[-1].compressed_end
         for start in range(self._spans[0].compressed_start, end, piece_size):
             stop = min(start + piece_size, end)
-            await self._pay(stop - start)
-            with trio.fail_after(timeout_s):
-                finished = await self._blob.fetch(start, stop, consume)
-            self._count(stop - start, len(finished))
+            async with self._traffic.turn(self._ticket):
+                await self._traffic.pay(self._ticket, stop - start)
+                try:
+                    with trio.fail_after(timeout_s):
+                        finished = await self._blob.fetch(start, stop, consume)
+                except RangeRefused:
+                    self._traffic.give_back(stop - start)
+                    raise
+                self._count(stop - start, len(finished), self._ticket.purpose)
             for span, data in finished:
                 self._landings.land(span.number, data)
         reader.close()

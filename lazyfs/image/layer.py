@@ -351,7 +351,7 @@ class LazyLayer:
         return b"".join(part for part in parts.values() if part is not None)
 
     def missing_spans(self, after: int, most: int) -> list[int]:
-        """The next spans that are neither here nor on their way, at most `most` compressed bytes, but one.
+        """The next spans that are not here, at most `most` compressed bytes, but one.
 
         Args:
             after: number of the first one to look at.
@@ -359,7 +359,7 @@ class LazyLayer:
         """
         found: list[int] = []
         for number in range(after, len(self._spans)):
-            if self._has_span(number) or self._fetcher.is_under_way(number):
+            if self._has_span(number):
                 continue
             most -= self._compressed_size(number)
             if found and most < 0:
