@@ -91,7 +91,7 @@ class Verifier:
             evictions = entry.evictions
             if not entry.complete:
                 return None
-            audit = audit_stream(head, diff_id, _cached_pieces(entry, header.uncompressed_size))
+            audit = audit_stream(head, diff_id, cached_pieces(entry, header.uncompressed_size))
             # What was evicted meanwhile read as zeros: that says nothing of the table.
             return audit if entry.evictions == evictions else None
 
@@ -135,7 +135,7 @@ def _audit_file(layer: ImageLayer, head: TocHead, file: int, windows: bytes | me
         return Audit((error.what,))
 
 
-def _cached_pieces(entry: LayerEntry, size: int) -> Iterator[bytes]:
+def cached_pieces(entry: LayerEntry, size: int) -> Iterator[bytes]:
     """The first `size` bytes of an entry that is complete, past what the page cache thinks of them."""
     os.posix_fadvise(entry.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     for start in range(0, size, _PIECE):
