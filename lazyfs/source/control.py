@@ -7,8 +7,9 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import trio
@@ -81,7 +82,7 @@ class ControlClient:
         self._client = client
         self._proxy = settings.proxy
         self._counters = counters
-        self._checked_hosts = set(trusted_hosts)
+        self._trusted_hosts = trusted_hosts
 
     async def exchange(
         self,
@@ -100,10 +101,12 @@ class ControlClient:
             Unreachable: the server is not trusted.
             LimitExceeded: the body is longer than `max_bytes`.
         """
-        await self._check_host(url)
+        guard = self._guard(url)
         self._counters.add("control_requests")
         try:
-            async with self._client.stream(method, url, headers=dict(headers), content=content) as response:
+            async with self._client.stream(
+                method, url, headers=dict(headers), content=content, extensions=guard
+            ) as response:
                 body = await self._bounded(response, url, max_bytes)
                 _log.debug("%s %s: %d, %d bytes", method, shown(url), response.status_code, len(body))
                 return Reply(response.status_code, url, body, response.headers)
@@ -129,21 +132,35 @@ class ControlClient:
             raise LimitExceeded(f"{shown(url)}: more than {max_bytes} bytes")
         return bytes(body)
 
-    async def _check_host(self, url: str) -> None:
-        """Refuse a host, named by a stranger, that lies where clouds keep their machines' credentials."""
+    def _guard(self, url: str) -> dict[str, Any]:
+        """Extensions of a request that end it where it reaches what clouds keep their machines' secrets at.
+
+        The connection itself is looked at, before anything is sent: a name may be another's in a moment.
+
+        Raises:
+            SourceError: the URL says so already.
+        """
         origin = origin_of(url)
-        if origin.host in self._checked_hosts:
-            return
-        addresses = [origin.host]
-        if not self._proxy.proxy_for(origin):
-            try:
-                found = await trio.socket.getaddrinfo(origin.host, origin.port, type=trio.socket.SOCK_STREAM)
-            except (OSError, UnicodeError):  # the latter where no host can have this name
-                return  # connecting will say so
-            addresses += [str(entry[4][0]) for entry in found]
-        if any(map(is_link_local, addresses)):
-            raise SourceError(f"refused: {origin.host} is, or has, a link-local address", url=shown(url))
-        self._checked_hosts.add(origin.host)
+        if origin.host in self._trusted_hosts:
+            return {}
+        if is_link_local(origin.host):
+            raise _link_local(url, origin.host)
+        return {} if self._proxy.proxy_for(origin) else {"trace": partial(_check_peer, url)}
+
+
+async def _check_peer(url: str, event: str, info: Mapping[str, Any]) -> None:
+    """Told by httpcore what happens on a request's way."""
+    if event != "connection.connect_tcp.complete":
+        return
+    stream = info["return_value"]
+    peer = str(stream.get_extra_info("server_addr")[0])
+    if is_link_local(peer):
+        await stream.aclose()
+        raise _link_local(url, peer)
+
+
+def _link_local(url: str, address: str) -> SourceError:
+    return SourceError(f"refused: {origin_of(url)} has the link-local address {address}", url=shown(url))
 
 
 def new_client(
