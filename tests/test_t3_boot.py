@@ -22,7 +22,7 @@ from lazyfs.image.trace import Trace
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.descriptor import Descriptor
 from tests.support.images import build_image
-from tests.support.published import index_of, new_key, public_pem, put, sign
+from tests.support.published import index_of, new_key, public_pem, put, registry_with, sign
 from tests.support.registry import Registry
 from tests.support.registry_faults import Corrupt, Reset, Stall, Status
 from tests.support.tars import file, tar
@@ -39,9 +39,7 @@ START = [b"f30", b"f02", b"motd", b"f17"]
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        running.push("app", IMAGE, tag="1")
-        put(running, "app", index_of(IMAGE))
+    with registry_with(IMAGE) as running:
         yield running
 
 

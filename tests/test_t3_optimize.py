@@ -14,7 +14,7 @@ from lazyfs.image.pack_artifact import newest_first
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
 from lazyfs.image.trace import Touch, Trace
 from lazyfs.oci.descriptor import Descriptor
-from tests.support.published import index_of, put
+from tests.support.published import registry_with
 from tests.support.registry import Registry
 from tests.support.registry_faults import Status
 from tests.test_t3_boot import IMAGE, START, made_pack, mounted, put_pack, recorded_start, settled, start
@@ -22,9 +22,7 @@ from tests.test_t3_boot import IMAGE, START, made_pack, mounted, put_pack, recor
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        running.push("app", IMAGE, tag="1")
-        put(running, "app", index_of(IMAGE))
+    with registry_with(IMAGE) as running:
         yield running
 
 

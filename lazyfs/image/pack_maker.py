@@ -13,7 +13,7 @@ from indexer.toc import Span, SpanTable
 from lazyfs.errors import CacheError
 from lazyfs.image.image import Image
 from lazyfs.image.tasks import run_few
-from lazyfs.image.trace import Trace
+from lazyfs.image.trace import Trace, sparse_memory
 
 _AT_ONCE: Final = 8
 
@@ -43,15 +43,15 @@ def runs_of_trace(trace: Trace, layers: Sequence[PackLayer], tables: Sequence[Sp
 
 def _once(runs: Iterable[Run], leaves: Sequence[int]) -> Iterator[Run]:
     """Runs in layers of so many leaves, without what stood in one before."""
-    seen = [bytearray(count) for count in leaves]
+    seen = [sparse_memory(count + 1) for count in leaves]
     for layer, first, end in runs:
-        at = seen[layer].find(0, first, end)
+        at = seen[layer].find(b"\0", first, end)
         while at >= 0:
-            known = seen[layer].find(1, at, end)
+            known = seen[layer].find(b"\1", at, end)
             stop = known if known >= 0 else end
             seen[layer][at:stop] = b"\1" * (stop - at)
             yield Run(layer, at, stop)
-            at = seen[layer].find(0, stop, end)
+            at = seen[layer].find(b"\0", stop, end)
 
 
 def runs_of_pack(head: PackHead, layers: Sequence[PackLayer], tables: Sequence[SpanTable]) -> list[Run]:

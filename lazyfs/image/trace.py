@@ -27,7 +27,12 @@ _MAX_LAYERS: Final = 1000
 _MAX_OFFSET: Final = 1 << 62
 _FIELDS: Final = 4
 _MAP_NORESERVE: Final = 0x4000  # mmap(2); `mmap` does not name it before Python 3.13
-_COSTS_NOTHING: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE  # where nothing is read
+_COSTS_NOTHING: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+def sparse_memory(size: int) -> mmap.mmap:
+    """So many bytes, all zero, of which only those cost something that are written."""
+    return mmap.mmap(-1, size, _COSTS_NOTHING)
 
 
 class Touch(NamedTuple):
@@ -171,7 +176,7 @@ class Tracer:
         self._clock = clock
         self._began = clock()
         self._began_at = time.time()
-        self._seen = [mmap.mmap(-1, layer.size // BLOCK_SIZE + 1, _COSTS_NOTHING) for layer in layers]
+        self._seen = [sparse_memory(layer.size // BLOCK_SIZE + 1) for layer in layers]
         self._touches = array("Q")
 
     def __repr__(self) -> str:

@@ -160,7 +160,7 @@ class Ledger:
         """Keep this and nothing else. Blocks for the disk; when it returns the orders are on it.
 
         Raises:
-            CacheError: the disk fails; the files are as they were.
+            CacheError: the disk fails; each file is as it was, or whole and new.
         """
         orders = [_plain_entry(Entry(each.name, each.order)) for each in state.entries if each.mounted]
         if orders != self._on_disk:

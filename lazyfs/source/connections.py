@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Final
 
-from lazyfs.errors import SourceError
 from lazyfs.source.proxy import Proxy, ProxyRules
 from lazyfs.source.refusals import final_refusal, reason_of
 from lazyfs.source.retry import Transient
-from lazyfs.source.urls import Origin, is_link_local
+from lazyfs.source.urls import Origin, check_peer
 
 IDLE_S: Final = 30.0  # servers close idle connections; most wait longer than this
 
@@ -178,9 +177,7 @@ class Connections:
         """Refuse a name that a stranger made point to this machine's metadata service."""
         if proxy or origin.host in self._trusted_hosts:
             return
-        peer = str(connected.getpeername()[0])
-        if is_link_local(peer):
-            raise SourceError(f"refused: {origin.host} has the link-local address {peer}")
+        check_peer(origin, str(connected.getpeername()[0]))
 
 
 def shut_down(connected: socket.socket) -> None:

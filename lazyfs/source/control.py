@@ -21,7 +21,7 @@ from lazyfs.source.counters import Counters
 from lazyfs.source.refusals import final_refusal, reason_of, was_refused
 from lazyfs.source.retry import Transient
 from lazyfs.source.settings import SourceSettings, user_agent
-from lazyfs.source.urls import is_link_local, origin_of, shown
+from lazyfs.source.urls import Origin, check_peer, origin_of, shown
 
 MAX_REPLY_BYTES: Final = 8 << 20
 
@@ -143,24 +143,20 @@ class ControlClient:
         origin = origin_of(url)
         if origin.host in self._trusted_hosts:
             return {}
-        if is_link_local(origin.host):
-            raise _link_local(url, origin.host)
-        return {} if self._proxy.proxy_for(origin) else {"trace": partial(_check_peer, url)}
+        check_peer(origin, origin.host)
+        return {} if self._proxy.proxy_for(origin) else {"trace": partial(_check_connection, origin)}
 
 
-async def _check_peer(url: str, event: str, info: Mapping[str, Any]) -> None:
+async def _check_connection(origin: Origin, event: str, info: Mapping[str, Any]) -> None:
     """Told by httpcore what happens on a request's way."""
     if event != "connection.connect_tcp.complete":
         return
     stream = info["return_value"]
-    peer = str(stream.get_extra_info("server_addr")[0])
-    if is_link_local(peer):
+    try:
+        check_peer(origin, str(stream.get_extra_info("server_addr")[0]))
+    except SourceError:
         await stream.aclose()
-        raise _link_local(url, peer)
-
-
-def _link_local(url: str, address: str) -> SourceError:
-    return SourceError(f"refused: {origin_of(url)} has the link-local address {address}", url=shown(url))
+        raise
 
 
 def new_client(

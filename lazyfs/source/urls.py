@@ -103,6 +103,16 @@ def is_link_local(host: str) -> bool:
     return address.is_link_local
 
 
+def check_peer(origin: Origin, address: str) -> None:
+    """See that who answers for a host has no link-local address, whatever its name.
+
+    Raises:
+        SourceError: it has.
+    """
+    if is_link_local(address):
+        raise SourceError(f"refused: {origin} has the link-local address {address}")
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` (without port) is this machine by name or number."""
     if host == "localhost":

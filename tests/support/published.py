@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -54,6 +55,15 @@ def encode_older(toc: Toc) -> bytes:
     data = encode_toc(toc)[:-DIGEST_SIZE]
     data = data[:7] + bytes([VERSION - 1]) + data[8:]
     return data + sha256(data).digest()
+
+
+@contextmanager
+def registry_with(image: BuiltDocument) -> Iterator[Registry]:
+    """A registry that has an image as app:1, with its index."""
+    with Registry() as running:
+        running.push("app", image, tag="1")
+        put(running, "app", index_of(image))
+        yield running
 
 
 def put(registry: Registry, repository: str, artifact: Artifact) -> str:
