@@ -1,27 +1,26 @@
 """A start that was seen before: the disk reads what it touched before anybody asks."""
 
-import ctypes
 import logging
-import mmap
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 
 from lazyfs.assembly import opened
+from lazyfs.image.hastening import hasten
 from lazyfs.image.image import Image
 from lazyfs.image.recording import recorded
 from lazyfs.image.warming import warmed
 from tests.support.images import build_image
+from tests.support.page_cache import PAGE, forget, in_memory
 from tests.support.registry import Registry
 from tests.support.tars import file, tar
 from tests.support.workshops import workshop_of
 
 CONTENT = os.urandom(400_000)
 IMAGE = build_image([tar(file(b"start", CONTENT), file(b"other", os.urandom(400_000)))])
-PAGE = 4096
 
 
 @pytest.fixture
@@ -31,31 +30,10 @@ def registry() -> Iterator[Registry]:
         yield running
 
 
-def in_memory(file_number: int, offset: int) -> bool:
-    """Whether a page of a file is in the page cache. Reading it, even without waiting, would have it read."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    length, place = ctypes.c_size_t(PAGE), ctypes.c_long(offset)
-    address = ctypes.c_void_p(libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, file_number, place))
-    pages = ctypes.c_ubyte()
-    assert libc.mincore(address, length, ctypes.byref(pages)) == 0
-    assert libc.munmap(address, length) == 0
-    return bool(pages.value & 1)
-
-
 async def wait_until(holds: Callable[[], bool]) -> None:
     with trio.fail_after(20):
         while not holds():  # noqa: ASYNC110  # the kernel tells nobody
             await trio.sleep(0.01)
-
-
-def forget(path: Path | int) -> None:
-    """Drop a file from the page cache."""
-    number = path if isinstance(path, int) else os.open(path, os.O_RDONLY)
-    os.fdatasync(number)
-    os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-    if number is not path:
-        os.close(number)
 
 
 async def touch(image: Image, name: bytes) -> None:
@@ -94,6 +72,26 @@ async def test_what_the_last_start_touched_is_read_from_the_disk_at_once(registr
             for place in (start, start + 300_000 // PAGE * PAGE):
                 await wait_until(lambda place=place: in_memory(number, place))
         assert not in_memory(number, other)
+        with image.metadata_file.open("rb") as metadata:
+            await wait_until(lambda: in_memory(metadata.fileno(), 0))
+
+
+async def test_whoever_starts_again_in_the_same_mount_is_warmed_by_its_own_trace(registry, tmp_path):
+    async with (
+        workshop_of(f"{registry.host}/app:1", tmp_path / "cache") as workshop,
+        opened(workshop, mounted=True) as image,
+        AsyncExitStack() as stack,
+    ):
+        cache, layers = workshop.cache, image.by_names
+        hastened = await hasten(stack, image.resolved, layers, image.metadata_file, cache, None, ask=False)
+        await touch(image, b"start")
+        (layer,) = layers.values()
+        number, start = layer.entry.fileno(), address_of(image, b"start")
+        forget(number)
+        forget(image.metadata_file)
+        assert not in_memory(number, start)
+        hastened.warm()
+        await wait_until(lambda: in_memory(number, start))
         with image.metadata_file.open("rb") as metadata:
             await wait_until(lambda: in_memory(metadata.fileno(), 0))
 

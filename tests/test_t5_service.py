@@ -17,6 +17,7 @@ from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until
 from tests.support.oracle import compare_trees
+from tests.support.page_cache import PAGE, forget, pages_in_memory
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
 from tests.support.service import Daemon, name_of, running_daemon
@@ -302,6 +303,31 @@ def test_a_released_mount_waits_for_the_next_container_but_for_no_later_daemon(t
         daemon.kill_worker()  # what nobody uses is not
         assert daemon.ask("mounts") == []
         assert not mounted.path.exists()
+
+
+def test_a_released_mount_is_used_again_without_waiting_for_the_disk(tmp_path, python):
+    with running_daemon(tmp_path / "daemon", flags=["--linger", "3600"]) as daemon:
+        mounted = daemon.ask("mount", python.whole)
+        assert (mounted.path / "usr/lib/os-release").read_bytes()
+        orders = daemon.root / "orders.json"
+        written = orders.stat().st_ino
+        daemon.ask("release", mounted.name)
+        contents = [path.open("rb") for path in daemon.cache.glob("layers/**/data")]
+
+        def pages() -> int:
+            sizes = [os.fstat(content.fileno()).st_size for content in contents]
+            places = zip(contents, sizes, strict=True)
+            return sum(pages_in_memory(content.fileno(), 0, size // PAGE) for content, size in places)
+
+        for content in contents:
+            forget(content.fileno())
+        assert contents
+        assert pages() == 0
+        assert daemon.ask("mount", python.whole) == mounted
+        wait_until(lambda: pages() > 0)
+        assert orders.stat().st_ino == written
+        for content in contents:
+            content.close()
 
 
 def test_a_released_mount_goes_after_a_while(tmp_path, python):

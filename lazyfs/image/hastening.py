@@ -1,8 +1,9 @@
 """What every mount does beside answering reads: it records them, and hastens its start."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from indexer.boot_pack import PackLayer
@@ -25,11 +26,13 @@ class Hastened:
         tracer: what was recorded.
         boot: its start; None where no pack is wanted.
         packed: as `starts_by_pack` says.
+        warm: has the disk read what was touched so far, for somebody who is about to start here again.
     """
 
     tracer: Tracer
     boot: Boot | None
     packed: bool
+    warm: Callable[[], None]
 
 
 async def hasten(
@@ -55,7 +58,7 @@ async def hasten(
         traffic: where its requests take turns with those of others.
         ask: whether to ask others for one.
     """
-    await stack.enter_async_context(warmed(resolved.descriptor.digest, layers, cache, metadata_file))
+    warm = await stack.enter_async_context(warmed(resolved.descriptor.digest, layers, cache, metadata_file))
     boot = None
     if packs is not None:
         boot = await stack.enter_async_context(
@@ -63,7 +66,7 @@ async def hasten(
         )
     packed = await starts_by_pack(boot, layers.values())
     tracer = await stack.enter_async_context(recorded(resolved, layers, cache, precise=packed))
-    return Hastened(tracer, boot, packed)
+    return Hastened(tracer, boot, packed, partial(warm, tracer.trace))
 
 
 async def starts_by_pack(boot: Boot | None, layers: Iterable[LazyLayer]) -> bool:

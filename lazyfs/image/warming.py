@@ -7,8 +7,9 @@ little more time than one. What is in memory still costs a microsecond a place.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,9 @@ from lazyfs.image.recording import newest_trace
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.trace import Touch, Trace
 
+TraceOf = Callable[[], Trace | None]
+"""What a start touched, if that is known; called in a worker thread."""
+
 _MOST_BYTES: Final = 128 << 20
 
 _log = logging.getLogger(__name__)
@@ -32,8 +36,10 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def warmed(
     manifest: str, layers: Mapping[PackLayer, LazyLayer], cache: Cache, metadata_file: Path
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Callable[[TraceOf], None]]:
     """Warm the start of a mount of open layers, in the background.
+
+    Gives what does so again, by a trace of the caller's.
 
     Args:
         manifest: digest of the image's manifest.
@@ -42,16 +48,18 @@ async def warmed(
         metadata_file: its tree.
     """
     async with background_tasks() as nursery:
-        nursery.start_soon(_warm, manifest, layers, cache, metadata_file)
-        yield
+
+        def warm(trace_of: TraceOf) -> None:
+            nursery.start_soon(_warm, trace_of, layers, metadata_file)
+
+        warm(partial(newest_trace, cache, manifest))
+        yield warm
 
 
-async def _warm(
-    manifest: str, layers: Mapping[PackLayer, LazyLayer], cache: Cache, metadata_file: Path
-) -> None:
+async def _warm(trace_of: TraceOf, layers: Mapping[PackLayer, LazyLayer], metadata_file: Path) -> None:
     def work() -> None:
         _read_soon(metadata_file)
-        trace = newest_trace(cache, manifest)
+        trace = trace_of()
         for names, start, end in _places(trace) if trace else ():
             if names in layers:
                 _read_layer_soon(layers[names], start, min(end, layers[names].size))

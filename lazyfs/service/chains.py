@@ -3,9 +3,9 @@
 A chain lives in a task of its own, which mounts it, says so, waits until it is to go, and unmounts it. What
 is mounted stands in the ledger, from which the next daemon makes it again.
 
-One that is released lingers: the next container finds it with all that the kernel has cached. The ledger says
-nothing of it, so that no later daemon keeps what nobody uses; whoever orders it again gets it when it stands
-there again.
+One that is released lingers: the next container finds it with all that the kernel has cached. A later daemon
+of the same boot does not keep it, as nobody uses it; whoever orders it again gets it when it stands in the
+ledger again.
 """
 
 import logging
@@ -123,6 +123,7 @@ class Chains:
         nursery: where they live.
         images: where their layers are.
         driver: presents them.
+        warm: hastens those reads of a mount, by name, that the next container is likely to begin with.
         directory: where they are mounted, each under its name.
         write_down: returns when `entries` is on disk.
         linger_s: for how long a mount that was released stays.
@@ -133,6 +134,7 @@ class Chains:
         nursery: trio.Nursery,
         images: Images,
         driver: Driver,
+        warm: Callable[[str], None],
         directory: Path,
         write_down: Callable[[], Awaitable[None]],
         linger_s: float = 0.0,
@@ -140,6 +142,7 @@ class Chains:
         self._nursery = nursery
         self._images = images
         self._driver = driver
+        self._warm = warm
         self._directory = directory
         self._write_down = write_down
         self._linger_s = linger_s
@@ -184,6 +187,7 @@ class Chains:
                 return False
             if chain.released is not None:
                 chain.released = None
+                self._warm(chain.entry.name)
                 await self._write_down()
             return True
 
@@ -250,6 +254,10 @@ class Chains:
             chain.entry.name: chain.entry for chain in chains if chain.noted and chain.released is None
         }
         return tuple(entries.values())
+
+    def idle(self) -> tuple[Entry, ...]:
+        """What is mounted, and used by nobody."""
+        return tuple(chain.entry for chain in self._mounted() if chain.released is not None)
 
     async def remake(self, entries: Iterable[Entry]) -> None:
         """Make mounts again that were there before, and go on trying."""

@@ -127,7 +127,8 @@ class _Service:
 
         def compose() -> State:
             session = grove.saved() if grove else None
-            return State(session, layers.saved() if grove else (), fuse.saved(), chains.entries())
+            files = layers.saved() if grove else ()
+            return State(session, files, fuse.saved(), chains.entries(), chains.idle())
 
         options, config, cache = self._options, self._config, self._cache
         timeout_s = config.read_timeout_s
@@ -147,7 +148,9 @@ class _Service:
             shown = grove.shown(options.forest, self._supervisor) if grove else nullcontext()
             async with shown, open_tasks() as nursery:
                 driver = FirstThatWorks(erofs, fuse) if options.driver == "auto" else erofs or fuse
-                chains = Chains(nursery, images, driver, options.mounts, scribe.write, options.linger_s)
+                chains = Chains(
+                    nursery, images, driver, trees.warm, options.mounts, scribe.write, options.linger_s
+                )
                 chains.adopt(heritage.adopted)
                 kept = [entry.name for entry in heritage.adopted]
                 await trio.to_thread.run_sync(take_down_rest, options, kept)

@@ -118,12 +118,15 @@ class State:
         files: the forest's files.
         trees: trees beside the forest.
         entries: the mounts.
+        idle: mounts that nobody uses, and that may be ordered again. A successor of the same boot does not
+            know them; as orders they stay on disk until they go, so that to be used again costs no write.
     """
 
     session: SavedSession | None = None
     files: tuple[SavedFile, ...] = ()
     trees: tuple[SavedTree, ...] = ()
     entries: tuple[Entry, ...] = ()
+    idle: tuple[Entry, ...] = ()
 
 
 class Ledger:
@@ -162,7 +165,8 @@ class Ledger:
         Raises:
             CacheError: the disk fails; each file is as it was, or whole and new.
         """
-        orders = [_plain_entry(Entry(each.name, each.order)) for each in state.entries if each.mounted]
+        ordered = sorted((*state.entries, *state.idle), key=lambda entry: entry.name)
+        orders = [_plain_entry(Entry(entry.name, entry.order)) for entry in ordered if entry.mounted]
         if orders != self._on_disk:
             self._on_disk = None
             self._write(_ORDERS, {"mounts": orders}, durably=True)

@@ -1,6 +1,6 @@
 """What a chain is mounted from, whatever the driver: its metadata image and its layers, open."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
-from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.layers import Layers, ShownLayer
 
@@ -55,6 +55,12 @@ class Trees:
         self._images = images
         self._layers = layers
         self._cache = cache
+        self._warm: dict[str, list[Callable[[], None]]] = {}
+
+    def warm(self, name: str) -> None:
+        """Have the disk read what the last user of a chain's tree has read, if it is open still."""
+        if warmers := self._warm.get(name):
+            warmers[-1]()
 
     async def open(self, order: ChainOrder, stack: AsyncExitStack) -> OpenTree:
         """The tree of the ordered layers, for as long as the stack stands.
@@ -81,12 +87,24 @@ class Trees:
         hastened = await hasten(
             stack, resolved, layers, metadata_file, self._cache, packs, self._traffic, ask=ask
         )
+        self._until_closed(chain_name(digests), hastened.warm, stack)
         read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
         knob = ReadAheadKnob()
         if hastened.packed:
             tasks = await stack.enter_async_context(background_tasks())
             tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
         return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb, knob)
+
+    def _until_closed(self, name: str, warm: Callable[[], None], stack: AsyncExitStack) -> None:
+        warmers = self._warm.setdefault(name, [])
+        warmers.append(warm)
+
+        def forget() -> None:
+            warmers.remove(warm)
+            if not warmers:
+                self._warm.pop(name, None)
+
+        stack.callback(forget)
 
     async def _indexed(
         self, opened: OpenImage, resolved: ResolvedImage
