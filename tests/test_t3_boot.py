@@ -1,8 +1,7 @@
 """Boot packs of mounts: found, streamed, waited for; wrong ones cost time only. Counted exactly."""
 
-import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,25 @@ import pytest
 import trio
 
 from indexer.boot_pack import decode_pack_head
-from lazyfs.assembly import opened
-from lazyfs.image.boot import Boot
+from lazyfs.image.boot import Boot, booting
 from lazyfs.image.hastening import hasten
-from lazyfs.image.image import Image
-from lazyfs.image.optimize import MadePack, make_pack
 from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact
-from lazyfs.image.recording import kept_traces, recorded
-from lazyfs.image.trace import Trace
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.descriptor import Descriptor
-from tests.support.images import build_image
+from tests.support.packed_image import (
+    FILES,
+    IMAGE,
+    START,
+    blobs,
+    made_pack,
+    mounted,
+    put_pack,
+    start,
+)
 from tests.support.published import index_of, new_key, public_pem, put, registry_with, sign
 from tests.support.registry import Registry
 from tests.support.registry_faults import Corrupt, Reset, Stall, Status
-from tests.support.tars import file, tar
-from tests.support.workshops import Opened, workshop_of
-
-_RANDOM = random.Random(21)
-FILES = {b"f%02d" % n: _RANDOM.randbytes(30_000) + b"text %d" % n * 3000 for n in range(40)}
-LOWER = tar(*(file(name, content) for name, content in FILES.items()))
-UPPER = tar(file(b"motd", b"hello\n"))
-IMAGE = build_image([LOWER, UPPER])
-SUBJECT = Descriptor(IMAGE.media_type, IMAGE.digest, len(IMAGE.data))
-START = [b"f30", b"f02", b"motd", b"f17"]
+from tests.support.workshops import Opened
 
 
 @pytest.fixture
@@ -43,68 +37,12 @@ def registry() -> Iterator[Registry]:
         yield running
 
 
-@asynccontextmanager
-async def mounted(
-    registry: Registry, cache: Path, *, record: bool = False, tag: str = ":1", **settings: Any
-) -> AsyncIterator[Opened]:
-    """The image as a mount opens it."""
-    async with (
-        workshop_of(f"{registry.host}/app{tag}", cache, **settings) as workshop,
-        opened(workshop, mounted=True, record=record) as image,
-    ):
-        yield Opened(workshop, image)
-
-
-async def start(image: Image, names: list[bytes]) -> None:
-    """Read files page by page, as a process does whose pages are faulted in."""
-    for name in names:
-        nid = image.metadata.resolve(name)
-        for offset in range(0, image.metadata.inode(nid).size, 4096):
-            data = await image.read(nid, offset, 4096)
-            content = FILES.get(name, b"hello\n")
-            assert data == content[offset : offset + 4096]
-
-
-async def recorded_start(registry: Registry, cache: Path, names: list[bytes]) -> Trace:
-    async with mounted(registry, cache, record=True) as found:
-        image, kept = found.image, found.workshop.cache
-        async with recorded(image.resolved, image.by_names, kept, precise=True, command="start"):
-            layers = image.layers
-            for name in names:
-                nid = image.metadata.resolve(name)
-                extent = image.metadata.extent(nid)
-                assert extent is not None
-                size = image.metadata.inode(nid).size
-                for offset in range(0, size, 4096):
-                    wanted = (extent[1] + offset, min(4096, size - offset))
-                    if layers[extent[0]].read_nowait(*wanted) is None:
-                        await layers[extent[0]].read(*wanted)
-        (trace,) = [t for t in kept_traces(found.workshop.cache, IMAGE.digest) if t.command == "start"][:1]
-        return trace
-
-
-async def made_pack(registry: Registry, cache: Path, names: list[bytes] = START, **how: bool) -> MadePack:
-    trace = await recorded_start(registry, cache, names)
-    async with mounted(registry, cache, record=True) as found:
-        how = {"publish": False, "replace": False, **how}
-        return await make_pack(found.image, found.workshop.boot_packs, [trace], **how)
-
-
-def put_pack(registry: Registry, pack: bytes, generation: int = 1) -> str:
-    return put(registry, "app", build_pack_artifact(SUBJECT, pack, generation))
-
-
 async def settled(found: Opened) -> None:
     """Wait until the pack's stream has ended."""
     boot = found.image.boot
     assert boot is not None
     with trio.fail_after(20):
         await boot.wait_over()
-
-
-def blobs(registry: Registry, digest: str) -> int:
-    """Requests for this blob."""
-    return sum(seen.kind == "blob" and digest in seen.target for seen in registry.seen)
 
 
 # What a start costs
@@ -194,12 +132,12 @@ async def test_layers_that_are_open_already_are_hastened_and_recorded_too(
     async with mounted(registry, tmp_path / "cache", boot_pack=False) as found, AsyncExitStack() as stack:
         image, workshop = found.image, found.workshop
         registry.journal.clear()
-        packs = workshop.boot_packs
-        found_layers = (image.resolved, image.by_names, image.metadata_file)
-        hastened = await hasten(stack, *found_layers, workshop.cache, packs, ask=True)
+        packs, layers = workshop.boot_packs, image.by_names
+        boot = await stack.enter_async_context(booting(packs, image.resolved, Traffic(), ask=True))
+        boot.attach(layers)
+        hastened = await hasten(stack, image.resolved, layers, image.metadata_file, workshop.cache, boot)
         assert hastened.packed
-        assert hastened.boot is not None
-        await hastened.boot.wait_over()
+        await boot.wait_over()
         for name in START:
             extent = image.metadata.extent(image.metadata.resolve(name))
             assert extent is not None

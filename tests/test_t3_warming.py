@@ -83,7 +83,7 @@ async def test_whoever_starts_again_in_the_same_mount_is_warmed_by_its_own_trace
         AsyncExitStack() as stack,
     ):
         cache, layers = workshop.cache, image.by_names
-        hastened = await hasten(stack, image.resolved, layers, image.metadata_file, cache, None, ask=False)
+        hastened = await hasten(stack, image.resolved, layers, image.metadata_file, cache, None)
         await touch(image, b"start")
         (layer,) = layers.values()
         number, start = layer.entry.fileno(), address_of(image, b"start")

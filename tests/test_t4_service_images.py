@@ -13,10 +13,9 @@ from trio.testing import MockClock
 
 from lazyfs.assembly import open_cache
 from lazyfs.image.image import index_layers
-from lazyfs.image.pack_artifact import build_pack_artifact
+from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
-from lazyfs.oci.descriptor import Descriptor
 from lazyfs.service.images import Images
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from tests.support.images import build_image, build_index
@@ -48,7 +47,7 @@ def clock(mock_clock: MockClock) -> MockClock:
 async def images_in(cache: Path, **settings: Any) -> AsyncIterator[Images]:
     config = config_of(cache, **settings)
     async with trio.open_nursery() as nursery:
-        yield Images(nursery, config, open_cache(config))
+        yield Images(nursery, config, open_cache(config), Traffic())
         nursery.cancel_scope.cancel()
 
 
@@ -74,20 +73,6 @@ async def test_any_number_of_questions_about_an_image_cost_one_look(registry, tm
         assert sum(registry.requests.values()) == 7
         await images.assess(order(registry))
         assert sum(registry.requests.values()) == 7
-
-
-async def test_a_boot_pack_is_looked_for_before_the_image_is_mounted(registry, tmp_path):
-    put(registry, "app", index_of(IMAGE))
-    put(registry, "app", build_pack_artifact(Descriptor(IMAGE.media_type, IMAGE.digest, 1), b"pack", 1))
-    async with images_in(tmp_path) as images:
-        assert not await images.assess(order(registry))
-        async with images.lease(order(registry)) as image:
-            assert image.packs is not None
-            with trio.fail_after(60):
-                while not await image.packs.find(image.resolved, ask=False):
-                    await trio.lowlevel.checkpoint()
-            assert await image.packs.find(image.resolved, ask=True)
-        assert sum(registry.requests.values()) == 7 + 1  # the artifact of the pack
 
 
 async def test_a_missing_index_is_remembered_until_something_was_done_about_it(registry, tmp_path, clock):

@@ -383,3 +383,23 @@ def test_a_job_that_nobody_tells_what_to_do_ends_without_a_word():
     command = [sys.executable, "-P", "-m", "lazyfs.service.index_job"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+async def test_a_thing_with_two_names_is_one_until_it_is_renewed(nursery, autojump_clock):
+    pool, things = Pool(nursery, idle_s=60), Things()
+    async with pool.lease("key", things), pool.lease("taken", things):
+        pool.alias("key", "another")
+        pool.alias("key", "taken")
+        pool.alias("nothing", "other")
+        assert "another" in pool
+        assert "other" not in pool
+        async with pool.lease("another", things) as value:
+            assert value == 1
+        async with pool.lease("taken", things) as value:
+            assert value == 2
+        assert (len(pool), pool.open_values()) == (2, [1, 2])
+        pool.renew("another")
+        async with pool.lease("key", things) as value:
+            assert value == 3
+    await trio.sleep(61)
+    assert (len(pool), things.closed) == (0, 3)

@@ -127,24 +127,17 @@ class Boot:
 
 @asynccontextmanager
 async def booting(
-    packs: BootPacks,
-    resolved: ResolvedImage,
-    layers: Mapping[PackLayer, LazyLayer],
-    traffic: Traffic,
-    *,
-    ask: bool,
+    packs: BootPacks, resolved: ResolvedImage, traffic: Traffic, *, ask: bool
 ) -> AsyncIterator[Boot]:
-    """The start of a mount of layers that are open.
+    """The start of a mount, to which layers are to be attached; it must have ended before they are closed.
 
     Args:
         packs: finds the pack.
         resolved: the image.
-        layers: its layers, each once.
         traffic: where its requests take turns.
         ask: whether to ask others for a pack.
     """
     boot = Boot(packs, resolved, traffic)
-    boot.attach(layers)
     async with background_tasks() as nursery:
         nursery.start_soon(partial(boot.run, ask=ask))
         try:

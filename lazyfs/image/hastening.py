@@ -8,13 +8,11 @@ from pathlib import Path
 
 from indexer.boot_pack import PackLayer
 from lazyfs.cache.cache import Cache
-from lazyfs.image.boot import Boot, booting
-from lazyfs.image.boot_packs import BootPacks
+from lazyfs.image.boot import Boot
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.recording import recorded
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.trace import Tracer
-from lazyfs.image.traffic import Traffic
 from lazyfs.image.warming import warmed
 
 
@@ -24,13 +22,11 @@ class Hastened:
 
     Attributes:
         tracer: what was recorded.
-        boot: its start; None where no pack is wanted.
         packed: as `starts_by_pack` says.
         warm: has the disk read what was touched so far, for somebody who is about to start here again.
     """
 
     tracer: Tracer
-    boot: Boot | None
     packed: bool
     warm: Callable[[], None]
 
@@ -41,10 +37,7 @@ async def hasten(
     layers: Mapping[PackLayer, LazyLayer],
     metadata_file: Path,
     cache: Cache,
-    packs: BootPacks | None,
-    traffic: Traffic | None = None,
-    *,
-    ask: bool,
+    boot: Boot | None,
 ) -> Hastened:
     """Record and hasten a mount of open layers, for as long as the stack stands.
 
@@ -54,19 +47,12 @@ async def hasten(
         layers: they, each once.
         metadata_file: their tree.
         cache: where traces are.
-        packs: finds its pack; None where none is wanted.
-        traffic: where its requests take turns with those of others.
-        ask: whether to ask others for one.
+        boot: its start; None where no pack is wanted.
     """
     warm = await stack.enter_async_context(warmed(resolved.descriptor.digest, layers, cache, metadata_file))
-    boot = None
-    if packs is not None:
-        boot = await stack.enter_async_context(
-            booting(packs, resolved, layers, traffic or Traffic(), ask=ask)
-        )
     packed = await starts_by_pack(boot, layers.values())
     tracer = await stack.enter_async_context(recorded(resolved, layers, cache, precise=packed))
-    return Hastened(tracer, boot, packed, partial(warm, tracer.trace))
+    return Hastened(tracer, packed, partial(warm, tracer.trace))
 
 
 async def starts_by_pack(boot: Boot | None, layers: Iterable[LazyLayer]) -> bool:

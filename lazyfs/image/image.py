@@ -18,14 +18,14 @@ from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
 from lazyfs.image.blame import Refused
-from lazyfs.image.boot import Boot
+from lazyfs.image.boot import Boot, booting
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.completion import complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.tasks import background_tasks, open_tasks, run_all
+from lazyfs.image.tasks import open_tasks, run_all
 from lazyfs.image.traffic import Cause, SlowRead, Traffic
 from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
@@ -256,11 +256,10 @@ async def open_image(
     here = made_here(resolved, indexer)
     digests = [layer.descriptor.digest for layer in resolved.layers]
     async with AsyncExitStack() as stack:
-        boot = Boot(packs, resolved, settings.traffic) if packs is not None else None
-        if boot is not None:
-            nursery = await stack.enter_async_context(background_tasks())
-            # Who made the indexes has had the content, too.
-            nursery.start_soon(partial(boot.run, ask=len(here) < len(set(digests))))
+        boot: Boot | None = None
+        if packs is not None:
+            ask = len(here) < len(set(digests))  # who made the indexes has had the content, too
+            boot = await stack.enter_async_context(booting(packs, resolved, settings.traffic, ask=ask))
         indexed, metadata_file = await indexed_tree(resolved, source, indexer, cache, finders, here)
         metadata = map_metadata(metadata_file)
         links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}

@@ -161,9 +161,7 @@ class Chains:
         """
         async with self._images.lease(order) as image:
             layers = [layer.descriptor.digest for layer in image.lowest(order).layers]
-            found = replace(order, manifest=image.resolved.descriptor.digest)
-            entry = Entry(chain_name(layers), found)
-            return await self._ensure(entry, "live")
+            return await self._ensure(Entry(chain_name(layers), image.pinned(order)), "live")
 
     async def _ensure(self, entry: Entry, state: str) -> Mounted:
         """The mount of an entry, made if there is none."""

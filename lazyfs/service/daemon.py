@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
+import httpcore  # noqa: F401  # else it is read with the first request: 40 ms that an image would wait for
 import trio
 
 from lazyfs.assembly import fetch_settings, open_cache
@@ -41,6 +42,7 @@ from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, is_at, listen
+from lazyfs.service.starts import Starts
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 
@@ -136,12 +138,13 @@ class _Service:
         forest = Forest(heritage.last)
         grove = Grove(forest, connection, timeout_s) if connection else None
         async with open_tasks() as lasting:
-            images = Images(lasting, config, cache)
             fetching = fetch_settings(config)
+            images = Images(lasting, config, cache, fetching.traffic)
             layers = Layers(lasting, forest, images, cache, fetching, scribe.soon)
             for file in heritage.files:
                 layers.put_back(file)
-            trees = Trees(images, layers, cache, fetching.traffic)
+            starts = Starts(lasting, images, layers, cache, fetching.traffic)
+            trees = Trees(images, layers, starts, cache)
             fuse = FuseDriver(lasting, trees, layers, self._supervisor, timeout_s, scribe.soon)
             fuse.go_on(heritage.trees)
             erofs = ErofsDriver(trees, layers, options.forest) if grove and options.driver != "fuse" else None
@@ -160,7 +163,7 @@ class _Service:
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
                 nursery.start_soon(chains.remake, heritage.orders)
-                desk = Desk(images, layers, fuse, chains, queue, fetching.traffic)
+                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic)
                 if config.metrics:
                     nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
                 nursery.start_soon(answer_questions, listener, desk.answer)

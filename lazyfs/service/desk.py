@@ -8,12 +8,14 @@ from typing import Any
 from lazyfs.errors import BadReference
 from lazyfs.image.explain import slowest_facts, traffic_facts, waits_facts
 from lazyfs.image.traffic import Traffic
+from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
 from lazyfs.service.fuse_driver import FuseDriver
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.layers import Layers
 from lazyfs.service.protocol import is_name, parse_order
+from lazyfs.service.starts import Starts
 
 
 class Desk:
@@ -21,6 +23,7 @@ class Desk:
 
     Args:
         images: what is known of images.
+        starts: those that are about to start.
         layers: those that are read.
         fuse: serves trees beside the forest.
         chains: those that are mounted.
@@ -31,6 +34,7 @@ class Desk:
     def __init__(
         self,
         images: Images,
+        starts: Starts,
         layers: Layers,
         fuse: FuseDriver,
         chains: Chains,
@@ -39,6 +43,7 @@ class Desk:
     ) -> None:
         self._traffic = traffic
         self._images = images
+        self._starts = starts
         self._layers = layers
         self._fuse = fuse
         self._chains = chains
@@ -53,8 +58,7 @@ class Desk:
         """
         match question:
             case {"do": "assess", "order": fields}:
-                why = await self._images.assess(parse_order(fields))
-                return {"lazy": False, "why": why} if why else {"lazy": True}
+                return await self._assess(parse_order(fields))
             case {"do": "mount", "order": fields}:
                 mounted = await self._chains.mount(parse_order(fields))
                 return {"name": mounted.name, "path": str(mounted.path), "driver": mounted.driver}
@@ -70,6 +74,13 @@ class Desk:
             case {"do": "stats"}:
                 return self.statistics()
         raise BadReference(f"no such question: {str(question)[:200]}")
+
+    async def _assess(self, order: ChainOrder) -> dict[str, Any]:
+        why = await self._images.assess(order)
+        if why:
+            return {"lazy": False, "why": why}
+        self._starts.foresee(order)
+        return {"lazy": True}
 
     def statistics(self) -> dict[str, Any]:
         """What was read, fetched and waited for so far."""

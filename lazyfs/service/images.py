@@ -5,11 +5,10 @@ found is remembered. That an image cannot be shown lazily is remembered for a sh
 publish its index.
 """
 
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple, Self
@@ -22,18 +21,19 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
+from lazyfs.image.boot import Boot
 from lazyfs.image.boot_packs import BootPacks
-from lazyfs.image.image import compiled, find_indexes
+from lazyfs.image.image import find_indexes, made_here
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import background_tasks
+from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
 from lazyfs.source.base import SourceStatistics
-
-_log = logging.getLogger(__name__)
 
 LOOK_UP_S: Final = 30.0
 """How long a question may take."""
@@ -80,18 +80,24 @@ class OpenImage:
         resolved: what it is.
         indexed: the indexes that are to be had, by layer digest.
         packs: knows of its boot packs; None where none are wanted.
+        boot: its start, begun while its indexes were looked for, if it was opened because it may start soon.
     """
 
     workshop: Workshop
     resolved: ResolvedImage
     indexed: Mapping[str, IndexedLayer]
     packs: BootPacks | None
+    boot: Boot | None = None
 
     @property
     def missing(self) -> list[str]:
         """Digests of layers without an index."""
         layers = dict.fromkeys(layer.descriptor.digest for layer in self.resolved.layers)
         return [digest for digest in layers if digest not in self.indexed]
+
+    def pinned(self, order: ChainOrder) -> ChainOrder:
+        """The order by which it was opened, for this manifest whatever becomes of its tag."""
+        return replace(order, manifest=self.resolved.descriptor.digest)
 
     def lowest(self, order: ChainOrder) -> ResolvedImage:
         """The image made of the ordered layers only.
@@ -152,12 +158,13 @@ class Images:
         nursery: where open ones live.
         config: the configuration.
         cache: the cache.
+        traffic: where their boot packs take turns with other requests.
     """
 
-    def __init__(self, nursery: trio.Nursery, config: Config, cache: Cache) -> None:
-        self._nursery = nursery
+    def __init__(self, nursery: trio.Nursery, config: Config, cache: Cache, traffic: Traffic) -> None:
         self._config = config
         self._cache = cache
+        self._traffic = traffic
         self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S)
         self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
         self._looks = 0
@@ -212,11 +219,10 @@ class Images:
         verdict = Verdict(f"no answer within {LOOK_UP_S:g} s", until=trio.current_time() + _FAILURE_FOR_S)
         with trio.move_on_after(LOOK_UP_S):
             try:
-                async with self.lease(order) as image:
+                async with self._open.lease(key, partial(self._opened, order, starting=True)) as image:
                     verdict = _verdict(image)
-                if not verdict.why:
-                    self._nursery.start_soon(self._compile_ahead, order)
-                    self._nursery.start_soon(self._look_for_pack, order)
+                    if verdict.why and image.boot is not None:
+                        await image.boot.end()
                 if not key.manifest:  # its tag may move
                     verdict = replace(verdict, until=trio.current_time() + _UNKNOWN_FOR_S)
             except (IndexerError, LazyfsError) as error:
@@ -227,39 +233,33 @@ class Images:
             self._verdicts.popitem(last=False)
         return verdict
 
-    async def _compile_ahead(self, order: ChainOrder) -> None:
-        """Have the tree of an image ready for the container that is about to start."""
-        try:
-            async with self.lease(order) as image:
-                if image.missing:  # its tag has moved
-                    return
-                await compiled(image.resolved, image.indexed, self._cache)
-        except (IndexerError, LazyfsError) as error:
-            _log.info("%s is not compiled ahead: %s", order.image, message_of(error))
-
-    async def _look_for_pack(self, order: ChainOrder) -> None:
-        """Know where the boot pack of an image is before the container starts that it hastens."""
-        with suppress(IndexerError, LazyfsError):  # who mounts it is told
-            async with self.lease(order) as image:
-                if image.packs is not None:
-                    ask = not all(index.audited for index in image.indexed.values())
-                    await image.packs.find(image.resolved, ask=ask)
-
     @asynccontextmanager
-    async def _opened(self, order: ChainOrder) -> AsyncIterator[OpenImage]:
+    async def _opened(self, order: ChainOrder, *, starting: bool = False) -> AsyncIterator[OpenImage]:
         self._looks += 1
-        async with open_ordered(order, self._config, self._cache) as workshop:
+        async with (
+            open_ordered(order, self._config, self._cache) as workshop,
+            background_tasks() as nursery,
+        ):
+            packs = workshop.boot_packs if self._config.boot_pack else None
+            boot: Boot | None = None
             try:
                 with trio.fail_after(LOOK_UP_S):
                     async with workshop.foreseeing() as seen:
                         resolved = await resolve_ordered(order, workshop, seen)
+                        if starting and packs is not None:
+                            boot = Boot(packs, resolved, self._traffic)
+                            ask = made_here(resolved, workshop.indexer).keys() != {
+                                layer.descriptor.digest for layer in resolved.layers
+                            }
+                            nursery.start_soon(partial(boot.run, ask=ask))
                         indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             self._workshops.append(workshop)
             try:
-                packs = workshop.boot_packs if self._config.boot_pack else None
-                yield OpenImage(workshop, resolved, indexed, packs)
+                image = OpenImage(workshop, resolved, indexed, packs, boot)
+                self._open.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
+                yield image
             finally:
                 self._workshops.remove(workshop)
                 self._past += workshop.statistics()

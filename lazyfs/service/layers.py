@@ -6,15 +6,16 @@ Files of a daemon before us are shown again under their numbers, for as long as 
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
+from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError, NotFound
@@ -45,23 +46,18 @@ _SYNC_EVERY_S: Final = 30.0
 _TRY_AGAIN_S: Final = 10.0
 
 
-class LayerKey(NamedTuple):
-    """What makes a layer another one, for us."""
-
-    layer_digest: str
-    toc_digest: str
-
-
 @dataclass(frozen=True, slots=True)
 class ShownLayer:
     """A layer in the forest.
 
     Attributes:
+        names: its digests.
         inode: its number there.
         lazy: its bytes.
         auditor: watches over its table.
     """
 
+    names: PackLayer
     inode: int
     lazy: LazyLayer
     auditor: Auditor
@@ -107,7 +103,7 @@ class Layers:
         self._cache = cache
         self._settings = settings
         self._changed = changed
-        self._layers: Pool[LayerKey, ShownLayer] = Pool(nursery, _IDLE_S)
+        self._layers: Pool[PackLayer, ShownLayer] = Pool(nursery, _IDLE_S)
         self._metadata: Pool[Path, ShownMetadata] = Pool(nursery, _IDLE_S)
         self._files: dict[int, SavedFile] = {}
         self._past = Reads()  # of layers that are closed
@@ -141,8 +137,17 @@ class Layers:
             IndexerError: its table is damaged.
             LazyfsError: the cache, or the image, cannot be used.
         """
-        key = LayerKey(layer.descriptor.digest, indexed.head.digest)
-        return self._layers.lease(key, partial(self._opened, key, order, layer, indexed))
+        names = PackLayer(layer.descriptor.digest, indexed.head.digest)
+        return self._layers.lease(names, partial(self._opened, names, order, layer, indexed))
+
+    @asynccontextmanager
+    async def lease_all(
+        self, order: ChainOrder, layers: Iterable[ImageLayer], indexed: Mapping[str, IndexedLayer]
+    ) -> AsyncIterator[tuple[ShownLayer, ...]]:
+        """As `lease`, of several layers, whose indexes are given by their digests."""
+        async with AsyncExitStack() as stack:
+            leases = [self.lease(order, layer, indexed[layer.descriptor.digest]) for layer in layers]
+            yield tuple([await stack.enter_async_context(lease) for lease in leases])
 
     def lease_metadata(self, path: Path) -> AbstractAsyncContextManager[ShownMetadata]:
         """A metadata image, in the forest for as long as for `lease`.
@@ -164,7 +169,7 @@ class Layers:
 
     @asynccontextmanager
     async def _opened(
-        self, key: LayerKey, order: ChainOrder, layer: ImageLayer, indexed: IndexedLayer
+        self, names: PackLayer, order: ChainOrder, layer: ImageLayer, indexed: IndexedLayer
     ) -> AsyncIterator[ShownLayer]:
         async with self._images.lease(order) as image:
             blob = image.workshop.source.blob(layer.descriptor)
@@ -174,12 +179,10 @@ class Layers:
                 tasks.start_soon(_sync_now_and_then, lazy)
                 if image.workshop.config.background != "off":
                     tasks.start_soon(complete, lazy, Purpose.BACKGROUND)
-                file = SavedFile(
-                    0, indexed.head.header.device_size, 0, key.layer_digest, key.toc_digest, order
-                )
-                inode = self._show(file, lazy, partial(self._layers.count, key))
+                file = SavedFile(0, indexed.head.header.device_size, 0, *names, order)
+                inode = self._show(file, lazy, partial(self._layers.count, names))
                 try:
-                    yield ShownLayer(inode, lazy, auditor)
+                    yield ShownLayer(names, inode, lazy, auditor)
                 finally:
                     self._past = sum_of([self._past, reads_of(lazy)])
                     self._hide(inode)

@@ -70,14 +70,20 @@ class Pool(Generic[K, V]):
         self._members: dict[K, _Member[V]] = {}
 
     def __repr__(self) -> str:
-        return f"<Pool of {len(self._members)}, {sum(m.users > 0 for m in self._members.values())} in use>"
+        members = set(self._members.values())
+        return f"<Pool of {len(members)}, {sum(member.users > 0 for member in members)} in use>"
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(set(self._members.values()))
+
+    def __contains__(self, key: K) -> bool:
+        """Whether the thing with this key is open, or being opened."""
+        return key in self._members
 
     def open_values(self) -> list[V]:
         """The things that are open."""
-        return [value for member in self._members.values() for value in member.value]
+        members = dict.fromkeys(self._members.values())
+        return [value for member in members for value in member.value]
 
     @asynccontextmanager
     async def lease(self, key: K, opener: Opener[V]) -> AsyncIterator[V]:
@@ -89,7 +95,7 @@ class Pool(Generic[K, V]):
         member = self._members.get(key)
         if member is None:
             member = self._members[key] = _Member()
-            self._nursery.start_soon(self._keep_open, key, member, opener)
+            self._nursery.start_soon(self._keep_open, member, opener)
         member.count(1)
         try:
             await member.ready.wait()
@@ -99,32 +105,38 @@ class Pool(Generic[K, V]):
         finally:
             member.count(-1)
 
+    def alias(self, key: K, another: K) -> None:
+        """Lets what has a key have another one, too, unless something has that."""
+        if key in self._members:
+            self._members.setdefault(another, self._members[key])
+
     def count(self, key: K, change: int) -> None:
         """Changes the number of those who need an open thing, beside those that lease it."""
         self._members[key].count(change)
 
     def renew(self, key: K) -> None:
         """Opens another thing for those who come from now on; the open one goes with its users."""
-        self._members.pop(key, None)
+        if key in self._members:
+            self._drop(self._members[key])
 
-    async def _keep_open(self, key: K, member: _Member[V], opener: Opener[V]) -> None:
+    async def _keep_open(self, member: _Member[V], opener: Opener[V]) -> None:
         try:
             async with opener() as value:
                 member.value.append(value)
                 member.ready.set()
                 await member.wait_unused(self._idle_s)
-                self._drop(key, member)  # before it is closed: who comes now opens another
+                self._drop(member)  # before it is closed: who comes now opens another
         except (IndexerError, LazyfsError) as error:
             self._failed(member, error)
         except Exception as error:  # noqa: BLE001  # it must reach who waits, not end the daemon
             _log.exception("a bug")
             self._failed(member, LazyfsError(f"a bug: {type(error).__name__}; the log has its trace"))
         finally:
-            self._drop(key, member)
+            self._drop(member)
             member.ready.set()
 
-    def _drop(self, key: K, member: _Member[V]) -> None:
-        if self._members.get(key) is member:
+    def _drop(self, member: _Member[V]) -> None:
+        for key in [key for key, each in self._members.items() if each is member]:
             del self._members[key]
 
     def _failed(self, member: _Member[V], error: Exception) -> None:

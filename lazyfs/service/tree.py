@@ -1,12 +1,16 @@
 """What a chain is mounted from, whatever the driver: its metadata image and its layers, open."""
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.boot_pack import PackLayer
+from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
+from lazyfs.errors import LazyfsError
+from lazyfs.exit_codes import message_of
+from lazyfs.image.boot import Boot
 from lazyfs.image.completion import wait_much_read
 from lazyfs.image.hastening import hasten
 from lazyfs.image.image import indexed_tree
@@ -14,11 +18,13 @@ from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
-from lazyfs.image.traffic import Traffic
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.layers import Layers, ShownLayer
+from lazyfs.service.starts import Starts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,12 @@ class Trees:
     Args:
         images: where layers are from.
         layers: opens them.
+        starts: hastens them.
         cache: where metadata images are kept.
-        traffic: where requests take turns.
     """
 
-    def __init__(self, images: Images, layers: Layers, cache: Cache, traffic: Traffic) -> None:
-        self._traffic = traffic
+    def __init__(self, images: Images, layers: Layers, starts: Starts, cache: Cache) -> None:
+        self._starts = starts
         self._images = images
         self._layers = layers
         self._cache = cache
@@ -72,28 +78,26 @@ class Trees:
         opened = await stack.enter_async_context(self._images.lease(order))
         resolved = opened.lowest(order)
         indexed, metadata_file = await self._indexed(opened, resolved)
-        digests = [layer.descriptor.digest for layer in resolved.layers]
-        leases = [
-            self._layers.lease(order, layer, indexed[digest])
-            for layer, digest in zip(resolved.layers, digests, strict=True)
-        ]
-        shown = [await stack.enter_async_context(lease) for lease in leases]
-        pairs = tuple((digest, indexed[digest].head.digest) for digest in digests)
-        layers = {PackLayer(*pair): layer.lazy for pair, layer in zip(pairs, shown, strict=True)}
-        # A boot pack is of a whole image; who made the indexes here has had the content, too.
-        whole = len(resolved.layers) == len(opened.resolved.layers)
-        packs = opened.packs if whole else None
-        ask = not all(indexed[digest].audited for digest in digests)
-        hastened = await hasten(
-            stack, resolved, layers, metadata_file, self._cache, packs, self._traffic, ask=ask
-        )
-        self._until_closed(chain_name(digests), hastened.warm, stack)
+        shown = await stack.enter_async_context(self._layers.lease_all(order, resolved.layers, indexed))
+        layers = {layer.names: layer.lazy for layer in shown}
+        whole = len(resolved.layers) == len(opened.resolved.layers)  # as is what a boot pack is of
+        boot = await self._boot(order, stack) if whole else None
+        hastened = await hasten(stack, resolved, layers, metadata_file, self._cache, boot)
+        name = chain_name([layer.names.layer_digest for layer in shown])
+        self._until_closed(name, hastened.warm, stack)
         read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
         knob = ReadAheadKnob()
         if hastened.packed:
             tasks = await stack.enter_async_context(background_tasks())
             tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
-        return OpenTree(metadata_file, tuple(shown), pairs, read_ahead_kb, knob)
+        return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
+
+    async def _boot(self, order: ChainOrder, stack: AsyncExitStack) -> Boot | None:
+        try:
+            return await stack.enter_async_context(self._starts.lease(order))
+        except (IndexerError, LazyfsError) as error:  # of tables that this tree may do without
+            _log.info("%s is not hastened: %s", order.image, message_of(error))
+            return None
 
     def _until_closed(self, name: str, warm: Callable[[], None], stack: AsyncExitStack) -> None:
         warmers = self._warm.setdefault(name, [])

@@ -1,0 +1,105 @@
+"""The starts of images, hastened from the moment when it is known that they can be lazy.
+
+Who asks whether an image can be shown lazily most often starts a container of it next, some 0.1 to 0.5 s
+later. By then its tree is compiled, and its boot pack is here or on its way: once for all who mount it.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Final
+
+import trio
+
+from indexer.errors import IndexerError
+from lazyfs.cache.cache import Cache
+from lazyfs.errors import LazyfsError
+from lazyfs.exit_codes import message_of
+from lazyfs.image.boot import Boot, booting
+from lazyfs.image.image import compiled
+from lazyfs.image.traffic import Traffic
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.images import ImageKey, Images
+from lazyfs.service.layers import Layers
+from lazyfs.service.pool import Pool
+
+_IDLE_S: Final = 10.0
+_FIRST_S: Final = 0.05
+"""For how long a boot pack goes first: once a tree is being compiled, asking for it takes longer."""
+
+_log = logging.getLogger(__name__)
+
+
+class Starts:
+    """Starts by image.
+
+    Args:
+        nursery: where they live.
+        images: what is started.
+        layers: where their content goes.
+        cache: where their trees are kept.
+        traffic: where requests take turns.
+    """
+
+    def __init__(
+        self, nursery: trio.Nursery, images: Images, layers: Layers, cache: Cache, traffic: Traffic
+    ) -> None:
+        self._nursery = nursery
+        self._images = images
+        self._layers = layers
+        self._cache = cache
+        self._traffic = traffic
+        self._boots: Pool[ImageKey, Boot | None] = Pool(nursery, _IDLE_S)
+
+    def __repr__(self) -> str:
+        return f"<Starts {self._boots!r}>"
+
+    def foresee(self, order: ChainOrder) -> None:
+        """A container of the ordered image, which can be shown lazily, is about to start."""
+        if ImageKey.of(order) not in self._boots:
+            self._nursery.start_soon(self._start, order)
+
+    def lease(self, order: ChainOrder) -> AbstractAsyncContextManager[Boot | None]:
+        """The start of the whole ordered image, its layers open; None if no boot pack is wanted or of use.
+
+        Raises:
+            IndexerError: (on entry) something of the image is damaged.
+            LazyfsError: (on entry) something of it cannot be had.
+        """
+        return self._boots.lease(ImageKey.of(order), partial(self._booting, order))
+
+    async def _start(self, order: ChainOrder) -> None:
+        try:
+            async with self._images.lease(order) as image, self.lease(order) as boot:
+                if image.missing:  # its tag has moved
+                    return
+                if boot is not None:
+                    with trio.move_on_after(_FIRST_S):
+                        await boot.find()
+                await compiled(image.resolved, image.indexed, self._cache)
+                if boot is not None:
+                    await boot.wait_over()
+        except (IndexerError, LazyfsError) as error:
+            _log.info("the start of %s is not foreseen: %s", order.image, message_of(error))
+
+    @asynccontextmanager
+    async def _booting(self, order: ChainOrder) -> AsyncIterator[Boot | None]:
+        async with self._images.lease(order) as image:
+            if image.packs is None or image.missing:
+                yield None
+                return
+            resolved, indexed = image.resolved, image.indexed
+            # Who made all the indexes here has had the content, too.
+            ask = not all(index.audited for index in indexed.values())
+            begun = nullcontext(image.boot) if image.boot is not None and not image.boot.is_over else None
+            async with (
+                begun or booting(image.packs, resolved, self._traffic, ask=ask) as boot,
+                self._layers.lease_all(order, resolved.layers, indexed) as shown,
+            ):
+                self._boots.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
+                boot.attach({layer.names: layer.lazy for layer in shown})
+                try:
+                    yield boot
+                finally:
+                    await boot.end()

@@ -1,0 +1,183 @@
+"""Starts that are foreseen: what is here before the container is, and what it costs. Counted exactly."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from indexer.compile import image_key
+from lazyfs.assembly import fetch_settings, open_cache
+from lazyfs.cache.cache import Cache
+from lazyfs.mount.forest import ROOT, Forest
+from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.images import Images
+from lazyfs.service.layers import Layers
+from lazyfs.service.starts import Starts
+from lazyfs.service.tree import Trees
+from tests.support.packed_image import IMAGE, blobs, made_pack, put_pack
+from tests.support.published import registry_with
+from tests.support.registry import Registry
+from tests.support.workshops import config_of
+
+LAYERS = [layer["digest"] for layer in IMAGE.json["layers"]]
+
+
+class Parts(NamedTuple):
+    """Of a data daemon."""
+
+    cache: Cache
+    images: Images
+    starts: Starts
+    trees: Trees
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """With the image and its index."""
+    with registry_with(IMAGE) as running:
+        yield running
+
+
+@pytest.fixture
+def clock(mock_clock: MockClock) -> MockClock:
+    mock_clock.rate = 1
+    return mock_clock
+
+
+@asynccontextmanager
+async def parts(place: Path, **settings: Any) -> AsyncIterator[Parts]:
+    config = config_of(place, **settings)
+    cache, fetching = open_cache(config), fetch_settings(config)
+    async with trio.open_nursery() as nursery:
+        images = Images(nursery, config, cache, fetching.traffic)
+        layers = Layers(nursery, Forest(ROOT), images, cache, fetching, lambda: None)
+        starts = Starts(nursery, images, layers, cache, fetching.traffic)
+        yield Parts(cache, images, starts, Trees(images, layers, starts, cache))
+        nursery.cancel_scope.cancel()
+
+
+def order(registry: Registry, depth: int = 2, manifest: str = "") -> ChainOrder:
+    return ChainOrder(f"{registry.host}/app:1", manifest, depth, LAYERS[depth - 1], "")
+
+
+async def assess(daemon: Parts, wanted: ChainOrder) -> str:
+    """What the daemon does when it is asked whether an image can be lazy."""
+    why = await daemon.images.assess(wanted)
+    if not why:
+        daemon.starts.foresee(wanted)
+    return why
+
+
+async def test_pack_and_tree_are_here_before_the_image_is_mounted(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.journal.clear()
+    async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
+        for depth in (1, 2):
+            assert not await assess(daemon, order(registry, depth))
+        async with daemon.starts.lease(order(registry)) as boot:
+            assert boot is not None
+            with trio.fail_after(60):
+                await boot.wait_over()
+            assert boot.statistics().written == pack.leaves
+        async with daemon.images.lease(order(registry)) as image:
+            tree_key = image_key([image.indexed[digest].head.digest for digest in LAYERS])
+            with trio.fail_after(60):
+                while daemon.cache.images.path(tree_key) is None:  # noqa: ASYNC110  # a worker thread's work
+                    await trio.sleep(0.01)
+        # Image, index and pack; configuration, two heads and the pack; one list of all that is attached.
+        cost = {("GET", "manifest"): 3, ("GET", "blob"): 4, ("GET", "referrers"): 1}
+        assert registry.requests == cost
+        tree = await daemon.trees.open(order(registry, manifest=IMAGE.digest), stack)
+        assert [layer.names.layer_digest for layer in tree.layers] == LAYERS
+        assert registry.requests == cost
+
+
+async def test_the_stream_does_not_wait_for_the_indexes(registry: Registry, tmp_path: Path) -> None:
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    async with parts(tmp_path / "cache") as daemon:
+        assert not await daemon.images.assess(order(registry))
+        async with daemon.images.lease(order(registry)) as image:
+            assert image.boot is not None
+            with trio.fail_after(60):
+                while not (image.boot.stream and image.boot.stream.statistics().received):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+
+
+async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path: Path) -> None:
+    with registry_with(IMAGE) as registry:
+        pack = await made_pack(registry, tmp_path / "maker")
+    with Registry() as other:
+        other.push("app", IMAGE, tag="1")
+        put_pack(other, pack.data)
+        async with parts(tmp_path / "cache") as daemon:
+            assert "no index" in await assess(daemon, order(other))
+            async with daemon.images.lease(order(other)) as image:
+                assert image.boot is not None
+                assert image.boot.is_over
+            async with daemon.starts.lease(order(other)) as boot:
+                assert boot is None
+
+
+async def test_who_wants_no_packs_gets_none(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.journal.clear()
+    async with parts(tmp_path / "cache", boot_pack=False) as daemon:
+        assert not await assess(daemon, order(registry))
+        async with daemon.starts.lease(order(registry)) as boot:
+            assert boot is None
+    assert blobs(registry, pack.digest) == 0
+
+
+async def test_a_start_that_nobody_came_for_ends_and_the_next_begins_anew(
+    registry: Registry, tmp_path: Path, clock: MockClock
+) -> None:
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    async with parts(tmp_path / "cache") as daemon:
+        assert not await assess(daemon, order(registry))
+        async with daemon.starts.lease(order(registry)) as first:
+            assert first is not None
+            await first.wait_over()
+        clock.jump(11)
+        with trio.fail_after(60):
+            while "Pool of 0" not in repr(daemon.starts):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        async with daemon.starts.lease(order(registry)) as second:
+            assert second is not None
+            assert second is not first
+            await second.wait_over()
+            assert second.statistics().state == "done"
+
+
+async def test_a_tag_and_its_manifest_are_one_image(registry: Registry, tmp_path: Path) -> None:
+    async with parts(tmp_path / "cache", boot_pack=False) as daemon:
+        assert not await daemon.images.assess(order(registry))
+        cost = sum(registry.requests.values())
+        async with (
+            daemon.images.lease(order(registry)) as by_tag,
+            daemon.images.lease(order(registry, manifest=IMAGE.digest)) as by_manifest,
+        ):
+            assert by_manifest is by_tag
+        assert not await daemon.images.assess(order(registry, manifest=IMAGE.digest))
+        assert sum(registry.requests.values()) == cost
+        daemon.images.forget(order(registry))
+        async with daemon.images.lease(order(registry, manifest=IMAGE.digest)) as another:
+            assert another is not by_tag
+
+
+@pytest.mark.expect_log("leaves of the boot pack were wrong")
+async def test_of_a_damaged_pack_the_mount_does_without(registry: Registry, tmp_path: Path) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data[:-20] + bytes(20))
+    async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
+        assert not await assess(daemon, order(registry))
+        tree = await daemon.trees.open(order(registry, manifest=IMAGE.digest), stack)
+        async with daemon.starts.lease(order(registry)) as boot:
+            assert boot is not None
+            await boot.wait_over()
+        assert len(tree.layers) == len(LAYERS)
