@@ -28,6 +28,7 @@ RULES = Rules(
     homes={
         "click": ("lazyfs.cli",),
         "tqdm": ("lazyfs.cli",),
+        "httpcore": ("lazyfs.source",),
         "httpx": ("lazyfs.source",),
         "http": ("lazyfs.source", "demo"),
         "ssl": ("lazyfs.source",),

@@ -42,12 +42,6 @@ def registry() -> Iterator[Registry]:
         yield running
 
 
-@pytest.fixture
-def clock(mock_clock: MockClock) -> MockClock:
-    mock_clock.rate = 1
-    return mock_clock
-
-
 @asynccontextmanager
 async def parts(place: Path, **settings: Any) -> AsyncIterator[Parts]:
     config = config_of(place, **settings)
@@ -135,15 +129,16 @@ async def test_who_wants_no_packs_gets_none(registry: Registry, tmp_path: Path) 
 
 
 async def test_a_start_that_nobody_came_for_ends_and_the_next_begins_anew(
-    registry: Registry, tmp_path: Path, clock: MockClock
+    registry: Registry, tmp_path: Path, mock_clock: MockClock
 ) -> None:
+    mock_clock.rate = 1
     put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
     async with parts(tmp_path / "cache") as daemon:
         assert not await assess(daemon, order(registry))
         async with daemon.starts.lease(order(registry)) as first:
             assert first is not None
             await first.wait_over()
-        clock.jump(11)
+        mock_clock.jump(11)
         with trio.fail_after(60):
             while "Pool of 0" not in repr(daemon.starts):  # noqa: ASYNC110
                 await trio.sleep(0.01)

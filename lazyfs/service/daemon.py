@@ -13,10 +13,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
-import httpcore  # noqa: F401  # else it is read with the first request: 40 ms that an image would wait for
 import trio
 
-from lazyfs.assembly import fetch_settings, open_cache
+from lazyfs.assembly import fetch_settings, open_cache, source_settings
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.files import kernel_boot_id
 from lazyfs.cache.keeping import keep_room
@@ -45,6 +44,7 @@ from lazyfs.service.server import answer_questions, is_at, listen
 from lazyfs.service.starts import Starts
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
+from lazyfs.source.open import get_ready
 
 _log = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ class _Service:
                 nursery.start_soon(scribe.run)
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
+                nursery.start_soon(trio.to_thread.run_sync, get_ready, source_settings(config))
                 nursery.start_soon(chains.remake, heritage.orders)
                 desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic)
                 if config.metrics:

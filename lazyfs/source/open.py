@@ -2,13 +2,14 @@
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
 import trio
 
+from lazyfs.errors import ConfigError
 from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference
 from lazyfs.source.archive import open_docker_archive, open_oci_archive
@@ -125,6 +126,14 @@ async def open_route(
         HttpPool(connections, settings.max_connections, headers, counters) as pool,
     ):
         yield Route(ControlClient(client, settings, counters, trusted), pool, tls)
+
+
+def get_ready(settings: SourceSettings) -> None:
+    """Have in memory what the first request needs, 0.1 s of reading. For a worker thread."""
+    import httpcore  # noqa: F401, PLC0415  # as httpx does with its first request
+
+    with suppress(ConfigError):  # who needs the certificates is told
+        settings.tls_context()
 
 
 def _is_tls(endpoint: Endpoint) -> bool:
