@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,16 @@ async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path:
                 assert image.boot.is_over
             async with daemon.starts.lease(order(other)) as boot:
                 assert boot is None
+
+
+async def test_nothing_is_streamed_on_for_layers_that_are_others(registry: Registry, tmp_path: Path) -> None:
+    put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
+    async with parts(tmp_path / "cache") as daemon:
+        wanted = replace(order(registry), chain_id=LAYERS[0])
+        assert "chainID" in await assess(daemon, wanted)
+        async with daemon.images.lease(wanted) as image:
+            assert image.boot is not None
+            assert image.boot.is_over
 
 
 async def test_who_wants_no_packs_gets_none(registry: Registry, tmp_path: Path) -> None:

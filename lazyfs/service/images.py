@@ -221,7 +221,7 @@ class Images:
             try:
                 async with self._open.lease(key, partial(self._opened, order, starting=True)) as image:
                     verdict = _verdict(image)
-                    if verdict.why and image.boot is not None:
+                    if image.boot is not None and verdict.why_not(order):
                         await image.boot.end()
                 if not key.manifest:  # its tag may move
                     verdict = replace(verdict, until=trio.current_time() + _UNKNOWN_FOR_S)

@@ -82,10 +82,13 @@ class Starts:
                     await boot.wait_over()
         except (IndexerError, LazyfsError) as error:
             _log.info("the start of %s is not foreseen: %s", order.image, message_of(error))
+        except Exception:  # noqa: BLE001  # containers start without
+            _log.exception("a bug while the start of %s was foreseen", order.image)
 
     @asynccontextmanager
     async def _booting(self, order: ChainOrder) -> AsyncIterator[Boot | None]:
         async with self._images.lease(order) as image:
+            self._boots.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
             if image.packs is None or image.missing:
                 yield None
                 return
@@ -97,7 +100,6 @@ class Starts:
                 begun or booting(image.packs, resolved, self._traffic, ask=ask) as boot,
                 self._layers.lease_all(order, resolved.layers, indexed) as shown,
             ):
-                self._boots.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
                 boot.attach({layer.names: layer.lazy for layer in shown})
                 try:
                     yield boot
