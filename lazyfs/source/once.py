@@ -1,18 +1,24 @@
 """An answer that is asked for once, however many want it."""
 
+import math
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
 
 from indexer.errors import IndexerError
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, Unreachable
 
 T = TypeVar("T")
+
+_SILENCE_S: Final = 10.0
+"""For how long one that cannot be reached is left alone: who wants to know at the same time waits less."""
 
 
 class Once(Generic[T]):
     """Asks when the first wants to know; the answer, or the error, is everybody's.
+
+    That nobody could be reached holds for ten seconds only.
 
     Args:
         ask: asks. Where it is cancelled, the next who wants to know asks again.
@@ -23,6 +29,7 @@ class Once(Generic[T]):
         self._lock = trio.Lock()
         self._answers: list[T] = []
         self._error: IndexerError | LazyfsError | None = None
+        self._until = math.inf
 
     async def get(self) -> T:
         """The answer.
@@ -31,12 +38,14 @@ class Once(Generic[T]):
             IndexerError, LazyfsError: from `ask`.
         """
         async with self._lock:
-            if self._error is not None:
+            if self._error is not None and trio.current_time() < self._until:
                 raise self._error
             if not self._answers:
                 try:
                     self._answers.append(await self._ask())
                 except (IndexerError, LazyfsError) as error:
                     self._error = error
+                    if isinstance(error, Unreachable):
+                        self._until = trio.current_time() + _SILENCE_S
                     raise
         return self._answers[0]
