@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import shutil
 
 import pytest
 
@@ -287,6 +288,22 @@ async def test_of_several_attached_indexes_that_with_most_layers_counts(server, 
     image = soci_image([PLAIN, UPPER], BLOBS)
     few = dict(list(ZTOCS.items())[:1])
     push_index(server, soci_index(few, image), few)
+    async with opened(server, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody")] * 2
+
+
+async def test_a_remembered_index_that_is_gone_gives_way_to_another(server, tmp_path):
+    image = soci_image([PLAIN, UPPER], BLOBS)
+    few = dict(list(ZTOCS.items())[:1])
+    old = soci_index(few, image)
+    push_index(server, old, few)
+    server.push("app", image, "1")
+    async with opened(server, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody"), OWN]
+    server.store.delete_manifest("app", sha256_digest(old))
+    push_index(server, soci_index(ZTOCS, image), ZTOCS)
+    for kept in ("documents", "tocs"):
+        shutil.rmtree(tmp_path / kept)
     async with opened(server, tmp_path) as found:
         assert found.kinds == [("soci", "nobody")] * 2
 

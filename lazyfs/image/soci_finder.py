@@ -60,6 +60,10 @@ class SociFinder:
         """The zTOCs of the attached index, version 1, that has most of them; empty if there is none."""
         best: tuple[Descriptor, Ztocs] | None = None
         try:
+            remembered = self._remembered(resolved)
+            if remembered is not None:
+                with suppress(NotFound):  # it is gone by now
+                    return parse_index(await self._document(remembered), resolved.descriptor.digest)
             links = await self._candidates(resolved)
         except (IndexerError, LazyfsError) as error:
             _log.warning("no SOCI index of %s is looked for: %s", resolved.name, error)
@@ -78,9 +82,6 @@ class SociFinder:
         return best[1]
 
     async def _candidates(self, resolved: ResolvedImage) -> list[Descriptor]:
-        remembered = self._remembered(resolved)
-        if remembered is not None:
-            return [remembered]
         if self._offline or self._attachments is None:
             return []
         found = await self._attachments.referrers(resolved.descriptor.digest, V1_TYPE)
