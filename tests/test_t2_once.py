@@ -64,9 +64,13 @@ async def test_that_nobody_was_reached_does_not_hold_for_ever(autojump_clock: Mo
 
 
 async def test_another_error_stays_the_answer(autojump_clock: MockClock) -> None:
-    somebody = Somebody(NotFound("no"))
+    somebody = Somebody(Unreachable("down"))
     once = Once(somebody)
     await told(once)
+    await trio.sleep(10)
+    somebody.error = NotFound("no")
+    assert await told(once) == ["NotFound"] * WAITERS
+    assert somebody.asked == 2
     somebody.error = None
     await trio.sleep(3600)
     assert await told(once) == ["NotFound"] * WAITERS

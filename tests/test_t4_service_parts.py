@@ -146,8 +146,8 @@ def test_after_a_power_cut_the_orders_count_whatever_became_of_the_rest(tmp_path
             (place / "mounts.json").write_bytes(kept)
     loaded = Ledger(place, "the next boot").load()
     last = states[-1].entries + states[-1].idle
-    ordered = sorted((entry.name, entry.order) for entry in last if entry.mounted)
-    assert sorted((entry.name, entry.order) for entry in loaded.entries) == ordered
+    ordered = sorted(((entry.name, entry.order) for entry in last if entry.mounted), key=str)
+    assert sorted(((entry.name, entry.order) for entry in loaded.entries), key=str) == ordered
     assert all(entry.mounted for entry in loaded.entries), "they are to be made again"
     assert (loaded.session, loaded.files, loaded.trees) == (None, (), ())
 
@@ -385,21 +385,42 @@ def test_a_job_that_nobody_tells_what_to_do_ends_without_a_word():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-async def test_a_thing_with_two_names_is_one_until_it_is_renewed(nursery, autojump_clock):
-    pool, things = Pool(nursery, idle_s=60), Things()
-    async with pool.lease("key", things), pool.lease("taken", things):
-        pool.alias("key", "another")
-        pool.alias("key", "taken")
-        pool.alias("nothing", "other")
-        assert "another" in pool
-        assert "other" not in pool
-        async with pool.lease("another", things) as value:
-            assert value == 1
-        async with pool.lease("taken", things) as value:
-            assert value == 2
-        assert (len(pool), pool.open_values()) == (2, [1, 2])
-        pool.renew("another")
-        async with pool.lease("key", things) as value:
-            assert value == 3
+async def test_a_thing_has_another_key_once_it_is_open_until_it_is_renewed(nursery, autojump_clock):
+    things = Things()
+    pool = Pool(nursery, idle_s=60, another=lambda value: f"number {value}")
+
+    async def opened(key: str) -> int:
+        async with pool.lease(key, things) as value:
+            return value
+
+    assert await opened("number 2") == 1
+    assert await opened("key") == 2
+    assert await opened("number 2") == 1, "that has the key already"
+    assert await opened("number 1") == 1
+    assert (len(pool), pool.open_values()) == (2, [1, 2])
+    assert "number 1" in pool
+    pool.renew("number 1")
+    assert "number 2" not in pool
+    assert await opened("number 2") == 3
     await trio.sleep(61)
     assert (len(pool), things.closed) == (0, 3)
+
+
+async def test_what_was_renewed_while_it_opened_gets_no_other_key(nursery, autojump_clock):
+    things = Things()
+    pool = Pool(nursery, idle_s=60, another=lambda _: "another")
+
+    async def use() -> None:
+        async with pool.lease("key", things):
+            await trio.sleep(10)
+
+    async with trio.open_nursery() as users:
+        users.start_soon(use)
+        await trio.sleep(0.5)
+        pool.renew("key")
+        await trio.sleep(1)
+        assert "another" not in pool
+        users.start_soon(use)
+        await trio.sleep(2)
+        async with pool.lease("another", things) as value:
+            assert value == 2

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from indexer.boot_pack import PackLayer
 from indexer.compile import image_key
 from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.cache.cache import Cache
@@ -19,12 +20,16 @@ from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
 from lazyfs.service.tree import Trees
+from tests.support.images import build_image
 from tests.support.packed_image import IMAGE, blobs, made_pack, put_pack
-from tests.support.published import registry_with
+from tests.support.published import index_of, put, registry_with
 from tests.support.registry import Registry
+from tests.support.registry_faults import Status
+from tests.support.tars import file, tar
 from tests.support.workshops import config_of
 
 LAYERS = [layer["digest"] for layer in IMAGE.json["layers"]]
+NEXT = build_image([tar(file(b"next", b"next\n"))])
 
 
 class Parts(NamedTuple):
@@ -32,6 +37,7 @@ class Parts(NamedTuple):
 
     cache: Cache
     images: Images
+    layers: Layers
     starts: Starts
     trees: Trees
 
@@ -51,12 +57,38 @@ async def parts(place: Path, **settings: Any) -> AsyncIterator[Parts]:
         images = Images(nursery, config, cache, fetching.traffic)
         layers = Layers(nursery, Forest(ROOT), images, cache, fetching, lambda: None)
         starts = Starts(nursery, images, layers, cache, fetching.traffic)
-        yield Parts(cache, images, starts, Trees(images, layers, starts, cache))
+        yield Parts(cache, images, layers, starts, Trees(images, layers, starts, cache))
         nursery.cancel_scope.cancel()
 
 
-def order(registry: Registry, depth: int = 2, manifest: str = "") -> ChainOrder:
-    return ChainOrder(f"{registry.host}/app:1", manifest, depth, LAYERS[depth - 1], "")
+def order(registry: Registry, depth: int = 2) -> ChainOrder:
+    """By the tag, as plain clients of containerd name an image."""
+    return ChainOrder(f"{registry.host}/app:1", "", depth, LAYERS[depth - 1], "")
+
+
+def pinned(registry: Registry) -> ChainOrder:
+    """As mounts do."""
+    return replace(order(registry), manifest=IMAGE.digest)
+
+
+def order_next(registry: Registry) -> ChainOrder:
+    """What the tag is moved to."""
+    return ChainOrder(f"{registry.host}/app:1", "", 1, NEXT.json["layers"][0]["digest"], "")
+
+
+def push_next(registry: Registry) -> None:
+    registry.push("app", NEXT, tag="1")
+    put(registry, "app", index_of(NEXT))
+
+
+async def compiled(daemon: Parts, wanted: ChainOrder) -> None:
+    """Wait until the tree of an image is in the cache, which nobody has mounted."""
+    async with daemon.images.lease(wanted) as image:
+        digests = [layer.descriptor.digest for layer in image.resolved.layers]
+        key = image_key([image.indexed[digest].head.digest for digest in digests])
+        with trio.fail_after(60):
+            while daemon.cache.images.path(key) is None:  # noqa: ASYNC110  # a worker thread's work
+                await trio.sleep(0.01)
 
 
 async def assess(daemon: Parts, wanted: ChainOrder) -> str:
@@ -74,22 +106,20 @@ async def test_pack_and_tree_are_here_before_the_image_is_mounted(registry: Regi
     async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
         for depth in (1, 2):
             assert not await assess(daemon, order(registry, depth))
-        async with daemon.starts.lease(order(registry)) as boot:
+        await compiled(daemon, order(registry))
+        async with daemon.starts.lease(pinned(registry)) as boot:
             assert boot is not None
             with trio.fail_after(60):
                 await boot.wait_over()
             assert boot.statistics().written == pack.leaves
-        async with daemon.images.lease(order(registry)) as image:
-            tree_key = image_key([image.indexed[digest].head.digest for digest in LAYERS])
-            with trio.fail_after(60):
-                while daemon.cache.images.path(tree_key) is None:  # noqa: ASYNC110  # a worker thread's work
-                    await trio.sleep(0.01)
         # Image, index and pack; configuration, two heads and the pack; one list of all that is attached.
         cost = {("GET", "manifest"): 3, ("GET", "blob"): 4, ("GET", "referrers"): 1}
         assert registry.requests == cost
-        tree = await daemon.trees.open(order(registry, manifest=IMAGE.digest), stack)
+        tree = await daemon.trees.open(pinned(registry), stack)
         assert [layer.names.layer_digest for layer in tree.layers] == LAYERS
         assert registry.requests == cost
+        # Whatever becomes of the tag, the next daemon finds them.
+        assert {file.order.manifest for file in daemon.layers.saved() if file.order} == {IMAGE.digest}
 
 
 async def test_the_stream_does_not_wait_for_the_indexes(registry: Registry, tmp_path: Path) -> None:
@@ -114,7 +144,7 @@ async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path:
             async with daemon.images.lease(order(other)) as image:
                 assert image.boot is not None
                 assert image.boot.is_over
-            async with daemon.starts.lease(order(other)) as boot:
+            async with daemon.starts.lease(pinned(other)) as boot:
                 assert boot is None
 
 
@@ -134,7 +164,7 @@ async def test_who_wants_no_packs_gets_none(registry: Registry, tmp_path: Path) 
     registry.journal.clear()
     async with parts(tmp_path / "cache", boot_pack=False) as daemon:
         assert not await assess(daemon, order(registry))
-        async with daemon.starts.lease(order(registry)) as boot:
+        async with daemon.starts.lease(pinned(registry)) as boot:
             assert boot is None
     assert blobs(registry, pack.digest) == 0
 
@@ -146,14 +176,14 @@ async def test_a_start_that_nobody_came_for_ends_and_the_next_begins_anew(
     put_pack(registry, (await made_pack(registry, tmp_path / "maker")).data)
     async with parts(tmp_path / "cache") as daemon:
         assert not await assess(daemon, order(registry))
-        async with daemon.starts.lease(order(registry)) as first:
+        async with daemon.starts.lease(pinned(registry)) as first:
             assert first is not None
             await first.wait_over()
         mock_clock.jump(11)
         with trio.fail_after(60):
             while "Pool of 0" not in repr(daemon.starts):  # noqa: ASYNC110
                 await trio.sleep(0.01)
-        async with daemon.starts.lease(order(registry)) as second:
+        async with daemon.starts.lease(pinned(registry)) as second:
             assert second is not None
             assert second is not first
             await second.wait_over()
@@ -166,13 +196,13 @@ async def test_a_tag_and_its_manifest_are_one_image(registry: Registry, tmp_path
         cost = sum(registry.requests.values())
         async with (
             daemon.images.lease(order(registry)) as by_tag,
-            daemon.images.lease(order(registry, manifest=IMAGE.digest)) as by_manifest,
+            daemon.images.lease(pinned(registry)) as by_manifest,
         ):
             assert by_manifest is by_tag
-        assert not await daemon.images.assess(order(registry, manifest=IMAGE.digest))
+        assert not await daemon.images.assess(pinned(registry))
         assert sum(registry.requests.values()) == cost
         daemon.images.forget(order(registry))
-        async with daemon.images.lease(order(registry, manifest=IMAGE.digest)) as another:
+        async with daemon.images.lease(pinned(registry)) as another:
             assert another is not by_tag
 
 
@@ -182,8 +212,86 @@ async def test_of_a_damaged_pack_the_mount_does_without(registry: Registry, tmp_
     put_pack(registry, pack.data[:-20] + bytes(20))
     async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
         assert not await assess(daemon, order(registry))
-        tree = await daemon.trees.open(order(registry, manifest=IMAGE.digest), stack)
-        async with daemon.starts.lease(order(registry)) as boot:
+        tree = await daemon.trees.open(pinned(registry), stack)
+        async with daemon.starts.lease(pinned(registry)) as boot:
             assert boot is not None
             await boot.wait_over()
         assert len(tree.layers) == len(LAYERS)
+
+
+async def test_where_a_tag_leads_is_asked_again_while_its_old_image_runs(
+    registry: Registry, tmp_path: Path, mock_clock: MockClock
+) -> None:
+    mock_clock.rate = 1
+    async with parts(tmp_path / "cache", boot_pack=False) as daemon, AsyncExitStack() as stack:
+        async with daemon.images.lease(order(registry)):  # as a mount does after a restart
+            await daemon.trees.open(pinned(registry), stack)
+        push_next(registry)
+        mock_clock.jump(61)
+        assert not await daemon.images.assess(order_next(registry))
+
+
+async def test_what_a_tag_was_moved_to_is_foreseen_while_its_old_image_runs(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
+        assert not await assess(daemon, order(registry))
+        await daemon.trees.open(pinned(registry), stack)
+        push_next(registry)
+        daemon.images.forget(order(registry))
+        assert not await assess(daemon, order_next(registry))
+        await compiled(daemon, order_next(registry))
+
+
+async def test_that_there_was_no_pack_does_not_hold_once_there_are_indexes(tmp_path: Path) -> None:
+    with registry_with(IMAGE) as registry:
+        pack = await made_pack(registry, tmp_path / "maker")
+    with Registry() as late:
+        late.push("app", IMAGE, tag="1")
+        async with parts(tmp_path / "cache") as daemon:
+            assert "no index" in await assess(daemon, order(late))
+            put(late, "app", index_of(IMAGE))
+            put_pack(late, pack.data)
+            daemon.images.forget(order(late))
+            assert not await assess(daemon, order(late))
+            async with daemon.starts.lease(pinned(late)) as boot:
+                assert boot is not None
+                await boot.wait_over()
+                assert boot.statistics().written == pack.leaves
+
+
+@pytest.mark.expect_log("boot pack is not used any further")
+async def test_a_hiccup_while_the_image_is_pulled_does_not_cost_the_mount_its_pack(
+    registry: Registry, tmp_path: Path
+) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    put_pack(registry, pack.data)
+    registry.faults.add("blob", Status(404), path=pack.digest)
+    async with parts(tmp_path / "cache") as daemon:
+        assert not await assess(daemon, order(registry))
+        async with daemon.images.lease(order(registry)) as image:
+            assert image.boot is not None
+            await image.boot.wait_over()
+            assert image.boot.statistics().state == "failed"
+        await compiled(daemon, order(registry))
+        with trio.fail_after(60):
+            state = "failed"
+            while state == "failed":  # until nobody is given the failed one any more
+                async with daemon.starts.lease(pinned(registry)) as boot:
+                    assert boot is not None
+                    await boot.wait_over()
+                    state = boot.statistics().state
+        assert (state, boot.statistics().written) == ("done", pack.leaves)
+
+
+async def test_a_start_of_other_tables_is_not_the_trees(registry: Registry, tmp_path: Path) -> None:
+    async with parts(tmp_path / "cache") as daemon:
+        assert not await assess(daemon, order(registry))
+        async with (
+            daemon.starts.lease(pinned(registry)) as boot,
+            daemon.images.lease(pinned(registry)) as image,
+        ):
+            assert boot is not None
+            names = [PackLayer(digest, image.indexed[digest].head.digest) for digest in LAYERS]
+            assert boot.serves(names)
+            assert not boot.serves([*names, PackLayer(LAYERS[0], LAYERS[1])])

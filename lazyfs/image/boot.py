@@ -1,7 +1,7 @@
 """The start of a mount: its boot pack is looked for, streamed, and waited for by who wants its leaves."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -49,6 +49,10 @@ class Boot:
     def is_over(self) -> bool:
         """Whether nothing comes any more."""
         return self._over.is_set()
+
+    def serves(self, layers: Iterable[PackLayer]) -> bool:
+        """Whether what comes goes into all of these layers, as far as it is for them."""
+        return self._layers is not None and all(names in self._layers for names in layers)
 
     async def find(self) -> FoundPack | None:
         """The pack, if it is found before long."""
@@ -140,10 +144,17 @@ async def booting(
     boot = Boot(packs, resolved, traffic)
     async with background_tasks() as nursery:
         nursery.start_soon(partial(boot.run, ask=ask))
-        try:
+        async with ending(boot):
             yield boot
-        finally:
-            await boot.end()
+
+
+@asynccontextmanager
+async def ending(boot: Boot) -> AsyncIterator[Boot]:
+    """A start that ends with the block."""
+    try:
+        yield boot
+    finally:
+        await boot.end()
 
 
 class LayerBoot:

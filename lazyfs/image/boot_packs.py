@@ -171,6 +171,13 @@ class BootPacks:
         except CacheError as error:
             _log.warning("%s", error)
 
+    def forget_absence(self, resolved: ResolvedImage) -> None:
+        """That there is no pack does not hold for the next start. Blocks for the disk."""
+        with suppress(CacheError):
+            known = self._cache.references.recall(self._key(resolved))
+            if known is not None and not known.descriptor:
+                self._cache.references.forget(self._key(resolved))
+
     def _found(self, resolved: ResolvedImage, place: Place, pack: Descriptor, generation: int) -> FoundPack:
         manifest = resolved.descriptor.digest
         name = _head_name(pack.digest)

@@ -68,5 +68,6 @@ async def starts_by_pack(boot: Boot | None, layers: Iterable[LazyLayer]) -> bool
     return (
         boot is not None
         and await boot.find() is not None
+        and boot.statistics().state != "failed"
         and not all(layer.entry.complete for layer in layers)
     )

@@ -59,6 +59,13 @@ async def _tell_metrics(address: str, desk: Desk, cache: Cache) -> None:
     await serve_mount_metrics(address, desk.statistics, cache)
 
 
+def _get_ready(config: Config) -> None:
+    try:
+        get_ready(source_settings(config))
+    except Exception as error:  # noqa: BLE001  # it only saves time; who needs it is told
+        _log.info("not ready for the first request: %s", error)
+
+
 WaitLeave = Callable[[Callable[[], bool]], Awaitable[None]]
 """Returns when the daemon is to leave everything as it is; can ask if anything of ours is still in use."""
 
@@ -162,7 +169,7 @@ class _Service:
                 nursery.start_soon(scribe.run)
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
-                nursery.start_soon(trio.to_thread.run_sync, get_ready, source_settings(config))
+                nursery.start_soon(trio.to_thread.run_sync, _get_ready, config)
                 nursery.start_soon(chains.remake, heritage.orders)
                 desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic)
                 if config.metrics:

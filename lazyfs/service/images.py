@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Final, NamedTuple, Self
 
 import trio
@@ -79,6 +80,8 @@ class OpenImage:
         workshop: what works on it.
         resolved: what it is.
         indexed: the indexes that are to be had, by layer digest.
+        key: that of its manifest, whatever it was asked for by.
+        opened_at: when, in seconds of trio's clock.
         packs: knows of its boot packs; None where none are wanted.
         boot: its start, begun while its indexes were looked for, if it was opened because it may start soon.
     """
@@ -86,6 +89,8 @@ class OpenImage:
     workshop: Workshop
     resolved: ResolvedImage
     indexed: Mapping[str, IndexedLayer]
+    key: ImageKey
+    opened_at: float
     packs: BootPacks | None
     boot: Boot | None = None
 
@@ -96,7 +101,7 @@ class OpenImage:
         return [digest for digest in layers if digest not in self.indexed]
 
     def pinned(self, order: ChainOrder) -> ChainOrder:
-        """The order by which it was opened, for this manifest whatever becomes of its tag."""
+        """The order, for this manifest whatever becomes of its tag."""
         return replace(order, manifest=self.resolved.descriptor.digest)
 
     def lowest(self, order: ChainOrder) -> ResolvedImage:
@@ -165,7 +170,7 @@ class Images:
         self._config = config
         self._cache = cache
         self._traffic = traffic
-        self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S)
+        self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S, attrgetter("key"))
         self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
         self._looks = 0
         self._workshops: list[Workshop] = []
@@ -219,10 +224,10 @@ class Images:
         verdict = Verdict(f"no answer within {LOOK_UP_S:g} s", until=trio.current_time() + _FAILURE_FOR_S)
         with trio.move_on_after(LOOK_UP_S):
             try:
-                async with self._open.lease(key, partial(self._opened, order, starting=True)) as image:
+                async with self._newly_open(key, order) as image:
                     verdict = _verdict(image)
                     if image.boot is not None and verdict.why_not(order):
-                        await image.boot.end()
+                        await _start_no_more(image, image.boot)
                 if not key.manifest:  # its tag may move
                     verdict = replace(verdict, until=trio.current_time() + _UNKNOWN_FOR_S)
             except (IndexerError, LazyfsError) as error:
@@ -232,6 +237,18 @@ class Images:
         while len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
         return verdict
+
+    @asynccontextmanager
+    async def _newly_open(self, key: ImageKey, order: ChainOrder) -> AsyncIterator[OpenImage]:
+        """As `lease`, of an image that may start soon; what its tag meant long ago does not count."""
+        opener = partial(self._opened, order, starting=True)
+        if not key.manifest:
+            async with self._open.lease(key, opener) as image:
+                age_s = trio.current_time() - image.opened_at
+            if age_s > _IDLE_S:
+                self._open.renew(key)
+        async with self._open.lease(key, opener) as image:
+            yield image
 
     @asynccontextmanager
     async def _opened(self, order: ChainOrder, *, starting: bool = False) -> AsyncIterator[OpenImage]:
@@ -257,12 +274,18 @@ class Images:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             self._workshops.append(workshop)
             try:
-                image = OpenImage(workshop, resolved, indexed, packs, boot)
-                self._open.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
-                yield image
+                key = ImageKey.of(replace(order, manifest=resolved.descriptor.digest))
+                yield OpenImage(workshop, resolved, indexed, key, trio.current_time(), packs, boot)
             finally:
                 self._workshops.remove(workshop)
                 self._past += workshop.statistics()
+
+
+async def _start_no_more(image: OpenImage, boot: Boot) -> None:
+    """No container of this image starts lazily now; one that does later may have a pack by then."""
+    await boot.end()
+    if image.packs is not None:
+        await trio.to_thread.run_sync(image.packs.forget_absence, image.resolved)
 
 
 def _verdict(image: OpenImage) -> Verdict:

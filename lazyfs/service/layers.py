@@ -55,12 +55,14 @@ class ShownLayer:
         inode: its number there.
         lazy: its bytes.
         auditor: watches over its table.
+        mounted: to be set once it is read by a mount: then the rest of it may be brought in the background.
     """
 
     names: PackLayer
     inode: int
     lazy: LazyLayer
     auditor: Auditor
+    mounted: trio.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +179,13 @@ class Layers:
                 auditor = Auditor([Case(layer, indexed, lazy)], self._cache)
                 tasks.start_soon(auditor.run)
                 tasks.start_soon(_sync_now_and_then, lazy)
+                mounted = trio.Event()
                 if image.workshop.config.background != "off":
-                    tasks.start_soon(complete, lazy, Purpose.BACKGROUND)
+                    tasks.start_soon(_complete_when_mounted, lazy, mounted)
                 file = SavedFile(0, indexed.head.header.device_size, 0, *names, order)
                 inode = self._show(file, lazy, partial(self._layers.count, names))
                 try:
-                    yield ShownLayer(names, inode, lazy, auditor)
+                    yield ShownLayer(names, inode, lazy, auditor, mounted)
                 finally:
                     self._past = sum_of([self._past, reads_of(lazy)])
                     self._hide(inode)
@@ -269,6 +272,7 @@ class Layers:
             if indexed is None or indexed.head.digest != toc_digest:
                 indexed = await trio.to_thread.run_sync(self._kept, layer, toc_digest)
         async with self.lease(order, layer, indexed) as shown:
+            shown.mounted.set()
             yield shown
 
     def _kept(self, layer: ImageLayer, toc_digest: str) -> IndexedLayer:
@@ -278,6 +282,11 @@ class Layers:
             if found is not None and found.head.digest == toc_digest:
                 return found
         raise NotFound(f"the index {toc_digest} of layer {layer.descriptor.digest} is gone")
+
+
+async def _complete_when_mounted(lazy: LazyLayer, mounted: trio.Event) -> None:
+    await mounted.wait()
+    await complete(lazy, Purpose.BACKGROUND)
 
 
 async def _sync_now_and_then(lazy: LazyLayer) -> None:

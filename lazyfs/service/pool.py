@@ -62,9 +62,11 @@ class Pool(Generic[K, V]):
     Args:
         nursery: where they live.
         idle_s: for how many seconds a thing that nobody needs stays open.
+        another: gives another key of a thing that is open, unless something else has that.
     """
 
-    def __init__(self, nursery: trio.Nursery, idle_s: float) -> None:
+    def __init__(self, nursery: trio.Nursery, idle_s: float, another: Callable[[V], K] | None = None) -> None:
+        self._another = another
         self._nursery = nursery
         self._idle_s = idle_s
         self._members: dict[K, _Member[V]] = {}
@@ -105,11 +107,6 @@ class Pool(Generic[K, V]):
         finally:
             member.count(-1)
 
-    def alias(self, key: K, another: K) -> None:
-        """Lets what has a key have another one, too, unless something has that."""
-        if key in self._members:
-            self._members.setdefault(another, self._members[key])
-
     def count(self, key: K, change: int) -> None:
         """Changes the number of those who need an open thing, beside those that lease it."""
         self._members[key].count(change)
@@ -123,6 +120,8 @@ class Pool(Generic[K, V]):
         try:
             async with opener() as value:
                 member.value.append(value)
+                if self._another is not None and member in self._members.values():
+                    self._members.setdefault(self._another(value), member)
                 member.ready.set()
                 await member.wait_unused(self._idle_s)
                 self._drop(member)  # before it is closed: who comes now opens another

@@ -6,7 +6,7 @@ later. By then its tree is compiled, and its boot pack is here or on its way: on
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -16,11 +16,11 @@ from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
-from lazyfs.image.boot import Boot, booting
+from lazyfs.image.boot import Boot, booting, ending
 from lazyfs.image.image import compiled
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.images import ImageKey, Images
+from lazyfs.service.images import ImageKey, Images, OpenImage
 from lazyfs.service.layers import Layers
 from lazyfs.service.pool import Pool
 
@@ -57,11 +57,14 @@ class Starts:
 
     def foresee(self, order: ChainOrder) -> None:
         """A container of the ordered image, which can be shown lazily, is about to start."""
-        if ImageKey.of(order) not in self._boots:
+        if not order.manifest or ImageKey.of(order) not in self._boots:
             self._nursery.start_soon(self._start, order)
 
     def lease(self, order: ChainOrder) -> AbstractAsyncContextManager[Boot | None]:
         """The start of the whole ordered image, its layers open; None if no boot pack is wanted or of use.
+
+        Args:
+            order: of the image by its manifest.
 
         Raises:
             IndexerError: (on entry) something of the image is damaged.
@@ -71,37 +74,39 @@ class Starts:
 
     async def _start(self, order: ChainOrder) -> None:
         try:
-            async with self._images.lease(order) as image, self.lease(order) as boot:
-                if image.missing:  # its tag has moved
-                    return
-                if boot is not None:
-                    with trio.move_on_after(_FIRST_S):
-                        await boot.find()
-                await compiled(image.resolved, image.indexed, self._cache)
-                if boot is not None:
-                    await boot.wait_over()
+            async with self._images.lease(order) as image:
+                if not (image.missing or image.key in self._boots):  # its tag may have moved
+                    await self._start_open(image, image.pinned(order))
         except (IndexerError, LazyfsError) as error:
             _log.info("the start of %s is not foreseen: %s", order.image, message_of(error))
         except Exception:  # noqa: BLE001  # containers start without
             _log.exception("a bug while the start of %s was foreseen", order.image)
 
+    async def _start_open(self, image: OpenImage, order: ChainOrder) -> None:
+        async with self.lease(order) as boot:
+            if boot is not None:
+                with trio.move_on_after(_FIRST_S):
+                    await boot.find()
+            await compiled(image.resolved, image.indexed, self._cache)
+            if boot is not None:
+                await boot.wait_over()
+                if boot.statistics().state in {"none", "failed"}:  # who mounts it tries again
+                    self._boots.renew(ImageKey.of(order))
+
     @asynccontextmanager
     async def _booting(self, order: ChainOrder) -> AsyncIterator[Boot | None]:
         async with self._images.lease(order) as image:
-            self._boots.alias(ImageKey.of(order), ImageKey.of(image.pinned(order)))
             if image.packs is None or image.missing:
                 yield None
                 return
             resolved, indexed = image.resolved, image.indexed
             # Who made all the indexes here has had the content, too.
             ask = not all(index.audited for index in indexed.values())
-            begun = nullcontext(image.boot) if image.boot is not None and not image.boot.is_over else None
+            begun = ending(image.boot) if image.boot is not None and not image.boot.is_over else None
             async with (
                 begun or booting(image.packs, resolved, self._traffic, ask=ask) as boot,
                 self._layers.lease_all(order, resolved.layers, indexed) as shown,
+                ending(boot),
             ):
                 boot.attach({layer.names: layer.lazy for layer in shown})
-                try:
-                    yield boot
-                finally:
-                    await boot.end()
+                yield boot

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
@@ -81,8 +82,10 @@ class Trees:
         shown = await stack.enter_async_context(self._layers.lease_all(order, resolved.layers, indexed))
         layers = {layer.names: layer.lazy for layer in shown}
         whole = len(resolved.layers) == len(opened.resolved.layers)  # as is what a boot pack is of
-        boot = await self._boot(order, stack) if whole else None
+        boot = await self._boot(order, layers, stack) if whole else None
         hastened = await hasten(stack, resolved, layers, metadata_file, self._cache, boot)
+        for layer in shown:
+            layer.mounted.set()
         name = chain_name([layer.names.layer_digest for layer in shown])
         self._until_closed(name, hastened.warm, stack)
         read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
@@ -92,12 +95,15 @@ class Trees:
             tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
         return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
 
-    async def _boot(self, order: ChainOrder, stack: AsyncExitStack) -> Boot | None:
+    async def _boot(
+        self, order: ChainOrder, layers: Iterable[PackLayer], stack: AsyncExitStack
+    ) -> Boot | None:
         try:
-            return await stack.enter_async_context(self._starts.lease(order))
+            boot = await stack.enter_async_context(self._starts.lease(order))
         except (IndexerError, LazyfsError) as error:  # of tables that this tree may do without
             _log.info("%s is not hastened: %s", order.image, message_of(error))
             return None
+        return boot if boot is not None and boot.serves(layers) else None
 
     def _until_closed(self, name: str, warm: Callable[[], None], stack: AsyncExitStack) -> None:
         warmers = self._warm.setdefault(name, [])

@@ -45,7 +45,7 @@ class Once(Generic[T]):
                     self._answers.append(await self._ask())
                 except (IndexerError, LazyfsError) as error:
                     self._error = error
-                    if isinstance(error, Unreachable):
-                        self._until = trio.current_time() + _SILENCE_S
+                    silent = isinstance(error, Unreachable)
+                    self._until = trio.current_time() + _SILENCE_S if silent else math.inf
                     raise
         return self._answers[0]

@@ -2,14 +2,13 @@
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
 import trio
 
-from lazyfs.errors import ConfigError
 from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference
 from lazyfs.source.archive import open_docker_archive, open_oci_archive
@@ -129,11 +128,14 @@ async def open_route(
 
 
 def get_ready(settings: SourceSettings) -> None:
-    """Have in memory what the first request needs, 0.1 s of reading. For a worker thread."""
+    """Have in memory what the first request needs, 0.1 s of reading. For a worker thread.
+
+    Raises:
+        ConfigError: a certificate cannot be used.
+    """
     import httpcore  # noqa: F401, PLC0415  # as httpx does with its first request
 
-    with suppress(ConfigError):  # who needs the certificates is told
-        settings.tls_context()
+    settings.tls_context()
 
 
 def _is_tls(endpoint: Endpoint) -> bool:

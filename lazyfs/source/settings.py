@@ -87,8 +87,9 @@ class SourceSettings:
         """
         authorities = (*([self.ca_file] if self.ca_file else []), *access.ca_files)
         shown = access.client_certs or ((self.client_cert,) if self.client_cert else ())
-        system = ssl.get_default_verify_paths().cafile
-        files = (*([Path(system)] if system else []), *authorities, *chain.from_iterable(shown))
+        system = ssl.get_default_verify_paths()
+        own = (Path(path) for path in (system.cafile, system.capath) if path)
+        files = (*own, *authorities, *chain.from_iterable(shown))
         return _context(authorities, shown, access.skip_verify, tuple(map(_version, files)))
 
 
