@@ -14,10 +14,11 @@ from lazyfs.image.pack_artifact import newest_first
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
 from lazyfs.image.trace import Touch, Trace
 from lazyfs.oci.descriptor import Descriptor
+from tests.support.packed_image import IMAGE, START, made_pack, mounted, put_pack, recorded_start, start
 from tests.support.published import registry_with
 from tests.support.registry import Registry
 from tests.support.registry_faults import Status
-from tests.test_t3_boot import IMAGE, START, made_pack, mounted, put_pack, recorded_start, settled, start
+from tests.test_t3_boot import settled
 
 
 @pytest.fixture
