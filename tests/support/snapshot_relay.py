@@ -31,6 +31,8 @@ class _Relay(grpc.GenericRpcHandler):
         def pass_on(request: bytes, context: Any) -> Iterator[bytes]:
             method = path.rsplit("/", 1)[-1]
             self._watch(method, "before")
+            if not context.is_active():  # the snapshotter is to hear nothing of a dead one's call
+                return
             ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
             call: Any = ask(request, timeout=_TIMEOUT_S, wait_for_ready=True)  # also says how it went
             try:
