@@ -1,6 +1,6 @@
 """Starts that are foreseen: what is here before the container is, and what it costs. Counted exactly."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +81,18 @@ def push_next(registry: Registry) -> None:
     put(registry, "app", index_of(NEXT))
 
 
+async def wait_until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(60):
+        while not holds():  # noqa: ASYNC110  # what worker threads do, and what tells nobody
+            await trio.sleep(0.01)
+
+
 async def compiled(daemon: Parts, wanted: ChainOrder) -> None:
     """Wait until the tree of an image is in the cache, which nobody has mounted."""
     async with daemon.images.lease(wanted) as image:
         digests = [layer.descriptor.digest for layer in image.resolved.layers]
         key = image_key([image.indexed[digest].head.digest for digest in digests])
-        with trio.fail_after(60):
-            while daemon.cache.images.path(key) is None:  # noqa: ASYNC110  # a worker thread's work
-                await trio.sleep(0.01)
+        await wait_until(lambda: daemon.cache.images.path(key) is not None)
 
 
 async def assess(daemon: Parts, wanted: ChainOrder) -> str:
@@ -127,10 +131,9 @@ async def test_the_stream_does_not_wait_for_the_indexes(registry: Registry, tmp_
     async with parts(tmp_path / "cache") as daemon:
         assert not await daemon.images.assess(order(registry))
         async with daemon.images.lease(order(registry)) as image:
-            assert image.boot is not None
-            with trio.fail_after(60):
-                while not (image.boot.stream and image.boot.stream.statistics().received):  # noqa: ASYNC110
-                    await trio.sleep(0.01)
+            boot = image.boot
+            assert boot is not None
+            await wait_until(lambda: boot.statistics().received > 0)
 
 
 async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path: Path) -> None:
@@ -180,9 +183,7 @@ async def test_a_start_that_nobody_came_for_ends_and_the_next_begins_anew(
             assert first is not None
             await first.wait_over()
         mock_clock.jump(11)
-        with trio.fail_after(60):
-            while "Pool of 0" not in repr(daemon.starts):  # noqa: ASYNC110
-                await trio.sleep(0.01)
+        await wait_until(lambda: "Pool of 0" in repr(daemon.starts))
         async with daemon.starts.lease(pinned(registry)) as second:
             assert second is not None
             assert second is not first

@@ -62,7 +62,7 @@ async def _tell_metrics(address: str, desk: Desk, cache: Cache) -> None:
 def _get_ready(config: Config) -> None:
     try:
         get_ready(source_settings(config))
-    except Exception as error:  # noqa: BLE001  # it only saves time; who needs it is told
+    except Exception as error:  # noqa: BLE001  # it only saves time; whoever needs what failed is told
         _log.info("not ready for the first request: %s", error)
 
 

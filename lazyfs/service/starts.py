@@ -79,7 +79,7 @@ class Starts:
                     await self._start_open(image, image.pinned(order))
         except (IndexerError, LazyfsError) as error:
             _log.info("the start of %s is not foreseen: %s", order.image, message_of(error))
-        except Exception:  # noqa: BLE001  # containers start without
+        except Exception:  # noqa: BLE001  # a bug here must not end the daemon; the mount does the same again
             _log.exception("a bug while the start of %s was foreseen", order.image)
 
     async def _start_open(self, image: OpenImage, order: ChainOrder) -> None:

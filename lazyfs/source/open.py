@@ -133,7 +133,7 @@ def get_ready(settings: SourceSettings) -> None:
     Raises:
         ConfigError: a certificate cannot be used.
     """
-    import httpcore  # noqa: F401, PLC0415  # as httpx does with its first request
+    import httpcore  # noqa: F401, PLC0415  # httpx would with its first request; not all commands make one
 
     settings.tls_context()
 
