@@ -263,13 +263,12 @@ class Images:
                 with trio.fail_after(LOOK_UP_S):
                     async with workshop.foreseeing() as seen:
                         resolved = await resolve_ordered(order, workshop, seen)
+                        here = made_here(resolved, workshop.indexer)
                         if starting and packs is not None:
                             boot = Boot(packs, resolved, self._traffic)
-                            ask = made_here(resolved, workshop.indexer).keys() != {
-                                layer.descriptor.digest for layer in resolved.layers
-                            }
+                            ask = any(layer.descriptor.digest not in here for layer in resolved.layers)
                             nursery.start_soon(partial(boot.run, ask=ask))
-                        indexed = await find_indexes(resolved, workshop.indexer, workshop.finders)
+                        indexed = await find_indexes(resolved, workshop.indexer, workshop.finders, here)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None
             self._workshops.append(workshop)
