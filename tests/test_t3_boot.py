@@ -133,7 +133,7 @@ async def test_layers_that_are_open_already_are_hastened_and_recorded_too(
         image, workshop = found.image, found.workshop
         registry.journal.clear()
         packs, layers = workshop.boot_packs, image.by_names
-        boot = await stack.enter_async_context(booting(packs, image.resolved, Traffic(), ask=True))
+        boot = await stack.enter_async_context(booting(packs, image.resolved, Traffic(), ()))
         boot.attach(layers)
         hastened = await hasten(stack, image.resolved, layers, image.metadata_file, workshop.cache, boot)
         assert hastened.packed

@@ -1,7 +1,7 @@
 """The start of a mount: its boot pack is looked for, streamed, and waited for by who wants its leaves."""
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -129,21 +129,37 @@ class Boot:
         return self._stream
 
 
-@asynccontextmanager
-async def booting(
-    packs: BootPacks, resolved: ResolvedImage, traffic: Traffic, *, ask: bool
-) -> AsyncIterator[Boot]:
+def begin(
+    nursery: trio.Nursery,
+    packs: BootPacks,
+    resolved: ResolvedImage,
+    traffic: Traffic,
+    made_here: Collection[str],
+) -> Boot:
     """The start of a mount, to which layers are to be attached; it must have ended before they are closed.
 
+    Others are asked for a pack unless all indexes were made here: who made them has had the content, too.
+
     Args:
+        nursery: where it goes on.
         packs: finds the pack.
         resolved: the image.
         traffic: where its requests take turns.
-        ask: whether to ask others for a pack.
+        made_here: digests of the layers whose indexes were made or audited here.
     """
     boot = Boot(packs, resolved, traffic)
+    ask = any(layer.descriptor.digest not in made_here for layer in resolved.layers)
+    nursery.start_soon(partial(boot.run, ask=ask))
+    return boot
+
+
+@asynccontextmanager
+async def booting(
+    packs: BootPacks, resolved: ResolvedImage, traffic: Traffic, made_here: Collection[str]
+) -> AsyncIterator[Boot]:
+    """As `begin` says; it ends with the block."""
     async with background_tasks() as nursery:
-        nursery.start_soon(partial(boot.run, ask=ask))
+        boot = begin(nursery, packs, resolved, traffic, made_here)
         async with ending(boot):
             yield boot
 

@@ -258,8 +258,7 @@ async def open_image(
     async with AsyncExitStack() as stack:
         boot: Boot | None = None
         if packs is not None:
-            ask = len(here) < len(set(digests))  # who made the indexes has had the content, too
-            boot = await stack.enter_async_context(booting(packs, resolved, settings.traffic, ask=ask))
+            boot = await stack.enter_async_context(booting(packs, resolved, settings.traffic, here))
         indexed, metadata_file = await indexed_tree(resolved, source, indexer, cache, finders, here)
         metadata = map_metadata(metadata_file)
         links = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}

@@ -22,7 +22,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
-from lazyfs.image.boot import Boot
+from lazyfs.image.boot import Boot, begin
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.image import find_indexes, made_here
 from lazyfs.image.indexing import IndexedLayer
@@ -265,9 +265,7 @@ class Images:
                         resolved = await resolve_ordered(order, workshop, seen)
                         here = made_here(resolved, workshop.indexer)
                         if starting and packs is not None:
-                            boot = Boot(packs, resolved, self._traffic)
-                            ask = any(layer.descriptor.digest not in here for layer in resolved.layers)
-                            nursery.start_soon(partial(boot.run, ask=ask))
+                            boot = begin(nursery, packs, resolved, self._traffic, here)
                         indexed = await find_indexes(resolved, workshop.indexer, workshop.finders, here)
             except trio.TooSlowError:
                 raise Unreachable(f"{order.image}: no answer within {LOOK_UP_S:g} s") from None

@@ -100,11 +100,10 @@ class Starts:
                 yield None
                 return
             resolved, indexed = image.resolved, image.indexed
-            # Who made all the indexes here has had the content, too.
-            ask = not all(index.audited for index in indexed.values())
+            here = {digest for digest, index in indexed.items() if index.audited}
             begun = ending(image.boot) if image.boot is not None and not image.boot.is_over else None
             async with (
-                begun or booting(image.packs, resolved, self._traffic, ask=ask) as boot,
+                begun or booting(image.packs, resolved, self._traffic, here) as boot,
                 self._layers.lease_all(order, resolved.layers, indexed) as shown,
                 ending(boot),
             ):
