@@ -1,7 +1,7 @@
 """Puts the floors together for one image: cache, source, resolver, indexer."""
 
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -110,21 +110,32 @@ class Workshop:
         return self._finders(offline=self.config.offline)
 
     @asynccontextmanager
-    async def foreseeing(self) -> AsyncIterator[Seen]:
-        """What to have told of the image's manifest, so that what is wanted next is asked for meanwhile."""
+    async def foreseeing(self, manifest: str = "", layer: str = "") -> AsyncIterator[Seen]:
+        """What to have told of the image's manifest, so that what is wanted next is asked for meanwhile.
+
+        Args:
+            manifest: its digest, where that is known: then it is asked for at once.
+            layer: digest of one of its layers, then.
+        """
         async with background_tasks() as nursery:
+            at_once = bool(manifest) and self._wants_indexes([layer])
+            if at_once:
+                nursery.start_soon(self._foresee, manifest)
 
             def seen(link: Descriptor, manifest: Manifest) -> None:
-                nursery.start_soon(self._foresee, link, {layer.digest for layer in manifest.layers})
+                if not at_once and self._wants_indexes([layer.digest for layer in manifest.layers]):
+                    nursery.start_soon(self._foresee, link.digest)
 
             yield seen
 
-    async def _foresee(self, manifest: Descriptor, layers: Collection[str]) -> None:
+    def _wants_indexes(self, layers: Iterable[str]) -> bool:
+        """Whether others are asked for indexes of these layers, as not all were made here."""
         tocs, name = self.cache.tocs, index_settings(self.config).name
-        if looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers):
-            await self._published(offline=self.config.offline).foresee(
-                repository_of(self.name), manifest.digest
-            )
+        return looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers)
+
+    async def _foresee(self, manifest: str) -> None:
+        published = self._published(offline=self.config.offline)
+        await published.foresee(repository_of(self.name), manifest)
 
     async def kept_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
         """The indexes of an image's layers that are on this machine, by layer digest. Asks nobody."""

@@ -14,6 +14,7 @@ from indexer.boot_pack import PackLayer
 from indexer.compile import image_key
 from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.cache.cache import Cache
+from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import Images
@@ -24,7 +25,7 @@ from tests.support.images import build_image
 from tests.support.packed_image import IMAGE, blobs, made_pack, put_pack
 from tests.support.published import index_of, put, registry_with
 from tests.support.registry import Registry
-from tests.support.registry_faults import Status
+from tests.support.registry_faults import StallHead, Status
 from tests.support.tars import file, tar
 from tests.support.workshops import config_of
 
@@ -124,6 +125,27 @@ async def test_pack_and_tree_are_here_before_the_image_is_mounted(registry: Regi
         assert registry.requests == cost
         # Whatever becomes of the tag, the next daemon finds them.
         assert {file.order.manifest for file in daemon.layers.saved() if file.order} == {IMAGE.digest}
+
+
+async def test_where_the_manifest_is_known_indexes_are_asked_for_before_it_is_here(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """As CRI orders, whose labels name it. One list of what is attached does for all."""
+    registry.faults.add("manifest", StallHead())
+    async with parts(tmp_path / "cache") as daemon, open_tasks() as nursery:
+        nursery.start_soon(assess, daemon, pinned(registry))
+        await trio.to_thread.run_sync(registry.wait_stalled)
+        await wait_until(lambda: registry.requests["GET", "referrers"] == 1)
+        registry.release()
+    assert registry.requests == {("GET", "manifest"): 2, ("GET", "blob"): 3, ("GET", "referrers"): 1}
+
+
+async def test_whose_indexes_were_made_here_asks_for_none(registry: Registry, tmp_path: Path) -> None:
+    await made_pack(registry, tmp_path / "cache")
+    registry.journal.clear()
+    async with parts(tmp_path / "cache") as daemon:
+        assert not await daemon.images.assess(pinned(registry))
+    assert registry.requests["GET", "referrers"] == 0
 
 
 async def test_the_stream_does_not_wait_for_the_indexes(registry: Registry, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ class Images:
             boot: Boot | None = None
             try:
                 with trio.fail_after(LOOK_UP_S):
-                    async with workshop.foreseeing() as seen:
+                    async with workshop.foreseeing(order.manifest, order.layer) as seen:
                         resolved = await resolve_ordered(order, workshop, seen)
                         here = made_here(resolved, workshop.indexer)
                         if starting and packs is not None:
