@@ -1,7 +1,10 @@
 """From a recorded start to a cold one elsewhere: trace, optimize, explain, on a real image and registry."""
 
+import contextlib
 import json
 import os
+import pty
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from lazyfs.oci.config import chain_ids
 from tests.support.lab import push_layout
 from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until
-from tests.support.runner import LazyfsRunner
+from tests.support.runner import LazyfsRunner, executable
 from tests.support.service import orders_of, running_daemon
 
 START = ["usr/lib/os-release", "etc/passwd", "usr/bin/cat", "usr/share/common-licenses/GPL-3"]
@@ -104,6 +107,42 @@ def test_a_command_is_run_and_recorded(published, lazyfs, tmp_path):
     assert "usr/lib/os-release" in [file["path"] for file in found["files"]]
     failed = lazyfs("optimize", published, "--", "sh", "-c", "exit 3", exit_code=3, env=environment)
     assert "no boot pack is made" in failed.stderr
+
+
+def test_a_command_that_is_deaf_ends_when_its_time_is_up(published, lazyfs):
+    """The first process of a container gets no signal that it has no handler for."""
+    environment = {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)}
+    words = ("--for", "1", published, "--", "sh", "-c", "exec sleep 300", "sh")
+    began = time.monotonic()
+    assert "leaves" in lazyfs("optimize", *words, env=environment).stdout
+    assert time.monotonic() - began < 120
+
+
+@pytest.mark.parametrize("told", [b"\x03", signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "INT", "TERM"])
+def test_who_is_told_to_end_takes_the_container_along(published, lazyfs, told):
+    """By a terminal, which tells all its processes, or by kill(1), which tells one."""
+    words = [published, "--cache-dir", lazyfs.cache_dir, "--", "sh", "-c", "echo up; exec sleep 300"]
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", executable(), "optimize", *words],
+        env=lazyfs.environment() | {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)},
+        stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as optimize:  # fmt: skip
+        assert optimize.stdout is not None
+        assert optimize.stderr is not None
+        assert optimize.stdout.readline() == "up\n"
+        for _ in range(3):  # the third kills what is deaf
+            if isinstance(told, bytes):
+                os.write(master, told)
+            else:
+                optimize.send_signal(told)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                optimize.wait(1)
+        assert optimize.wait(60) == 128 + (signal.SIGINT if isinstance(told, bytes) else told)
+        assert "no boot pack is made" in optimize.stderr.read()
+    os.close(master)
+    os.close(slave)
+    assert not [path for path in (lazyfs.cache_dir / "containers").iterdir() if path.is_dir()]
 
 
 def test_the_background_brings_the_rest(published, lazyfs, tmp_path):

@@ -1,10 +1,9 @@
 """optimize: a boot pack from what starts of an image read."""
 
-import os
-import signal
-import threading
+import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import trio
 
 from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, opened
+from lazyfs.cli.followed import run_followed
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain, human, print_json, write_line
 from lazyfs.cli.run import run
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound
-from lazyfs.exit_codes import BUG, exit_code, message_of
+from lazyfs.exit_codes import exit_code, message_of
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import make_pack, publish_pack
 from lazyfs.image.recording import kept_traces
@@ -61,7 +61,7 @@ def optimize(
     given = [_read(path) for path in traces]
     began = time.time()
     if command:
-        code = _run(config, image, command, for_s)
+        code = run_followed(partial(_run, config, image, command), for_s or math.inf)
         if code:
             complain(f"the command ended with {code}: no boot pack is made of that")
             return code
@@ -82,38 +82,16 @@ def optimize(
     return 0
 
 
-def _run(config: Config, image: str, command: Sequence[str], for_s: float | None) -> int:
-    """Run a command in a container over the image, and have it recorded; its exit code.
-
-    0, too, if it was still running after `for_s` seconds and is ended for that.
-    """
-    pid = os.fork()
-    if not pid:
-        code = BUG
-        try:
-            result = run.main(["--record", image, *command], standalone_mode=False, obj=config.as_flags())
-            code = result if isinstance(result, int) else 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        except (LazyfsError, IndexerError, OSError, click.ClickException) as error:
-            complain(message_of(error))
-            code = exit_code(error)
-        finally:
-            os._exit(code)
-    time_is_up = threading.Event()
-
-    def ask_to_end() -> None:
-        time_is_up.set()
-        os.kill(pid, signal.SIGTERM)
-
-    alarm = threading.Timer(for_s or 0, ask_to_end)
-    if for_s is not None:
-        alarm.start()
+def _run(config: Config, image: str, command: Sequence[str]) -> int:
+    """Run a command in a container over the image, and have it recorded; its exit code."""
     try:
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        alarm.cancel()
-    return 0 if time_is_up.is_set() else code
+        result = run.main(["--record", image, *command], standalone_mode=False, obj=config.as_flags())
+        return result if isinstance(result, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except (LazyfsError, IndexerError, OSError, click.ClickException) as error:
+        complain(message_of(error))
+        return exit_code(error)
 
 
 def _read(path: Path) -> Trace:
