@@ -314,6 +314,13 @@ class SpanTable(Sequence[Span]):
             raise FormatError(f"offset {offset} is outside the layer of {self.uncompressed_size} bytes")
         return bisect_right(self._ends, offset)
 
+    def find_root(self, root: bytes, first: int = 0) -> int | None:
+        """Index of the first span with this root, from `first` on; None if there is none."""
+        at = self._roots.find(root, first * DIGEST_SIZE)
+        while at % DIGEST_SIZE and at > 0:
+            at = self._roots.find(root, at + 1)
+        return None if at < 0 else at // DIGEST_SIZE
+
     def covering(self, start: int, end: int) -> range:
         """Indexes of the spans that together hold uncompressed bytes [start, end); none for an empty range.
 

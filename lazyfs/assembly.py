@@ -20,6 +20,7 @@ from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
 from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
+from lazyfs.image.landmarks import bring_prioritised
 from lazyfs.image.published import PublishedIndexes
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
@@ -321,6 +322,9 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
     async with workshop.foreseeing() as seen, background_tasks() as nursery:
         resolved = await workshop.resolve(seen)
         async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
+            if image.boot is not None:
+                heads = [index.head for index in image.indexed]
+                nursery.start_soon(bring_prioritised, zip(heads, image.layers, strict=True), image.boot)
             if mounted and not record and workshop.config.background != "off":
                 nursery.start_soon(complete_behind, image.by_names.values(), image.boot)
             yield image

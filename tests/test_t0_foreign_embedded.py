@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc
 from indexer.foreign.facts import MAX_SPAN
+from indexer.foreign.landmark import prioritised
 from indexer.foreign.place import Form
 from indexer.foreign.zstd_chunked import place_from_annotation
 from indexer.scan import Limits
@@ -91,6 +92,22 @@ def test_files_in_one_gzip_member_share_its_entry_and_are_read_alone_too():
     for span in spans:
         alone = read_span(span, layer.blob[span.compressed_start : span.compressed_end], b"")
         assert alone.rstrip(b"\0") == b"%d" % span.number * 50
+
+
+def first_spans(layer: ForeignLayer) -> list[int]:
+    toc = toc_of(layer)
+    return list(prioritised(decode_head(encode_toc(toc)), toc.spans))
+
+
+def test_what_stands_before_a_landmark_is_wanted_first():
+    """A file that has the same content is no landmark."""
+    first = file(b"a", b"a" * 9000) + file(b"b", b"\x0f")
+    later = tar(file(b"c", b"c" * 900), file(b"d", b"\x0f"), file(b"e", b"e" * 4000 + b"\x0f"))
+    layer = write_layer(later, "estargz", chunk_size=4000, first=first)
+    check_layer(layer, first + later, "estargz")
+    assert first_spans(layer) == [0, 1, 2, 3]
+    for dialect in LIVING:
+        assert first_spans(write_layer(later, dialect, chunk_size=4000)) == []
 
 
 def test_zeros_need_no_bytes_of_the_blob():

@@ -12,6 +12,7 @@ two places any more: such a table is not taken.
 import binascii
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from indexer.digest import digest_hex
@@ -22,8 +23,12 @@ from indexer.foreign.times import time_ns
 from indexer.tar_pax import check_xattrs
 from indexer.toc import Kind, Member
 
-LANDMARKS: Final = frozenset((b".prefetch.landmark", b".no.prefetch.landmark", b"stargz.index.json"))
+PREFETCH_LANDMARK: Final = b".prefetch.landmark"
+LANDMARKS: Final = frozenset((PREFETCH_LANDMARK, b".no.prefetch.landmark", b"stargz.index.json"))
 """What eStargz writers put into a layer for themselves."""
+
+LANDMARK_DIGEST: Final = sha256(b"\x0f").digest()
+"""Of a landmark's content (estargz.md, "Prioritized Files and Landmark Files")."""
 
 _MAX_NUMBER: Final = (1 << 63) - 1
 _REPLACEMENT: Final = "\ufffd"
@@ -47,11 +52,16 @@ class Chunk(NamedTuple):
     zeros: bool
 
 
+HIDDEN: Final = -1
+LANDMARK: Final = -2
+"""In place of a member's number: no member, and the landmark behind what is wanted first."""
+
+
 class Content(NamedTuple):
     """A file's content.
 
     Attributes:
-        member: number of the member; -1 where it is hidden.
+        member: number of the member; HIDDEN or LANDMARK.
         chunks: in order, at least one.
         end: where in the blob the last one ends; 0 where it is not said.
     """
@@ -109,7 +119,7 @@ class _Lister:
             return
         self.close()
         member = _member(entry)
-        number = -1
+        number = LANDMARK if member.path == PREFETCH_LANDMARK else HIDDEN
         if member.path not in self._hidden:
             number = len(self.members)
             self.members.append(member)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from indexer.errors import FormatError, Unsupported
 from indexer.foreign.facts import MAX_SPAN, NO_WINDOWS, BlobFacts
-from indexer.foreign.json_listing import Chunk, Content, Listing
+from indexer.foreign.json_listing import LANDMARK, LANDMARK_DIGEST, Chunk, Content, Listing
 from indexer.scan import Limits, bounded
 from indexer.toc import (
     AddressSpace,
@@ -60,12 +60,14 @@ def packed_toc(
     members = list(listing.members)
     check_size = bounded(limits, facts.size)
     for content, placed in zip(contents, _placed(contents, payload_end), strict=True):
-        if content.member < 0:
-            continue
-        member = members[content.member]
-        check_size(packer.position + member.size)
-        members[content.member] = member._replace(data_start=packer.position)
-        packer.pack(placed)
+        if content.member >= 0:
+            member = members[content.member]
+            check_size(packer.position + member.size)
+            members[content.member] = member._replace(data_start=packer.position)
+            packer.pack(placed)
+        elif _is_landmark(content):  # no member refers to it; `prioritised` finds it
+            check_size(packer.position + 1)
+            packer.pack(placed)
     header = TocHeader(
         layer_digest=facts.digest,
         layer_size=facts.size,
@@ -78,6 +80,11 @@ def packed_toc(
         windows_digest=NO_WINDOWS,
     )
     return Toc(header, SpanTable.from_spans(packer.spans), (), members)
+
+
+def _is_landmark(content: Content) -> bool:
+    chunk = content.chunks[0]
+    return content.member == LANDMARK and (chunk.size, chunk.digest) == (1, LANDMARK_DIGEST)
 
 
 def _placed(contents: Sequence[Content], payload_end: int) -> list[list[_Placed]]:

@@ -252,7 +252,7 @@ class LazyLayer:
         numbers = [
             n
             for n in self._spans.covering(first, end)
-            if not self._has_span(n) and not self._comes(n, ever=not missed)
+            if not self.has_span(n) and not self._comes(n, ever=not missed)
         ]
         if not numbers:
             self._complete = self._entry.complete
@@ -274,7 +274,8 @@ class LazyLayer:
         span = self._spans[number]
         return any(coming.touches(span.first_leaf, span.end_leaf, ever=ever) for coming in self._coming)
 
-    def _has_span(self, number: int) -> bool:
+    def has_span(self, number: int) -> bool:
+        """Whether all of a span is here."""
         span = self._spans[number]
         return self._entry.has(span.first_leaf, span.end_leaf)
 
@@ -359,7 +360,7 @@ class LazyLayer:
         """
         found: list[int] = []
         for number in range(after, len(self._spans)):
-            if self._has_span(number):
+            if self.has_span(number):
                 continue
             most -= self._compressed_size(number)
             if found and most < 0:
@@ -385,7 +386,7 @@ class LazyLayer:
             self._spans,
             missing,
             room,
-            lambda n: self._has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
+            lambda n: self.has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
         )
         self._fetcher.bring(numbers, Purpose.AHEAD)
 

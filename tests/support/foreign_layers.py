@@ -33,6 +33,7 @@ from tests.support.tars import (
 )
 
 LANDMARK = b".no.prefetch.landmark"
+PREFETCH_LANDMARK = b".prefetch.landmark"
 STARGZ = "containerd.io/snapshot/stargz/toc.digest"
 PODMAN = "io.github.containers.zstd-chunked."
 OLD_PODMAN = "io.containers.zstd-chunked."
@@ -89,6 +90,7 @@ def write_layer(
     *,
     chunk_size: int = 4 << 20,
     min_chunk: int = 0,
+    first: bytes = b"",
     edit: Callable[[dict[str, Any]], Any] = lambda table: table,
 ) -> ForeignLayer:
     """A layer of a tar, in a dialect of DIALECTS.
@@ -98,10 +100,12 @@ def write_layer(
         dialect: its name.
         chunk_size: bytes of a chunk.
         min_chunk: bytes that a gzip member or frame has at least before another begins; not in zstd:chunked.
+        first: members that are to stand before a landmark, and are wanted first.
         edit: what is to be changed in the table; gives what is written instead.
     """
     how = DIALECTS[dialect]
-    whole = file(LANDMARK, b"\x0f") + original if how.landmark else original
+    landmark = file(PREFETCH_LANDMARK if first else LANDMARK, b"\x0f") if how.landmark else b""
+    whole = first + landmark + original
     payload, table = _Writer(whole, how, chunk_size, min_chunk).write()
     text = json.dumps(edit(table), indent="\t" if how.landmark else None).encode()
     return how.finish(payload, text)
