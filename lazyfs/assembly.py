@@ -319,9 +319,12 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
     fetching = fetch_settings(workshop.config, record=record)
     source, indexer, cache = workshop.source, workshop.indexer, workshop.cache
     packs = workshop.boot_packs if mounted and not record and workshop.config.boot_pack else None
-    async with workshop.foreseeing() as seen, background_tasks() as nursery:
+    async with workshop.foreseeing() as seen:
         resolved = await workshop.resolve(seen)
-        async with open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image:
+        async with (
+            open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image,
+            background_tasks() as nursery,
+        ):
             if image.boot is not None:
                 heads = [index.head for index in image.indexed]
                 nursery.start_soon(bring_prioritised, zip(heads, image.layers, strict=True), image.boot)

@@ -1,5 +1,6 @@
 """Starts that are foreseen: what is here before the container is, and what it costs. Counted exactly."""
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from trio.testing import MockClock
 
 from indexer.boot_pack import PackLayer
 from indexer.compile import image_key
+from indexer.digest import sha256_digest
 from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.cache.cache import Cache
 from lazyfs.image.tasks import open_tasks
@@ -21,6 +23,8 @@ from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
 from lazyfs.service.tree import Trees
+from tests.support.foreign_images import foreign_image
+from tests.support.foreign_layers import write_layer
 from tests.support.images import build_image
 from tests.support.packed_image import IMAGE, blobs, made_pack, put_pack
 from tests.support.published import index_of, put, registry_with
@@ -156,6 +160,21 @@ async def test_the_stream_does_not_wait_for_the_indexes(registry: Registry, tmp_
             boot = image.boot
             assert boot is not None
             await wait_until(lambda: boot.statistics().received > 0)
+
+
+async def test_what_stands_before_a_landmark_is_brought_for_a_start(tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(90_000)
+    layer = write_layer(tar(file(b"b", content)), "estargz", first=file(b"a", content[:50_000]))
+    image = foreign_image(layer)
+    with Registry() as registry:
+        registry.push("app", image, tag="1")
+        wanted = ChainOrder(f"{registry.host}/app:1", image.digest, 1, sha256_digest(layer.blob), "")
+        async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
+            assert not await assess(daemon, wanted)
+            await compiled(daemon, wanted)
+            (shown,) = (await daemon.trees.open(wanted, stack)).layers
+            await wait_until(lambda: shown.lazy.has_span(0))
+            assert not shown.lazy.has_span(2)
 
 
 async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import trio
 from indexer.errors import IndexerError
 from indexer.foreign.landmark import prioritised
 from indexer.toc_codec import TocHead
+from lazyfs.errors import CacheError
 from lazyfs.image.boot import Boot
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.traffic import Purpose
@@ -27,10 +28,10 @@ async def bring_prioritised(layers: Iterable[tuple[TocHead, LazyLayer]], boot: B
     for head, layer in layers:
         try:
             first = await trio.to_thread.run_sync(prioritised, head, layer.spans)
-        except IndexerError as error:
-            _log.info("%r: nothing is known to be wanted first: %s", layer, error)
+            numbers = [number for number in first if not layer.has_span(number)]
+        except (IndexerError, CacheError) as error:
+            _log.info("%r: what is wanted first is not known: %s", layer, error)
             continue
-        numbers = [number for number in first if not layer.has_span(number)]
         if numbers and not layer.entry.refuses:
             _log.info("%r: %d spans are wanted first", layer, len(numbers))
             layer.bring(numbers, Purpose.PACK)

@@ -18,6 +18,8 @@ from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot, booting, ending
 from lazyfs.image.image import compiled
+from lazyfs.image.landmarks import bring_prioritised
+from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import ImageKey, Images, OpenImage
@@ -105,7 +107,10 @@ class Starts:
             async with (
                 begun or booting(image.packs, resolved, self._traffic, here) as boot,
                 self._layers.lease_all(order, resolved.layers, indexed) as shown,
+                background_tasks() as tasks,
                 ending(boot),
             ):
                 boot.attach({layer.names: layer.lazy for layer in shown})
+                known = [(indexed[layer.names.layer_digest].head, layer.lazy) for layer in shown]
+                tasks.start_soon(bring_prioritised, known, boot)
                 yield boot

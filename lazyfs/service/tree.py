@@ -16,7 +16,6 @@ from lazyfs.image.completion import wait_much_read
 from lazyfs.image.hastening import hasten
 from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.landmarks import bring_prioritised
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
@@ -91,12 +90,9 @@ class Trees:
         self._until_closed(name, hastened.warm, stack)
         read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
         knob = ReadAheadKnob()
-        tasks = await stack.enter_async_context(background_tasks())
         if hastened.packed:
+            tasks = await stack.enter_async_context(background_tasks())
             tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
-        elif opened.packs is not None:
-            heads = (indexed[names.layer_digest].head for names in layers)
-            tasks.start_soon(bring_prioritised, zip(heads, layers.values(), strict=True))
         return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
 
     async def _boot(
