@@ -15,12 +15,11 @@ from lazyfs.errors import ConfigError, NotFound
 from lazyfs.image.approval import approve
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.candidates import Place
-from lazyfs.image.completion import complete_behind
+from lazyfs.image.completion import bring_prioritised, complete_behind
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
 from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
-from lazyfs.image.landmarks import bring_prioritised
 from lazyfs.image.published import PublishedIndexes
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.resolve import ResolvedImage, Resolver
@@ -325,9 +324,8 @@ async def opened(workshop: Workshop, *, mounted: bool = False, record: bool = Fa
             open_image(resolved, source, indexer, cache, fetching, workshop.finders, packs) as image,
             background_tasks() as nursery,
         ):
-            if image.boot is not None:
-                heads = [index.head for index in image.indexed]
-                nursery.start_soon(bring_prioritised, zip(heads, image.layers, strict=True), image.boot)
+            heads = [index.head for index in image.indexed]
+            nursery.start_soon(bring_prioritised, zip(heads, image.layers, strict=True), image.boot)
             if mounted and not record and workshop.config.background != "off":
                 nursery.start_soon(complete_behind, image.by_names.values(), image.boot)
             yield image

@@ -1,17 +1,24 @@
-"""Brings all that is missing of a layer, front to back: when much of it was read, or in the background."""
+"""Brings what is missing of a layer, front to back: when much of it was read, or in the background.
+
+Of layers whose writers put first what a start reads (`indexer.foreign.landmark`), that comes at once.
+"""
 
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Final
 
 import trio
 
 from indexer.errors import IndexerError
+from indexer.foreign.landmark import prioritised
+from indexer.toc_codec import TocHead
 from lazyfs.errors import LazyfsError
 from lazyfs.image.boot import Boot
 from lazyfs.image.landing import Landing
 from lazyfs.image.layer import LazyLayer
+from lazyfs.image.tasks import run_all
 from lazyfs.image.traffic import Purpose
 
 _BATCH: Final = 4 << 20  # compressed bytes that are asked for at once
@@ -50,24 +57,45 @@ async def complete_behind(layers: Iterable[LazyLayer], boot: Boot | None) -> Non
         await complete(layer, Purpose.BACKGROUND)
 
 
-async def complete(layer: LazyLayer, purpose: Purpose) -> None:
-    """Bring what is missing of a layer, until it is here, or cannot be had or kept."""
+async def bring_prioritised(layers: Iterable[tuple[TocHead, LazyLayer]], boot: Boot | None) -> None:
+    """Bring what stands before the landmarks of a mount's layers, unless a boot pack comes.
+
+    Args:
+        layers: with their tables.
+        boot: the mount's start; None where no pack is wanted, and nothing else.
+    """
+
+    async def bring(head: TocHead, layer: LazyLayer) -> None:
+        first = await trio.to_thread.run_sync(prioritised, head, layer.spans)
+        if first:
+            await complete(layer, Purpose.PACK, first.stop)
+
+    if boot is None or await boot.find() is not None:
+        return
+    try:
+        await run_all(partial(bring, head, layer) for head, layer in layers)
+    except IndexerError as error:  # a damaged table; who reads by it is told
+        _log.info("what is wanted first is not known: %s", error)
+
+
+async def complete(layer: LazyLayer, purpose: Purpose, end: int | None = None) -> None:
+    """Bring what is missing of a layer before span `end`, until it is here, or cannot be had or kept."""
     for attempt in range(_ATTEMPTS):
         if attempt:
             await trio.sleep(_PAUSE_S)
-        if await _bring_all(layer, purpose):
+        if await _bring_all(layer, purpose, end):
             return
     _log.info("%r is not completed", layer)
 
 
-async def _bring_all(layer: LazyLayer, purpose: Purpose) -> bool:
+async def _bring_all(layer: LazyLayer, purpose: Purpose, end: int | None) -> bool:
     """Whether all of it came, or no more can be kept."""
     under_way = deque[Mapping[int, Landing]]()
     batch = _BATCH_BEHIND if purpose is Purpose.BACKGROUND else _BATCH
     after = 0
     try:
         while not layer.entry.refuses:
-            numbers = layer.missing_spans(after, batch)
+            numbers = [n for n in layer.missing_spans(after, batch) if end is None or n < end]
             if numbers:
                 after = numbers[-1] + 1
                 under_way.append(layer.bring(numbers, purpose))

@@ -252,7 +252,7 @@ class LazyLayer:
         numbers = [
             n
             for n in self._spans.covering(first, end)
-            if not self.has_span(n) and not self._comes(n, ever=not missed)
+            if not self._has_span(n) and not self._comes(n, ever=not missed)
         ]
         if not numbers:
             self._complete = self._entry.complete
@@ -274,8 +274,7 @@ class LazyLayer:
         span = self._spans[number]
         return any(coming.touches(span.first_leaf, span.end_leaf, ever=ever) for coming in self._coming)
 
-    def has_span(self, number: int) -> bool:
-        """Whether all of a span is here."""
+    def _has_span(self, number: int) -> bool:
         span = self._spans[number]
         return self._entry.has(span.first_leaf, span.end_leaf)
 
@@ -360,7 +359,7 @@ class LazyLayer:
         """
         found: list[int] = []
         for number in range(after, len(self._spans)):
-            if self.has_span(number):
+            if self._has_span(number):
                 continue
             most -= self._compressed_size(number)
             if found and most < 0:
@@ -386,7 +385,7 @@ class LazyLayer:
             self._spans,
             missing,
             room,
-            lambda n: self.has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
+            lambda n: self._has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
         )
         self._fetcher.bring(numbers, Purpose.AHEAD)
 

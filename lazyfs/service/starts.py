@@ -17,8 +17,8 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot, booting, ending
+from lazyfs.image.completion import bring_prioritised
 from lazyfs.image.image import compiled
-from lazyfs.image.landmarks import bring_prioritised
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
