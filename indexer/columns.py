@@ -59,6 +59,10 @@ class ColumnReader:
         values.frombytes(bytes(raw))
         return values
 
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` integers; raises what `take` does."""
+        self.take(count * _WIDTH)
+
     def close(self) -> None:
         """Nothing may be left.
 

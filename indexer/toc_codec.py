@@ -27,7 +27,7 @@ import zstandard
 from indexer.columns import ColumnReader, pack
 from indexer.digest import DIGEST_SIZE, digest_hex, leaf_count
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
-from indexer.member_table import decode_members, encode_members
+from indexer.member_table import FileRanges, decode_members, decode_ranges, encode_members
 from indexer.scan import most_compressed
 from indexer.toc import (
     AddressSpace,
@@ -104,6 +104,14 @@ class TocHead:
         if any(m.data_start + m.size > end for m in members):
             raise FormatError("a member's content passes the end of the layer")
         return members
+
+    def file_ranges(self) -> FileRanges:
+        """Where the contents of its members lie.
+
+        Raises:
+            FormatError: the members break their own rules.
+        """
+        return decode_ranges(self._section(2), self._counts[2])
 
     def toc(self) -> Toc:
         """Everything."""

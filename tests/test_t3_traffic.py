@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from indexer.boot_pack import PackLayer
+from indexer.member_table import FileRanges
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
+from lazyfs.image.beside import Beside
 from lazyfs.image.completion import complete, complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.layer import LazyLayer
@@ -262,7 +264,8 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         line.answered(0.05)
     async with lazy(blob, cache, max_gap=0) as layer:
         fetcher = layer._fetcher
-        far = LazyLayer(layer.spans, layer.extents, layer.entry, fetcher, QUIET, line)
+        beside = Beside(layer.spans, fetcher, line, FileRanges)
+        far = LazyLayer(layer.spans, layer.extents, layer.entry, fetcher, QUIET, beside)
         await far.read(0, 10)
         assert len(blob.ranges) == 1  # nothing was known of the line
         fetcher._transfers.clear()
@@ -271,9 +274,9 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         while fetcher.bytes_under_way:
             await far.wait_landed()
         assert len(blob.ranges) > 2
-        beside = sum(end - start for start, end in blob.ranges[2:])
+        came = sum(end - start for start, end in blob.ranges[2:])
         number = layer.spans.find(600_000)
-        assert 0 < beside <= 70_000 + 10
+        assert 0 < came <= 70_000 + 10
         assert layer.entry.has(*layer.spans.leaf_range(*_of(layer.spans[number + 1])))
 
 
@@ -316,6 +319,26 @@ def test_what_lies_beside_fits_and_is_new(data):
     assert sum(SPANS[n].compressed_end - SPANS[n].compressed_start for n in found) <= room
     everything = beside(SPANS, wanted, 1 << 40, lambda n: n in here)
     assert set(everything) == set(range(len(SPANS))) - here - set(wanted)
+
+
+@given(st.data())
+def test_the_rest_of_the_same_file_goes_first_and_may_take_more(data):
+    first = data.draw(st.integers(0, len(SPANS) - 1))
+    file = range(first, data.draw(st.integers(first + 1, len(SPANS))))
+    wanted = data.draw(st.sampled_from(file))
+    here = data.draw(st.sets(st.integers(0, len(SPANS) - 1)))
+    room = data.draw(st.integers(0, 400_000))
+    found = beside(SPANS, [wanted], room, lambda n: n in here, file)
+    sizes = {n: SPANS[n].compressed_end - SPANS[n].compressed_start for n in range(len(SPANS))}
+    rest = {n for n in file if n > wanted} - here
+    rest = rest or {n for n in file if n < wanted} - here
+    assert found == sorted(set(found) - here - {wanted})
+    assert sum(sizes[n] for n in found if n in file) <= 3 * room
+    if not rest <= set(found):
+        assert set(found) <= rest
+        assert sum(sizes[n] for n in rest) > 3 * room
+    if not set(found) <= set(file):
+        assert sum(sizes[n] for n in found) <= room
 
 
 def paced(*arrivals: tuple[float, int]) -> Pace:

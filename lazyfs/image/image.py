@@ -17,6 +17,7 @@ from indexer.errors import IndexerError
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
+from lazyfs.image.beside import Beside
 from lazyfs.image.blame import Refused
 from lazyfs.image.boot import Boot, booting
 from lazyfs.image.boot_packs import BootPacks
@@ -308,9 +309,10 @@ async def open_layer(
                 windows=WindowFetcher(indexed.remote_windows, nursery) if indexed.remote_windows else None,
             )
             line = blob.line if settings.read_ahead.most_reach else None
+            beside = Beside(spans, fetcher, line, head.file_ranges) if line is not None else None
             names = PackLayer(head.header.layer_digest, head.digest)
             waited = partial(_tell, settings.traffic, names)
-            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, line, waited)
+            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, beside, waited)
             if settings.read_ahead.most_reach:
                 nursery.start_soon(complete_when_much_read, lazy)
             yield lazy

@@ -15,19 +15,17 @@ import trio
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import CacheError, NotTrusted
+from lazyfs.image.beside import Beside
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.landing import Landing
-from lazyfs.image.plan import Piece, beside, tail_pieces
+from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.image.spare import SpareSpans
 from lazyfs.image.traffic import Cause, Purpose
-from lazyfs.source.line import Line
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 10
-_MOST_BESIDE: Final = 1 << 20
-_LEAST_ROUND_TRIP_S: Final = 0.01  # of shorter ones, readers wait less than for the bytes themselves
 
 
 class _Evicted(Exception):
@@ -101,7 +99,7 @@ class LazyLayer:
         entry: its place in the cache.
         fetcher: brings what is not there.
         read_ahead: how far to run ahead of sequential readers.
-        line: what it comes over, so that its idle time is used; None if nothing is to be brought in vain.
+        beside: knows what comes with what is waited for; None if nothing is to be brought in vain.
         waited: told of reads that had to wait.
 
     Attributes:
@@ -115,11 +113,11 @@ class LazyLayer:
         entry: LayerEntry,
         fetcher: SpanFetcher,
         read_ahead: ReadAheadSettings,
-        line: Line | None = None,
+        beside: Beside | None = None,
         waited: Waited | None = None,
     ) -> None:
         self.much_read = trio.Event()
-        self._line = line
+        self._beside = beside
         self._waited = waited
         self._spans = spans
         self._extents = extents
@@ -331,8 +329,8 @@ class LazyLayer:
             parts[number] = self._local(first, size) if spare is None else spare
         missing = [number for number, part in parts.items() if part is None]
         landings = self._fetcher.bring(missing, ahead=ahead)
-        if missing and self._line is not None:
-            self._bring_beside(missing, self._line)
+        if missing and self._beside is not None:
+            self._bring_beside(start, missing, self._beside)
         for number, landing in landings.items():
             data = await landing.wait()
             first, size = self._part(number, start, end)
@@ -371,22 +369,11 @@ class LazyLayer:
         """As SpanFetcher.bring."""
         return self._fetcher.bring(numbers, purpose)
 
-    def _bring_beside(self, missing: Sequence[int], line: Line) -> None:
+    def _bring_beside(self, start: int, missing: Sequence[int], beside: Beside) -> None:
         """Bring what may be wanted next while the line would be idle."""
-        if line.round_trip_s < _LEAST_ROUND_TRIP_S or self._entry.refuses:
-            return
-        if any(not coming.is_over for coming in self._coming):
+        if self._entry.refuses or any(not coming.is_over for coming in self._coming):
             return  # what a start reads is on its way
-        room = min(self._fetcher.carried_meanwhile(line.round_trip_s), _MOST_BESIDE)
-        room -= self._fetcher.bytes_under_way - sum(map(self._compressed_size, missing))
-        if room <= 0:
-            return
-        numbers = beside(
-            self._spans,
-            missing,
-            room,
-            lambda n: self._has_span(n) or self._comes(n, ever=True) or self._fetcher.is_under_way(n),
-        )
+        numbers = beside.choose(start, missing, lambda n: self._has_span(n) or self._comes(n, ever=True))
         self._fetcher.bring(numbers, Purpose.AHEAD)
 
     def _part(self, number: int, start: int, end: int) -> tuple[int, int]:
