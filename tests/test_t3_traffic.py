@@ -14,6 +14,7 @@ from indexer.member_table import FileRanges
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
+from lazyfs.image import plan
 from lazyfs.image.beside import Beside
 from lazyfs.image.completion import complete, complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings
@@ -339,6 +340,15 @@ def test_the_rest_of_the_same_file_goes_first_and_may_take_more(data):
         assert sum(sizes[n] for n in rest) > 3 * room
     if not set(found) <= set(file):
         assert sum(sizes[n] for n in found) <= room
+
+
+def test_the_rest_of_a_large_file_may_take_no_more(monkeypatch):
+    file = range(2, len(SPANS))
+    sizes = [span.compressed_end - span.compressed_start for span in SPANS]
+    room = sum(sizes[3:6])
+    assert beside(SPANS, [2], room, lambda _: False, file)[:4] == [3, 4, 5, 6]
+    monkeypatch.setattr(plan, "_SMALL_FILE", SPANS[-1].uncompressed_end - SPANS[2].uncompressed_start - 1)
+    assert beside(SPANS, [2], room, lambda _: False, file) == [3, 4, 5]
 
 
 def paced(*arrivals: tuple[float, int]) -> Pace:

@@ -8,6 +8,7 @@ from indexer.toc import Extent, Span, SpanTable
 
 _NEAR: Final = 256  # spans around a reader that are looked at: of a layer that is nearly here there is no end
 _FILE_FACTOR: Final = 3  # times the room: starts of python and pysci by index are sooner than with 1, 2 or 5
+_SMALL_FILE: Final = 8 << 20  # of a larger one, much is never read
 
 
 class Fetch(NamedTuple):
@@ -58,8 +59,8 @@ def beside(
 ) -> list[int]:
     """Spans that are worth bringing with those that a reader waits for: while it does, the line is idle.
 
-    The rest of the same file first, what follows before what precedes: it is so likely to be read next that
-    it may take more. Then two spans that follow for one before.
+    The rest of the same file first, what follows before what precedes; of a small file it is so likely to be
+    read that it may take more. Then two spans that follow for one before.
 
     Args:
         spans: the layer's.
@@ -71,7 +72,8 @@ def beside(
     after, before = wanted[-1] + 1, wanted[0] - 1
     first, end = (file.start, file.stop) if file else (wanted[0], after)
     rest = [*range(after, end)[:_NEAR], *range(before, first - 1, -1)[:_NEAR]]
-    found, spent = _fitting(spans, rest, _FILE_FACTOR * room, passed_by)
+    small = spans[end - 1].uncompressed_end - spans[first].uncompressed_start <= _SMALL_FILE
+    found, spent = _fitting(spans, rest, room * (_FILE_FACTOR if small else 1), passed_by)
     around = _around(max(after, end), min(before, first - 1), len(spans))
     return sorted(found + _fitting(spans, around, room - spent, passed_by)[0])
 
