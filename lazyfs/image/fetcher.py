@@ -254,8 +254,9 @@ class SpanFetcher:
             _log.warning("the server of %r knows no ranges: its layer is streamed whole", self)
             pay = self._pay if self._settings.traffic.rate else None
             self._whole = WholeStream(self._spans, self._entry, self._blob, self._landings, self._count, pay)
-        self._whole.wanted.extend(spans)
-        if not self._whole.runs:
+        # What was refused late may have passed by meanwhile.
+        self._whole.wanted.extend(span for span in spans if span.number in self._landings)
+        if self._whole.wanted and not self._whole.runs:
             self._whole.runs = True
             self._nursery.start_soon(self._guarded, self._whole.wanted, self._whole.run)
 
