@@ -281,6 +281,17 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         assert layer.entry.has(*layer.spans.leaf_range(*_of(layer.spans[number + 1])))
 
 
+@pytest.mark.expect_log("knows no ranges")
+async def test_what_is_refused_after_it_has_passed_by_is_not_streamed_again(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer:
+        await layer.read(0, 10)
+        fetcher = layer._fetcher
+        fetcher._stream_whole([layer.spans[0]])
+        assert fetcher._whole is not None
+        assert not fetcher._whole.runs
+
+
 def _of(span: Span) -> tuple[int, int]:
     return span.uncompressed_start, span.uncompressed_end
 

@@ -4,10 +4,8 @@ It stands first in the layer, before a file of one byte that is no file of the i
 Files and Landmark Files"). In our tables the span of that byte is there, and no member refers to it.
 """
 
-from bisect import bisect_right
-
 from indexer.foreign.json_listing import LANDMARK_DIGEST
-from indexer.toc import AddressSpace, Kind, SpanTable
+from indexer.toc import AddressSpace, SpanTable
 from indexer.toc_codec import TocHead
 
 
@@ -17,16 +15,16 @@ def prioritised(head: TocHead, spans: SpanTable) -> range:
     Args:
         head: the layer's table of contents.
         spans: its spans.
+
+    Raises:
+        FormatError: the table is damaged.
     """
     number = spans.find_root(LANDMARK_DIGEST)
     if number is None or head.header.address_space is not AddressSpace.PACKED:
         return range(0)
-    members = (member for member in head.members() if member.kind is Kind.REGULAR and member.size)
-    contents = sorted((member.data_start, member.data_start + member.size) for member in members)
+    files = head.file_ranges()
     while number is not None:
-        start = spans[number].uncompressed_start
-        before = bisect_right(contents, (start + 1, 0)) - 1
-        if before < 0 or contents[before][1] <= start:
+        if files.around(spans[number].uncompressed_start) is None:
             return range(number)
         number = spans.find_root(LANDMARK_DIGEST, number + 1)
     return range(0)
