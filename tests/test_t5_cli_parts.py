@@ -7,7 +7,9 @@ import pytest
 
 from lazyfs.cli.build_time import build_time
 from lazyfs.cli.containers import variables
+from lazyfs.cli.followed import run_followed
 from lazyfs.errors import ConfigError, ContainerError
+from lazyfs.exit_codes import BUG
 from lazyfs.mount_states import MountStates
 from tests.support.images import build_image, write_layout
 from tests.support.tars import file, tar
@@ -48,3 +50,11 @@ def test_no_boot_pack_is_made_of_a_command_that_fails_before_its_time_is_up(lazy
     layout = write_layout(tmp_path / "layout", {"latest": build_image([tar(file(b"f", b"1"))])})
     done = lazyfs("optimize", "--for", "60", f"oci:{layout}", "--", "nothing", exit_code=127)
     assert done.stderr.splitlines()[-1] == "lazyfs: the command ended with 127: no boot pack is made of that"
+
+
+def test_a_bug_in_a_part_that_has_a_process_of_its_own_is_told(capfd):
+    def work() -> int:
+        raise KeyError("gone")
+
+    assert run_followed(work) == BUG
+    assert capfd.readouterr().err == "lazyfs: a bug: KeyError: 'gone'\n"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from lazyfs.cli.output import complain
 from lazyfs.exit_codes import BUG
 
 _TOLD: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
@@ -36,6 +37,8 @@ def run_followed(work: Callable[[], int], most_s: float = math.inf) -> int:
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 code = work()
+            except Exception as error:  # noqa: BLE001  # as the command's own last line of defence
+                complain(f"a bug: {type(error).__name__}: {error}")
             finally:
                 os._exit(code)
         return _follow(pid, time.monotonic() + most_s)

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Final
 
 from indexer.build import LayerBuilder
+from indexer.foreign.json_listing import LANDMARKS
 from indexer.toc import Kind, Member
 from indexer.toc_codec import TocHead
 from lazyfs.image.audit import Audit, compare_members, whole_seconds
@@ -17,9 +18,6 @@ from lazyfs.image.span_stream import Check, span_stream
 from lazyfs.oci.config import ImageLayer
 
 _PIECE: Final = 1 << 20
-
-# What eStargz writers add to a tar for themselves (stargz-snapshotter, estargz.md).
-_OF_WRITERS: Final = frozenset({b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"})
 
 
 def audit_packed(
@@ -60,12 +58,12 @@ def _pieces(blob: int, size: int, check: Check) -> Iterator[bytes]:
 
 def _described(members: Sequence[Member]) -> list[Member]:
     """Members without what a packed address space cannot tell: where in the tar their content lies."""
-    described = [m._replace(data_start=0) for m in members if m.path not in _OF_WRITERS]
+    described = [m._replace(data_start=0) for m in members if m.path not in LANDMARKS]
     return whole_seconds(described)
 
 
 def _contents(members: Sequence[Member]) -> list[Member]:
-    return [m for m in members if m.kind is Kind.REGULAR and m.size and m.path not in _OF_WRITERS]
+    return [m for m in members if m.kind is Kind.REGULAR and m.size and m.path not in LANDMARKS]
 
 
 def _compare_contents(
