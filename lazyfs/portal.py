@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar, TypeVarTuple
 
 import trio
+
+_GLANCE = 0.2  # seconds; a signal that CPython noted just before it began to wait is acted on after this
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,6 +42,8 @@ class Portal(Generic[T]):
         self._thread = threading.Thread(target=self._run, args=(context,), daemon=True, name="lazyfs portal")
         try:
             self._thread.start()
+            while not wait([self._opened], _GLANCE).done:
+                pass
             self.value = self._opened.result()
         except BaseException:  # also where this wait was interrupted: nobody wants it any more
             self._abandoned = True

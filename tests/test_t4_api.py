@@ -298,12 +298,14 @@ def test_what_goes_wrong_on_leaving_is_raised_by_close():
     portal.close()
 
 
-def test_an_interrupted_opening_is_given_up():
+@pytest.mark.parametrize("receiver", [threading.main_thread, threading.current_thread])
+def test_an_interrupted_opening_is_given_up(receiver):
+    """Also where the kernel gives the signal to another thread than the one that waits, which sleeps on."""
     left = threading.Event()
 
     @asynccontextmanager
     async def context() -> AsyncIterator[None]:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(receiver().ident, signal.SIGINT)
         try:
             await trio.sleep_forever()
             yield
