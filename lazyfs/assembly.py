@@ -40,6 +40,7 @@ from lazyfs.source.proxy import proxy_rules
 from lazyfs.source.push import open_publisher
 from lazyfs.source.push_artifact import Publisher
 from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.routes import Routes
 from lazyfs.source.settings import SourceSettings
 
 _log = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ async def open_workshop(
     *,
     cache: Cache | None = None,
     demands: Demands | None = None,
+    routes: Routes | None = None,
 ) -> AsyncIterator[Workshop]:
     """Everything that commands on one image need.
 
@@ -234,6 +236,7 @@ async def open_workshop(
         progress: told of layers that are being indexed.
         cache: the configured cache, where it is open already.
         demands: what is demanded of the image, if not what the configuration says of this very name.
+        routes: made with the configuration's `source_settings`, if images are to share connections.
 
     Raises:
         LazyfsError: the cache or the source cannot be opened.
@@ -241,29 +244,33 @@ async def open_workshop(
     if cache is None:
         cache = await trio.to_thread.run_sync(open_cache, config)
     demands = demands or demands_of(config, name)
+    settings = source_settings(config)
+    routes = routes or Routes(settings)
     async with AsyncExitStack() as stack:
-        source = await stack.enter_async_context(open_source(name, source_settings(config)))
-        places = await _open_places(config, name, source, stack)
+        source = await stack.enter_async_context(open_source(name, settings, routes))
+        places = await _open_places(config, name, source, routes, stack)
         indexer = Indexer(cache, index_settings(config), progress)
         yield Workshop(config, name, cache, source, indexer, places, demands)
 
 
 async def _open_places(
-    config: Config, name: ImageName, source: Source, stack: AsyncExitStack
+    config: Config, name: ImageName, source: Source, routes: Routes, stack: AsyncExitStack
 ) -> Sequence[Place]:
     """Where to look for indexes of an image: where the user says, then beside it."""
     places = []
     elsewhere = index_repository(config)
     if elsewhere is not None and looks_elsewhere(config):
-        found = await _attachments(elsewhere, config, stack)
+        found = await _attachments(elsewhere, config, routes, stack)
         places += [Place(str(elsewhere), found, configured=True)] if found else []
     beside = await stack.enter_async_context(open_attachments(name, source_settings(config), source))
     return [*places, Place("the image's repository", beside, configured=False)] if beside else places
 
 
-async def _attachments(name: ImageName, config: Config, stack: AsyncExitStack) -> Attachments | None:
+async def _attachments(
+    name: ImageName, config: Config, routes: Routes, stack: AsyncExitStack
+) -> Attachments | None:
     try:
-        return await stack.enter_async_context(open_attachments(name, source_settings(config)))
+        return await stack.enter_async_context(open_attachments(name, source_settings(config), routes=routes))
     except NotFound as error:
         _log.warning("no indexes are looked for in %s: %s", name, error)
         return None

@@ -75,6 +75,18 @@ async def test_any_number_of_questions_about_an_image_cost_one_look(registry, tm
         assert sum(registry.requests.values()) == 7
 
 
+async def test_images_of_a_registry_share_its_connections(registry, tmp_path):
+    others = [f"other{number}" for number in range(8)]
+    for name in others:
+        registry.push(name, IMAGE, tag="1")
+    async with images_in(tmp_path) as images:
+        assert await images.assess(order(registry))
+        connections = registry.journal.connections
+        for name in others:
+            assert await images.assess(order(registry, image=f"{registry.host}/{name}:1"))
+        assert registry.journal.connections < connections + len(others)
+
+
 async def test_a_missing_index_is_remembered_until_something_was_done_about_it(registry, tmp_path, clock):
     async with images_in(tmp_path) as images:
         assert "no index that may be used of 2 of 2 layers" in await images.assess(order(registry))

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Self
 import trio
 
 from indexer.errors import IndexerError
-from lazyfs.assembly import Workshop
+from lazyfs.assembly import Workshop, source_settings
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
@@ -35,6 +35,7 @@ from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
 from lazyfs.source.base import SourceStatistics
+from lazyfs.source.routes import Routes
 
 LOOK_UP_S: Final = 30.0
 """How long a question may take."""
@@ -157,7 +158,7 @@ class Verdict:
 
 
 class Images:
-    """Images by order.
+    """Images by order. They share their connections.
 
     Args:
         nursery: where open ones live.
@@ -170,6 +171,7 @@ class Images:
         self._config = config
         self._cache = cache
         self._traffic = traffic
+        self._routes = Routes(source_settings(config))
         self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S, attrgetter("key"))
         self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
         self._looks = 0
@@ -254,7 +256,7 @@ class Images:
     async def _opened(self, order: ChainOrder, *, starting: bool = False) -> AsyncIterator[OpenImage]:
         self._looks += 1
         async with (
-            open_ordered(order, self._config, self._cache) as workshop,
+            open_ordered(order, self._config, self._cache, self._routes) as workshop,
             background_tasks() as nursery,
         ):
             packs = workshop.boot_packs if self._config.boot_pack else None

@@ -14,17 +14,24 @@ from lazyfs.oci.image_name import RegistryImage
 from lazyfs.oci.reference import parse_reference
 from lazyfs.policy import demands_of
 from lazyfs.source.image import Seen, nobody_sees
+from lazyfs.source.routes import Routes
 
 
 @asynccontextmanager
 async def open_ordered(
-    order: ChainOrder, config: Config, cache: Cache | None = None
+    order: ChainOrder, config: Config, cache: Cache | None = None, routes: Routes | None = None
 ) -> AsyncIterator[Workshop]:
     """The workshop for an ordered image, as for the name that it was ordered by.
 
     That name is always one in a registry: orders come from strangers, and are not to open files here. What
     is demanded is demanded of the name, pinned or not; asked for is the manifest, where it is known. But what
     must be signed is asked for by its name, which may lead through an index that is signed for all platforms.
+
+    Args:
+        order: what is ordered.
+        config: the configuration.
+        cache: the configured cache, where it is open already.
+        routes: as for `open_workshop`.
 
     Raises:
         BadReference: the name is none.
@@ -35,7 +42,7 @@ async def open_ordered(
     demands = demands_of(config, asked)
     by_manifest = RegistryImage(replace(asked.reference, digest=order.manifest or asked.reference.digest))
     name = asked if demands.signed else by_manifest
-    async with open_workshop(name, config, cache=cache, demands=demands) as workshop:
+    async with open_workshop(name, config, cache=cache, demands=demands, routes=routes) as workshop:
         yield workshop
 
 

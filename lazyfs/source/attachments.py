@@ -24,6 +24,7 @@ from lazyfs.source.once import Once
 from lazyfs.source.open import open_registry
 from lazyfs.source.referrers import Listing, list_referrers
 from lazyfs.source.registry import ACCEPT, RegistrySource
+from lazyfs.source.routes import Routes
 from lazyfs.source.settings import Capability, SourceSettings
 
 MAX_CANDIDATES: Final = 64  # manifests of a layout that are opened to see what they refer to
@@ -153,7 +154,7 @@ class LocalAttachments:
 
 @asynccontextmanager
 async def open_attachments(
-    name: ImageName, settings: SourceSettings, source: Source | None = None
+    name: ImageName, settings: SourceSettings, source: Source | None = None, routes: Routes | None = None
 ) -> AsyncIterator[Attachments | None]:
     """What is attached to images in the repository of `name`; None where nothing can be, as in an archive.
 
@@ -161,6 +162,7 @@ async def open_attachments(
         name: an image there, of which tag and digest do not matter, or a layout.
         settings: how to reach registries.
         source: of that image, if it is open: its connections are used, not new ones.
+        routes: as for `open_source`.
 
     Raises:
         NotFound: there is no such layout.
@@ -171,7 +173,7 @@ async def open_attachments(
         case RegistryImage() if isinstance(source, RegistrySource):
             yield RegistryAttachments(source)
         case RegistryImage(reference):
-            async with open_registry(reference, settings) as opened:
+            async with open_registry(reference, settings, routes=routes) as opened:
                 yield RegistryAttachments(opened)
         case LayoutImage(directory):
             with ExitStack() as stack:

@@ -136,6 +136,11 @@ class Connections:
         for connection in idle:
             connection.close()
 
+    def count_idle(self, origin: Origin) -> int:
+        """How many kept connections to `origin` seem alive."""
+        with self._lock:
+            return sum(kept.origin == origin and kept.is_fresh() for kept in self._idle)
+
     def prepare(self, origin: Origin) -> None:
         """Open a connection for who needs one soon; raises as `open` does."""
         self.keep(self.open(origin, self._connect_timeout_s))

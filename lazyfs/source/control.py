@@ -17,6 +17,7 @@ import trio
 from indexer.errors import LimitExceeded
 from lazyfs.errors import SourceError
 from lazyfs.source.answers import EXCERPT_BYTES
+from lazyfs.source.connections import IDLE_S
 from lazyfs.source.counters import Counters
 from lazyfs.source.refusals import final_refusal, reason_of, was_refused
 from lazyfs.source.retry import Transient
@@ -24,6 +25,8 @@ from lazyfs.source.settings import SourceSettings, user_agent
 from lazyfs.source.urls import Origin, check_peer, origin_of, shown
 
 MAX_REPLY_BYTES: Final = 8 << 20
+
+_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=8, keepalive_expiry=IDLE_S)
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +193,7 @@ class _ProxyingTransport(httpx.AsyncBaseTransport):
             through = httpx.Proxy(str(proxy.origin), headers=headers) if proxy else None
             # Reading the system's authorities takes 20 to 50 ms, which http need not wait for.
             verify = self._tls() if request.url.scheme == "https" else False
-            self._transports[key] = httpx.AsyncHTTPTransport(verify=verify, proxy=through)
+            self._transports[key] = httpx.AsyncHTTPTransport(verify=verify, proxy=through, limits=_LIMITS)
         return await self._transports[key].handle_async_request(request)
 
     async def aclose(self) -> None:

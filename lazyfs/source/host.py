@@ -144,7 +144,7 @@ class Host:
         raise Unreachable(f"{what}: more than {MAX_REDIRECTS} redirects", url=shown(url))
 
     async def prepare(self, connections: int) -> None:
-        """Open connections for ranges that will be asked for soon."""
+        """See that connections are open for ranges that will be asked for soon."""
         await self._ranges.prepare(self._endpoint.base_url, connections)
 
     async def get_range(self, url: str, headers: Mapping[str, str]) -> ContentAnswer:

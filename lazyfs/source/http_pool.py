@@ -16,7 +16,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import trio
@@ -67,11 +67,11 @@ class RangeClient(Protocol):
         """
 
     async def prepare(self, url: str, connections: int) -> None:
-        """Open connections to where a URL leads, for requests to come. What fails is left to these."""
+        """See that connections to where a URL leads are open for requests to come; these see what fails."""
 
 
 class HttpPool:
-    """A RangeClient on `http.client`, with a bounded number of connections; an async context manager.
+    """A RangeClient on `http.client`, with a bounded number of requests under way.
 
     Args:
         connections: where they come from.
@@ -88,12 +88,6 @@ class HttpPool:
         self._counters = counters
         self._slots = trio.CapacityLimiter(most)
         self._threads = trio.CapacityLimiter(most)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._connections.close()
 
     def __repr__(self) -> str:
         return f"<HttpPool {self._slots.borrowed_tokens} of {self._slots.total_tokens} busy>"
@@ -123,7 +117,8 @@ class HttpPool:
                 await trio.to_thread.run_sync(self._connections.prepare, origin, abandon_on_cancel=True)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(connections, int(self._slots.total_tokens))):
+            wanted = min(connections, int(self._slots.total_tokens))
+            for _ in range(self._connections.count_idle(origin), wanted):
                 nursery.start_soon(open_one)
 
 

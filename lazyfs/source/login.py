@@ -11,7 +11,7 @@ from lazyfs.source.counters import Counters
 from lazyfs.source.credentials import Credentials, StaticCredentials
 from lazyfs.source.host import Host
 from lazyfs.source.hosts_config import endpoints_of
-from lazyfs.source.open import open_route
+from lazyfs.source.routes import Routes
 from lazyfs.source.settings import Endpoint, SourceSettings, endpoint_of
 from lazyfs.source.tokens import Authenticator
 from lazyfs.source.urls import origin_of
@@ -58,10 +58,10 @@ async def try_login(registry: str, credentials: Credentials, settings: SourceSet
     endpoint = await trio.to_thread.run_sync(_endpoint, registry, settings)
     trusted = frozenset({origin_of(endpoint.base_url).host})
     counters = Counters()
-    async with open_route(settings, endpoint.access, trusted, counters) as route:
-        provider = StaticCredentials(registry, credentials)
-        authenticator = Authenticator(endpoint, "", provider, route.control, counters, for_login=True)
-        host = Host(endpoint, "", authenticator, route.control, route.pool, settings.retry, counters)
+    async with Routes(settings).lease(endpoint.access, trusted) as route:
+        provider, control = StaticCredentials(registry, credentials), route.control(counters)
+        authenticator = Authenticator(endpoint, "", provider, control, counters, for_login=True)
+        host = Host(endpoint, "", authenticator, control, route.ranges(counters), settings.retry, counters)
         what = f"login to {registry}"
         try:
             reply = await host.request("GET", f"{endpoint.base_url}/", what)

@@ -4,7 +4,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import cache, partial
 from typing import NamedTuple
 
 import trio
@@ -13,36 +12,45 @@ from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, L
 from lazyfs.oci.reference import Reference
 from lazyfs.source.archive import open_docker_archive, open_oci_archive
 from lazyfs.source.base import Source
-from lazyfs.source.connections import Connections
-from lazyfs.source.control import ControlClient, new_client
+from lazyfs.source.control import ControlClient
 from lazyfs.source.counters import Counters
 from lazyfs.source.host import Host
 from lazyfs.source.hosts_config import endpoints_of
 from lazyfs.source.http_pool import HttpPool
 from lazyfs.source.layout import open_layout
 from lazyfs.source.registry import RegistrySource
-from lazyfs.source.settings import Access, Endpoint, SourceSettings, user_agent
+from lazyfs.source.routes import Routes
+from lazyfs.source.settings import Access, Endpoint, SourceSettings
 from lazyfs.source.tokens import Authenticator
 from lazyfs.source.urls import origin_of
 
 
 @asynccontextmanager
-async def open_source(image: ImageName, settings: SourceSettings) -> AsyncIterator[Source]:
+async def open_source(
+    image: ImageName, settings: SourceSettings, routes: Routes | None = None
+) -> AsyncIterator[Source]:
     """The source of an image, for as long as the context lasts. Nothing is asked of a registry yet.
+
+    Args:
+        image: its name.
+        settings: how to reach registries.
+        routes: made with the same settings, if connections are to be shared with other sources.
 
     Raises:
         NotFound: a directory or file is not there.
         FormatError: it is no layout or archive.
         ConfigError: a certificate or key cannot be used.
     """
-    async with _opened(image, settings) as source:
+    async with _opened(image, settings, routes) as source:
         yield source
 
 
-def _opened(image: ImageName, settings: SourceSettings) -> AbstractAsyncContextManager[Source]:
+def _opened(
+    image: ImageName, settings: SourceSettings, routes: Routes | None
+) -> AbstractAsyncContextManager[Source]:
     match image:
         case RegistryImage(reference):
-            return open_registry(reference, settings)
+            return open_registry(reference, settings, routes=routes)
         case LayoutImage(directory, tag):
             return open_layout(directory, tag)
         case ArchiveImage(file, tag):
@@ -53,9 +61,18 @@ def _opened(image: ImageName, settings: SourceSettings) -> AbstractAsyncContextM
 
 @asynccontextmanager
 async def open_registry(
-    reference: Reference, settings: SourceSettings, mirrors: tuple[Endpoint, ...] = ()
+    reference: Reference,
+    settings: SourceSettings,
+    mirrors: tuple[Endpoint, ...] = (),
+    routes: Routes | None = None,
 ) -> AsyncIterator[RegistrySource]:
     """A reference as a source; `mirrors` are asked first, then what `hosts_dir` says, then the registry.
+
+    Args:
+        reference: an image, or its repository.
+        settings: how to reach registries.
+        mirrors: further hosts.
+        routes: as for `open_source`.
 
     Raises:
         ConfigError: what `hosts_dir` says of the registry makes no sense, or a certificate cannot be used.
@@ -64,67 +81,34 @@ async def open_registry(
     endpoints = (*mirrors, *own)
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
     counters = Counters()
+    routes = routes or Routes(settings)
     async with AsyncExitStack() as stack:
-        routes: dict[Access, Route] = {}
+        ways: dict[Access, _Way] = {}
         for access in (Access(), *(endpoint.access for endpoint in endpoints)):
-            if access not in routes:
-                routes[access] = await stack.enter_async_context(
-                    open_route(settings, access, trusted, counters)
-                )
-        await trio.to_thread.run_sync(_prepare, [routes[end.access] for end in endpoints if _is_tls(end)])
+            if access not in ways:
+                route = await stack.enter_async_context(routes.lease(access, trusted))
+                ways[access] = _Way(route.tls, route.control(counters), route.ranges(counters))
+        await trio.to_thread.run_sync(_prepare, [ways[end.access] for end in endpoints if _is_tls(end)])
         hosts = []
         for endpoint in endpoints:
-            route = routes[endpoint.access]
+            _, control, ranges = ways[endpoint.access]
             authenticator = Authenticator(
-                endpoint, reference.repository, settings.credentials, route.control, counters
+                endpoint, reference.repository, settings.credentials, control, counters
             )
             # Where others have the same, the next one is the next attempt.
             policy = settings.retry if endpoint is endpoints[-1] else replace(settings.retry, retries=0)
             hosts.append(
-                Host(
-                    endpoint, reference.repository, authenticator, route.control, route.pool, policy, counters
-                )
+                Host(endpoint, reference.repository, authenticator, control, ranges, policy, counters)
             )
-        yield RegistrySource(reference, hosts, routes[Access()].pool, settings.retry, counters)
+        yield RegistrySource(reference, hosts, ways[Access()].ranges, settings.retry, counters)
 
 
-class Route(NamedTuple):
-    """Connections that are made in one way.
+class _Way(NamedTuple):
+    """A source's own use of a route."""
 
-    Attributes:
-        control: for documents.
-        pool: for ranges.
-        tls: what is demanded of servers.
-    """
-
-    control: ControlClient
-    pool: HttpPool
     tls: Callable[[], ssl.SSLContext]
-
-
-@asynccontextmanager
-async def open_route(
-    settings: SourceSettings, access: Access, trusted: frozenset[str], counters: Counters
-) -> AsyncIterator[Route]:
-    """A route to hosts that are to be reached in one way.
-
-    Args:
-        settings: how to reach registries.
-        access: what these hosts take beside.
-        trusted: hosts that the user named.
-        counters: where requests and bytes are counted.
-    """
-    tls = cache(partial(settings.tls_context, access))
-    connect_timeout_s = min(access.connect_timeout_s or settings.stall_timeout_s, settings.stall_timeout_s)
-    connections = Connections(
-        tls, settings.proxy, settings.stall_timeout_s, connect_timeout_s, settings.max_connections, trusted
-    )
-    headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"}
-    async with (
-        new_client(settings, tls, connect_timeout_s) as client,
-        HttpPool(connections, settings.max_connections, headers, counters) as pool,
-    ):
-        yield Route(ControlClient(client, settings, counters, trusted), pool, tls)
+    control: ControlClient
+    ranges: HttpPool
 
 
 def get_ready(settings: SourceSettings) -> None:
@@ -142,7 +126,7 @@ def _is_tls(endpoint: Endpoint) -> bool:
     return origin_of(endpoint.base_url).scheme == "https"
 
 
-def _prepare(routes: Sequence[Route]) -> None:
+def _prepare(ways: Sequence[_Way]) -> None:
     """Read certificates now, where a mistake in them can still be told."""
-    for route in routes:
-        route.tls()
+    for way in ways:
+        way.tls()

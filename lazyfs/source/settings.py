@@ -30,6 +30,9 @@ class Capability(StrEnum):
     REFERRERS = "referrers"
 
 
+FilesVersion = tuple[tuple[int, int, int] | None, ...]
+"""Inode, size and time of files, to tell whether they are still the same; None for one that is not there."""
+
 ALL_CAPABILITIES: Final = frozenset(Capability)
 
 
@@ -85,18 +88,23 @@ class SourceSettings:
         Raises:
             ConfigError: a certificate or key cannot be used.
         """
-        authorities = (*([self.ca_file] if self.ca_file else []), *access.ca_files)
-        shown = access.client_certs or ((self.client_cert,) if self.client_cert else ())
+        authorities, shown = self._pem_files(access)
+        return _context(authorities, shown, access.skip_verify, self.tls_version(access))
+
+    def tls_version(self, access: Access) -> FilesVersion:
+        """What changes when a file behind `tls_context` does."""
+        authorities, shown = self._pem_files(access)
         system = ssl.get_default_verify_paths()
         own = (Path(path) for path in (system.cafile, system.capath) if path)
-        files = (*own, *authorities, *chain.from_iterable(shown))
-        return _context(authorities, shown, access.skip_verify, tuple(map(_version, files)))
+        return tuple(map(_version, (*own, *authorities, *chain.from_iterable(shown))))
+
+    def _pem_files(self, access: Access) -> tuple[tuple[Path, ...], tuple[tuple[Path, Path], ...]]:
+        """Files of authorities, and of certificates with keys."""
+        authorities = (*([self.ca_file] if self.ca_file else []), *access.ca_files)
+        return authorities, access.client_certs or ((self.client_cert,) if self.client_cert else ())
 
 
-_Version = tuple[int, int, int]
-
-
-def _version(path: Path) -> _Version | None:
+def _version(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file does; None while it cannot be looked at."""
     try:
         status = path.stat()
@@ -110,7 +118,7 @@ def _context(
     authorities: tuple[Path, ...],
     shown: tuple[tuple[Path, Path], ...],
     skip_verify: bool,
-    _versions: tuple[_Version | None, ...],
+    _version: FilesVersion,
 ) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for ca_file in authorities:
