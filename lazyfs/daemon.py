@@ -26,11 +26,12 @@ from lazyfs.cache.keeping import keep_room
 from lazyfs.cache.locks import named_lock
 from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
-from lazyfs.errors import ConfigError
+from lazyfs.errors import ConfigError, ContainerError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.completion import wait_much_read
 from lazyfs.image.explain import explanation, traffic_facts, waits_facts
+from lazyfs.image.foresight import Process, foresee
 from lazyfs.image.hastening import starts_by_pack
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import Progress
@@ -68,6 +69,7 @@ class MountOrder:
         devices: whether device nodes can be opened.
         record: whether only what readers want is read, so that their trace is precise.
         command: what will run over it, where that is known; for the trace.
+        starts: what of the image's process is wished otherwise, if that is about to start over it.
     """
 
     image: str
@@ -79,6 +81,7 @@ class MountOrder:
     devices: bool = False
     record: bool = False
     command: str = ""
+    starts: Mapping[str, Any] | None = None
 
 
 async def run_mount(
@@ -102,6 +105,8 @@ async def run_mount(
         tracer = await stack.enter_async_context(
             recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=order.command)
         )
+        if order.starts is not None:
+            nursery.start_soon(_foresee, order.starts, image)
         tree = Tree(image.metadata, image.metadata_file, image.layers)
         serve = partial(serve_tree, tree, Path(order.mount_point), options, config.read_timeout_s)
         state = states.path(Path(order.mount_point))
@@ -129,6 +134,33 @@ async def run_mount(
             nursery.start_soon(_tell_metrics, config.metrics, workshop, image)
         report({"ready": asdict(facts), "why": served.why, "process": image.resolved.config.process_facts()})
         await trio.sleep_forever()
+
+
+async def _foresee(starts: Mapping[str, Any], image: Image) -> None:
+    """Bring what the process that is about to start needs, unless a boot pack does."""
+    if image.boot is not None and await image.boot.find() is None:
+        await foresee(_process_of(starts, image), image.metadata, image.layers)
+
+
+def _process_of(starts: Mapping[str, Any], image: Image) -> Process:
+    from lazyfs.container.process import (  # noqa: PLC0415  # mounts alone need none of it
+        ImageProcess,
+        Wishes,
+        arguments_of,
+        working_dir_of,
+    )
+
+    wishes = Wishes(
+        command=tuple(starts["command"]),
+        entrypoint=None if starts["entrypoint"] is None else tuple(starts["entrypoint"]),
+        working_dir=starts["working_dir"],
+    )
+    told = ImageProcess.from_json(image.resolved.config.process_facts())
+    try:
+        words, directory = arguments_of(told, wishes), working_dir_of(told, wishes)
+    except ContainerError:  # as `lazyfs run` will say
+        words, directory = (), "/"
+    return Process(words, (*told.env, *starts["env"]), directory)
 
 
 async def serve_until_gone(

@@ -23,6 +23,7 @@ from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
 from lazyfs.service.tree import Trees
+from tests.support.elf import elf
 from tests.support.foreign_images import foreign_image
 from tests.support.foreign_layers import write_layer
 from tests.support.images import build_image
@@ -174,6 +175,26 @@ async def test_what_stands_before_a_landmark_is_brought_for_a_start(tmp_path: Pa
             await compiled(daemon, wanted)
             (shown,) = (await daemon.trees.open(wanted, stack)).layers
             await wait_until(lambda: shown.lazy.missing_spans(0, 1 << 30) == [1, 2])
+
+
+async def test_what_the_images_program_needs_is_brought_for_a_start(tmp_path: Path) -> None:
+    program = elf([b"libx.so"], interpreter=b"/ld.so")
+    noise = [random.Random(number).randbytes(200_000) for number in range(3)]
+    lower = tar(file(b"noise", noise[0]), file(b"usr/lib/libx.so", elf()), file(b"other", noise[1]))
+    upper = tar(file(b"more", noise[2]), file(b"bin/app", program), file(b"ld.so", elf()))
+    image = build_image([lower, upper], process={"Entrypoint": ["app"], "Env": ["PATH=/bin"]})
+    link = image.json["layers"][1]["digest"]
+    with registry_with(image) as registry:
+        wanted = ChainOrder(f"{registry.host}/app:1", image.digest, 2, link, "")
+        async with parts(tmp_path / "cache") as daemon, AsyncExitStack() as stack:
+            assert not await assess(daemon, wanted)
+            await compiled(daemon, wanted)
+            layers = [shown.lazy for shown in (await daemon.trees.open(wanted, stack)).layers]
+            size = len(file(b"usr/lib/libx.so", elf()))
+            await wait_until(lambda: layers[0].peek(len(file(b"noise", noise[0])), size) is not None)
+            await wait_until(lambda: layers[1].peek(len(file(b"more", noise[2])), 2048) is not None)
+            assert layers[0].missing_spans(0, 1 << 30)
+            assert layers[1].missing_spans(0, 1 << 30)
 
 
 async def test_nothing_is_streamed_on_for_an_image_that_cannot_be_lazy(tmp_path: Path) -> None:

@@ -120,7 +120,14 @@ def run(
     )
     places = container_places(config)
     places.clear_dead()
-    mount = {"image": image, "driver": driver, "record": record, "command": shlex.join(command)}
+    starts = {name: getattr(wishes, name) for name in ("command", "entrypoint", "env", "working_dir")}
+    mount = {
+        "image": image,
+        "driver": driver,
+        "record": record,
+        "command": shlex.join(command),
+        "starts": starts,
+    }
     with places.new(name) as place, undertaken(place):
         try:
             return run_container(order, place, partial(_serve, config, mount, place.path))

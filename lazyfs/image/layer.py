@@ -369,6 +369,15 @@ class LazyLayer:
         """As SpanFetcher.bring."""
         return self._fetcher.bring(numbers, purpose)
 
+    def bring_place(self, start: int, end: int, purpose: Purpose) -> Iterable[Landing]:
+        """Bring the spans of [start, end) that are not all here."""
+        numbers = [number for number in self._spans.covering(start, end) if not self._has_span(number)]
+        return self._fetcher.bring(numbers, purpose).values()
+
+    def peek(self, start: int, size: int) -> bytes | None:
+        """As `read_nowait`, but by no reader: nobody is told of it, and nothing follows from it."""
+        return self._local(start, size)
+
     def _bring_beside(self, start: int, missing: Sequence[int], beside: Beside) -> None:
         """Bring what may be wanted next while the line would be idle."""
         if self._entry.refuses or any(not coming.is_over for coming in self._coming):

@@ -5,7 +5,7 @@ later. By then its tree is compiled, and its boot pack is here or on its way: on
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -18,7 +18,9 @@ from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot, booting, ending
 from lazyfs.image.completion import bring_prioritised
-from lazyfs.image.image import compiled
+from lazyfs.image.foresight import Process, foresee
+from lazyfs.image.image import compiled, map_metadata
+from lazyfs.image.layer import LazyLayer
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
@@ -113,4 +115,18 @@ class Starts:
                 boot.attach({layer.names: layer.lazy for layer in shown})
                 known = [(indexed[layer.names.layer_digest].head, layer.lazy) for layer in shown]
                 tasks.start_soon(bring_prioritised, known, boot)
+                tasks.start_soon(self._foresee, image, [layer.lazy for layer in shown], boot)
                 yield boot
+
+    async def _foresee(self, image: OpenImage, layers: Sequence[LazyLayer], boot: Boot) -> None:
+        """Bring what the image's own process needs, unless a boot pack does; another may start, though."""
+        if await boot.find() is not None:
+            return
+        config = image.resolved.config
+        process = Process((*config.entrypoint, *config.cmd), config.env, config.working_dir)
+        try:
+            tree = map_metadata(await compiled(image.resolved, image.indexed, self._cache))
+        except (IndexerError, LazyfsError) as error:  # who mounts it is told
+            _log.info("what starts is not foreseen: %s", message_of(error))
+        else:
+            await foresee(process, tree, layers)
