@@ -15,6 +15,7 @@ from indexer.toc import Kind
 from lazyfs.errors import MountError
 from lazyfs.mount.fuse_mount import check_mount_point
 from tests.support.mount_server import (
+    PATIENCE_S,
     TWO_LAYERS,
     Server,
     directory,
@@ -303,7 +304,7 @@ def two_layers(tmp_path):
 def test_the_daemon_ends_when_anybody_unmounts(two_layers, tmp_path):
     with mounted(two_layers, tmp_path / "mnt") as server:
         subprocess.run(["umount", server.mount_point], check=True)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert server.logged == ""
 
 
@@ -324,7 +325,7 @@ def test_a_mount_in_use_is_taken_from_its_users_when_the_daemon_is_told_to_end(t
         wait_until(lambda: is_waiting(reader.pid))
         assert server.terminate() == 0
         assert server.mount is None
-        _, said = reader.communicate(timeout=10)
+        _, said = reader.communicate(timeout=PATIENCE_S)
         assert (reader.returncode, "not connected" in said) == (1, True)
         assert error_of(held.read) == "ENOTCONN"
         assert "still in use" in server.logged
@@ -341,7 +342,7 @@ def test_two_mounts_at_one_place_are_refused(two_layers, tmp_path):
     place = tmp_path / "mnt"
     with mounted(two_layers, place), started(two_layers, place / ".." / "mnt") as second:
         said = second.said()
-        assert second.process.wait(10) == 0
+        assert second.process.wait(PATIENCE_S) == 0
         assert second.mount is not None
         assert said == (
             f"AlreadyMounted: {place} has lazyfs:example.org/image:1 (fuse.lazyfs) mounted on it: "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mount_server import (
+    PATIENCE_S,
     TWO_LAYERS,
     Server,
     error_of,
@@ -35,10 +36,10 @@ def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_lay
         for reader in (*readers, mapper):
             assert reader.poll() is None
             reader.send_signal(number)
-            assert reader.wait(10) == -number
+            assert reader.wait(PATIENCE_S) == -number
         assert (server.mount_point / "here").stat().st_size == 5000
         assert subprocess.run(["umount", server.mount_point], check=False).returncode == 0
-        assert server.process.wait(10) == 0  # though reads that nobody waits for are still under way
+        assert server.process.wait(PATIENCE_S) == 0  # though reads that nobody waits for are still under way
 
 
 def test_a_stalled_layer_with_many_readers_leaves_room_for_others(tmp_path):
@@ -111,7 +112,7 @@ def _switches(pid: int) -> list[str]:
 def test_after_an_error_a_reader_can_still_be_killed(stuck, number):
     server, reader = stuck
     reader.send_signal(number)
-    assert reader.wait(10) == -number
+    assert reader.wait(PATIENCE_S) == -number
     assert (server.mount_point / "here").read_bytes() == b"h" * 5000
 
 
@@ -121,7 +122,7 @@ def test_a_signal_that_is_handled_does_not_end_a_read(stuck):
     wait_until(lambda: _stays_waiting(server, reader))
     reader.kill()
     assert reader.stdout.read() == ""
-    assert reader.wait(10) == -signal.SIGKILL
+    assert reader.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

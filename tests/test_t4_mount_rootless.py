@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.mount.fuse_mount import MountOptions, fusermount_options
-from tests.support.mount_server import Server, directory, file, mounted, started, write_image
+from tests.support.mount_server import PATIENCE_S, Server, directory, file, mounted, started, write_image
 
 NOBODY = "65534"
 UNPRIVILEGED = [
@@ -83,7 +83,7 @@ def test_a_mount_ends_when_its_user_unmounts_it(place, image):
     with mounted(image, place / "mnt", prefix=prefix(place)) as server:
         done = inside(server, *UNPRIVILEGED, "fusermount3", "-u", str(place / "mnt"))
         assert (done.returncode, done.stderr) == (0, "")
-        assert server.process.wait(10) == 0
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_what_fusermount3_refuses_is_said_in_its_words(place, image):
