@@ -115,12 +115,14 @@ def test_with_ranges_all_users_of_an_image_work_and_changes_are_committed(user, 
 
 def test_one_more_process_joins_a_container(user):
     user.give_ids("")
-    script = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+    script = "trap 'exit 7' TERM; echo > /up; while :; do sleep 0.1; done"
     first = ["run", "--name", "box", "--user", "0", "-w", "/", user.image, "sh", "-c", script]
     with ThreadPoolExecutor() as threads:
         running = threads.submit(user, *first, exit_code=7)
         started = user.place / "home/.cache/lazyfs/containers/box/bundle/pid"
         until(lambda: started.exists() and started.read_text() != "", "the container starts")
+        up = Path(f"/proc/{started.read_text()}/root/up")
+        until(up.exists, "it would hear a signal")
         try:
             probe = "id -u; cat /proc/self/uid_map; readlink /proc/1/exe; grep Seccomp: /proc/self/status"
             done = user("exec", "box", "sh", "-c", probe)
