@@ -101,9 +101,11 @@ class Machine:
         kept.unlink(missing_ok=True)
         words = (self._top / "root", self._top / "sock", self._top / "daemon", ",".join(APP), *spared)
         self._server = subprocess.Popen([sys.executable, "-c", SERVER, *map(str, words)], cwd=ROOT)
-        while not kept.exists():  # told to the daemon in the background
+        answers = False
+        while not (answers and kept.exists()):  # told to the daemon in the background
             with suppress_status("UNAVAILABLE"):  # a channel may learn late that its server has died
                 self.client.list()
+                answers = True
 
     def collect_garbage(self) -> None:
         """Remove what is not known, children first."""
