@@ -100,7 +100,7 @@ def test_a_closed_standard_stream_is_nobodys_file(closed, code, lazyfs, image):
     command = ["sh", "-c", script, executable(), "cat", image, "d/f", "--cache-dir", str(lazyfs.cache_dir)]
     done = subprocess.run(command, env=lazyfs.environment(), check=False, capture_output=True)
     assert done.returncode == code
-    assert done.stderr == (b"lazyfs: Bad file descriptor\n" if code else b"")
+    assert done.stderr == (b"lazyfs: standard output: Bad file descriptor\n" if code else b"")
     assert done.stdout == (b"" if code else b"content")
     lazyfs("cache", "verify")
 

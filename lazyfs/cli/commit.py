@@ -16,7 +16,7 @@ from lazyfs.cli.build_time import build_time
 from lazyfs.cli.containers import container_places
 from lazyfs.cli.images import index_image
 from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json
+from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.container.changes import Changes, load_changes
@@ -108,7 +108,7 @@ def commit(
     if as_json:
         print_json(facts)
     else:
-        click.echo(facts["digest"])
+        write_line(facts["digest"])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import click
 
 from lazyfs.api import AsyncImage
 from lazyfs.cli.options import GivenPath, configured
+from lazyfs.cli.output import STDOUT, naming
 from lazyfs.cli.running import with_image
 from lazyfs.cli.stream import Output
 from lazyfs.config import Config
@@ -28,22 +29,24 @@ def export(config: Config, image: str, output: Path | None) -> None:
     if output is None:
         if sys.stdout.isatty():
             raise click.UsageError("a tar is not for a terminal: redirect it, or give -o FILE")
-        _write(config, image, sys.stdout.fileno())
+        _write(config, image, sys.stdout.fileno(), STDOUT)
     elif output.is_symlink() or (output.exists() and not output.is_file()):
         with output.open("wb", buffering=0) as file:  # a device, a pipe, /dev/stdout: it stays what it is
-            _write(config, image, file.fileno())
+            _write(config, image, file.fileno(), output)
     else:
         partial = output.with_name(output.name + ".partial")
+        with naming(output):
+            file = partial.open("wb", buffering=0)
         try:
-            with partial.open("wb", buffering=0) as file:
-                _write(config, image, file.fileno())
+            with file:
+                _write(config, image, file.fileno(), output)
             partial.rename(output)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def _write(config: Config, image: str, descriptor: int) -> None:
-    out = Output(descriptor)
+def _write(config: Config, image: str, descriptor: int, path: Path) -> None:
+    out = Output(descriptor, path)
     with_image(config, image, lambda opened: _export(opened, out))
 
 

@@ -49,10 +49,10 @@ def index(config: Config, image: str, push: bool, all_platforms: bool, as_json: 
             return
         for one in facts:
             for row in one["layers"]:
-                click.echo(f"{row['digest']}  {row['toc_digest']}  {row['spans']} spans")
+                write_line(f"{row['digest']}  {row['toc_digest']}  {row['spans']} spans")
             if push:
                 done = "published" if one["published"]["new"] else "already published"
-                click.echo(f"{one['digest']}  {one['published']['digest']}  {done}")
+                write_line(f"{one['digest']}  {one['published']['digest']}  {done}")
 
     with_workshop(config, image, work)
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
 import click
@@ -12,7 +13,7 @@ from indexer.errors import IndexerError
 from lazyfs import __version__
 from lazyfs.cli.guide import SECTIONS, examples_of
 from lazyfs.cli.options import common_last, common_options, take_flags
-from lazyfs.cli.output import complain
+from lazyfs.cli.output import STDOUT, complain, naming
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code, message_of
 
@@ -68,6 +69,28 @@ class _Commands(click.Group):
         common_last(command)
         command.epilog = command.epilog or examples_of(cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            meant = get_close_matches(args[0], _COMMANDS)
+            raise click.UsageError(f"No such command {args[0]!r}{_suggestion(meant)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:  # as below, of the help
+            _drop_output()
+            raise click.exceptions.Exit(0) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read our answers has seen enough; click would say that we failed
+            _drop_output()
+            return 0
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_commands(ctx, formatter)
@@ -133,7 +156,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         result = group.main(arguments, prog_name="lazyfs", standalone_mode=False)
-        sys.stdout.flush()
+        with naming(STDOUT):
+            sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
@@ -141,10 +165,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lazyfs"
-        complain(f"{error.format_message().rstrip('.')}; {command} --help tells more")
+        complain(f"{_usage(error)}; {command} --help tells more")
         return USAGE
-    except BrokenPipeError:
-        _drop_output()  # whoever read our answers has seen enough
+    except BrokenPipeError:  # as in `_Commands.invoke`
+        _drop_output()
         return 0
     except (LazyfsError, IndexerError, OSError) as error:
         _drop_output()
@@ -156,6 +180,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain(f"a bug: {type(error).__name__}: {error}; LAZYFS_LOG_LEVEL=debug shows where")
         return BUG
     return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click says of a command line, in our manner of suggesting."""
+    possibilities = getattr(error, "possibilities", None) or ()
+    told = error.message if possibilities else error.format_message()
+    return told.rstrip(".") + _suggestion(possibilities)
+
+
+def _suggestion(meant: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
 
 
 def _drop_output() -> None:

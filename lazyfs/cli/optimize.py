@@ -26,10 +26,30 @@ from lazyfs.image.recording import kept_traces
 from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
 
 
-@click.command()
+class _ImageThenCommand(click.Command):
+    """Takes options before and after its first word; from the second on all words are a command's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse a command line."""
+        ctx.allow_interspersed_args = False
+        before, words = self._options(ctx, args)
+        after, command = self._options(ctx, words[1:])
+        return super().parse_args(ctx, [*before, *after, "--", *words[:1], *command])
+
+    def _options(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
+        """The options at the front, and what follows them or a "--"."""
+        options_alone = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        splitter = click.Command(None, params=[*options_alone, click.Argument(["words"], nargs=-1)])
+        found = splitter.make_parser(ctx).parse_args(list(args))[0]["words"]
+        words = list(found) if isinstance(found, tuple) else []  # click marks what is not there
+        options = args[: len(args) - len(words)]
+        return options[:-1] if options[-1:] == ["--"] else options, words
+
+
+@click.command(cls=_ImageThenCommand)
 @configured
 @click.argument("image")
-@click.argument("command", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
 @click.option(
     "--for", "for_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -55,9 +75,11 @@ def optimize(
     made with --record have read is taken. A pack that is there is added to.
 
     \b
-      lazyfs optimize --push registry.example/app:1 -- app --version
-      lazyfs optimize --for 5 nginx:1.27 -- nginx -g 'daemon off;'
+      lazyfs optimize --push registry.example/app:1 app --version
+      lazyfs optimize --for 5 nginx:1.27 nginx -g 'daemon off;'
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
+    if for_s is not None and not command:
+        raise click.UsageError("--for takes a COMMAND to end")
     given = [_read(path) for path in traces]
     began = time.time()
     if command:
@@ -68,7 +90,9 @@ def optimize(
 
     async def work(workshop: Workshop) -> None:
         async with opened(workshop, record=True) as opened_image:
-            found = given or await _recorded(workshop, opened_image, began if command else 0.0)
+            found = list(given)
+            if command or not given:
+                found += await _recorded(workshop, opened_image, began if command else 0.0)
             facts = await _optimize(workshop, opened_image, found, push=push, replace=replace)
         if as_json:
             print_json(facts)

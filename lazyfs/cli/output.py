@@ -2,13 +2,16 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from lazyfs.printable import masked, one_line, printable_json
 
+STDOUT: Final = Path("standard output")  # for messages
 _UNITS: Final = (("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40))
 
 
@@ -23,7 +26,8 @@ def print_json(value: Any) -> None:
 
 def print_document(document: str) -> None:
     """A JSON document on stdout, as `print_json` writes one."""
-    sys.stdout.buffer.write(printable_json(document).encode() + b"\n")
+    with naming(STDOUT):
+        sys.stdout.buffer.write(printable_json(document).encode() + b"\n")
 
 
 def shown(name: bytes) -> str:
@@ -38,7 +42,23 @@ def write_line(text: str, end: bytes = b"\n") -> None:
     """
     if sys.stdout.isatty():
         text = "\t".join(map(masked, text.split("\t")))
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + end)
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + end)
+    except OSError as error:
+        raise _at(STDOUT, error) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses in here be told of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _at(path, error) from None
+
+
+def _at(path: Path, error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def complain(message: str) -> None:

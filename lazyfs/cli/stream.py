@@ -1,9 +1,12 @@
 """Output of much data."""
 
 import os
+from pathlib import Path
 from typing import Final
 
 import trio
+
+from lazyfs.cli.output import STDOUT, naming
 
 _FLUSH_SIZE: Final = 1 << 20
 
@@ -13,10 +16,12 @@ class Output:
 
     Args:
         descriptor: where to; stdout by default.
+        path: what that is, for messages.
     """
 
-    def __init__(self, descriptor: int = 1) -> None:
+    def __init__(self, descriptor: int = 1, path: Path = STDOUT) -> None:
         self._descriptor = descriptor
+        self._path = path
         self._waiting: list[bytes] = []
         self._size = 0
 
@@ -36,7 +41,8 @@ class Output:
         data = b"".join(self._waiting)
         self._waiting.clear()
         self._size = 0
-        await trio.to_thread.run_sync(_write_out, self._descriptor, data)
+        with naming(self._path):
+            await trio.to_thread.run_sync(_write_out, self._descriptor, data)
 
 
 def _write_out(descriptor: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ import click
 
 from lazyfs.assembly import Workshop
 from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json
+from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.progress import PullBar
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
@@ -63,10 +63,10 @@ def _facts(report: LayerReport) -> dict[str, Any]:
 def _print(report: LayerReport) -> None:
     audit = report.verdict.audit
     word = "true" if report.passed else "LIES" if audit.lies else "DAMAGED"
-    click.echo(f"{report.digest}  {report.toc_digest}  {report.origin.value}, {word}")
+    write_line(f"{report.digest}  {report.toc_digest}  {report.origin.value}, {word}")
     for lie in audit.lies:
-        click.echo(f"  {lie}")
+        write_line(f"  {lie}")
     if audit.wrong_spans:
-        click.echo(
+        write_line(
             f"  {len(audit.wrong_spans)} spans in the cache; mend them with: lazyfs cache verify --repair"
         )

@@ -8,11 +8,14 @@ import errno
 import logging
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
+from indexer.erofs_read import Inode
 from lazyfs.errors import WrongKind
 from lazyfs.image.browse import Entry, children
 from lazyfs.image.image import Image
@@ -53,12 +56,14 @@ class Extractor:
         """
         if stat.S_ISDIR(entry.inode.mode):
             await self._copy_directory(entry, directory, name)
-        elif stat.S_ISREG(entry.inode.mode):
-            await self._copy_file(entry, directory, name)
-        elif stat.S_ISLNK(entry.inode.mode):
-            self._copy_link(entry, directory, name)
-        else:
-            self._copy_special(entry, directory, name)
+            return
+        with _told_of(directory, name):
+            if stat.S_ISREG(entry.inode.mode):
+                await self._copy_file(entry, directory, name)
+            elif stat.S_ISLNK(entry.inode.mode):
+                self._copy_link(entry, directory, name)
+            else:
+                self._copy_special(entry, directory, name)
 
     async def _copy_directory(self, entry: Entry, directory: int, name: bytes) -> None:
         if not self._options.recursive:
@@ -83,9 +88,10 @@ class Extractor:
                 os.close(opened)
 
     def _enter(self, entry: Entry, directory: int, name: bytes) -> tuple[int, Entry, list[Entry]]:
-        with suppress(FileExistsError):  # a directory is merged into; anything else the open refuses
-            os.mkdir(name, 0o700, dir_fd=directory)
-        opened = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
+        with _told_of(directory, name):
+            with suppress(FileExistsError):  # a directory is merged into; anything else the open refuses
+                os.mkdir(name, 0o700, dir_fd=directory)
+            opened = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
         return opened, entry, children(self._image.metadata, entry)[::-1]
 
     async def _copy_file(self, entry: Entry, directory: int, name: bytes) -> None:
@@ -113,7 +119,8 @@ class Extractor:
             os.unlink(name, dir_fd=directory)
             os.symlink(entry.target, name, dir_fd=directory)
         if self._options.archive:
-            os.chown(name, entry.inode.uid, entry.inode.gid, dir_fd=directory, follow_symlinks=False)
+            with _as_far_as_allowed():
+                os.chown(name, entry.inode.uid, entry.inode.gid, dir_fd=directory, follow_symlinks=False)
         times = (entry.inode.mtime_ns, entry.inode.mtime_ns)
         os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
 
@@ -123,7 +130,13 @@ class Extractor:
                 "left out /%s: neither file, directory nor symlink (use -a)", os.fsdecode(entry.path)
             )
             return
-        os.mknod(name, entry.inode.mode, entry.inode.rdev, dir_fd=directory)
+        try:
+            os.mknod(name, entry.inode.mode, entry.inode.rdev, dir_fd=directory)
+        except PermissionError as error:
+            if error.errno != errno.EPERM or os.geteuid() == 0:
+                raise
+            _log.warning("left out /%s: only root makes device nodes", os.fsdecode(entry.path))
+            return
         opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             self._describe(entry, f"/proc/self/fd/{opened}")
@@ -134,14 +147,45 @@ class Extractor:
         """Give an open copy the entry's attributes; content first, since writing drops capabilities."""
         inode = entry.inode
         mode = stat.S_IMODE(inode.mode)
+        if not (self._options.archive and self._keep_owner(inode, opened)):
+            mode &= 0o777  # a setuid bit would be for another user
         if self._options.archive:
-            os.chown(opened, inode.uid, inode.gid)
             for name, value in self._image.metadata.xattrs(inode.nid).items():
-                os.setxattr(opened, name, value)
-        else:
-            mode &= 0o777
+                with _as_far_as_allowed():
+                    os.setxattr(opened, name, value)
         os.chmod(opened, mode)  # noqa: PTH101  # mostly a descriptor
         os.utime(opened, ns=(inode.mtime_ns, inode.mtime_ns))
+
+    @staticmethod
+    def _keep_owner(inode: Inode, opened: int | str) -> bool:
+        """Whether the copy has the entry's owner now; only root gives files away."""
+        try:
+            os.chown(opened, inode.uid, inode.gid)
+        except PermissionError:
+            if os.geteuid() == 0:
+                raise
+            return False
+        return True
+
+
+@contextmanager
+def _as_far_as_allowed() -> Iterator[None]:
+    """Let an ordinary user do without what only root may, as cp(1) does."""
+    try:
+        yield
+    except PermissionError:
+        if os.geteuid() == 0:
+            raise
+
+
+@contextmanager
+def _told_of(directory: int, name: bytes) -> Iterator[None]:
+    """Let what the system refuses be told of the whole path of `name` in an open directory."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(os.readlink(f"/proc/self/fd/{directory}"), os.fsdecode(name))  # noqa: PTH115  # no link
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -1,0 +1,113 @@
+"""What becomes of slips: words in the wrong place, outputs that end early or are full, too few rights."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.images import build_image, write_layout
+from tests.support.runner import executable
+from tests.support.tars import char, directory, file, tar
+
+NOBODY = "65534"
+CAPABILITY = bytes.fromhex("01000002") + bytes(16)  # of no bits
+# An ordinary user, who may read what lies below root's home: the interpreter may.
+UNPRIVILEGED = [
+    *["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"],
+    *["--inh-caps", "-all,+dac_read_search", "--ambient-caps", "+dac_read_search"],
+]
+
+
+@pytest.fixture
+def image(tmp_path) -> str:
+    members = [
+        directory(b"d"),
+        file(b"d/large", bytes(1 << 20)),
+        file(
+            b"d/setuid",
+            b"x",
+            mode=0o4755,
+            xattrs={b"security.capability": CAPABILITY},
+        ),
+        char(b"d/null", 1, 3),
+    ]
+    return f"oci:{write_layout(tmp_path / 'layout', {'latest': build_image([tar(*members)])})}"
+
+
+def in_shell(lazyfs, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What bash makes of a script in which "$@" is lazyfs with these arguments."""
+    words = ["bash", "-c", script, "bash", executable(), *arguments, "--cache-dir", str(lazyfs.cache_dir)]
+    return subprocess.run(words, env=lazyfs.environment(), check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", ["export", "cat", "ls"])
+def test_who_stops_reading_an_answer_makes_it_no_failure(command, lazyfs, image):
+    lazyfs("index", image)
+    arguments = {"cat": ["cat", image, "d/large", "d/large"]}.get(command, [command, image])
+    done = in_shell(lazyfs, '"$@" | sleep 0.01; echo ${PIPESTATUS[0]}', *arguments)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize("command", ["export", "cat", "ls", "inspect", "index"])
+def test_a_full_output_is_named(command, lazyfs, image):
+    lazyfs("index", image)
+    arguments = {"cat": ["cat", image, "d/large"]}.get(command, [command, image])
+    done = in_shell(lazyfs, '"$@" > /dev/full', *arguments)
+    assert (done.returncode, done.stderr) == (74, "lazyfs: standard output: No space left on device\n")
+
+
+def test_the_file_that_cannot_be_written_is_named(lazyfs, image, tmp_path):
+    for words, path in (
+        (["export", "-o", f"{tmp_path}/no/tar", image], f"{tmp_path}/no/tar"),
+        (["export", "-o", "/dev/full", image], "/dev/full"),
+        (["cp", image, "d/large", "/proc/large"], "/proc/large"),
+        (["cp", "-r", image, "d", "/proc"], "/proc/d"),
+    ):
+        said = lazyfs(*words, exit_code=74).stderr
+        assert said.startswith(f"lazyfs: {path}: "), said
+
+
+@pytest.fixture
+def users_place() -> Iterator[Path]:
+    """A directory of the ordinary user's; `tmp_path` is root's."""
+    with tempfile.TemporaryDirectory(prefix="lazyfs-") as name:
+        os.chown(name, int(NOBODY), int(NOBODY))
+        yield Path(name)
+
+
+def test_an_ordinary_user_copies_as_far_as_allowed(image, users_place):
+    own = {"HOME": str(users_place), "LAZYFS_HOSTS_DIR": "/dev/null", "PATH": os.environ["PATH"]}
+    words = [*UNPRIVILEGED, executable(), "cp", "-a", image, "d", str(users_place / "copy")]
+    done = subprocess.run(words, env=own, check=False, capture_output=True, text=True)
+    warning = "lazyfs: left out /d/null: only root makes device nodes\n"
+    assert (done.returncode, done.stderr) == (0, warning)
+    copied = (users_place / "copy/setuid").stat()
+    assert (copied.st_uid, copied.st_mode & 0o7777) == (int(NOBODY), 0o755)  # setuid would be another user's
+    assert not (users_place / "copy/null").exists()
+
+
+def test_after_the_image_all_words_are_the_commands(lazyfs, image):
+    """Options of optimize may stand before and after the image."""
+    for words in (
+        [image, "--replace", "nothing", "-x", "--json"],
+        ["--replace", image, "--", "nothing", "--", "--json"],
+    ):
+        done = lazyfs("optimize", *words, exit_code=127, env={"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)})
+        assert done.stderr.startswith("lazyfs: nothing: not found in the container")
+    for words, slip in (
+        ([image, "--relpace"], "No such option '--relpace' (did you mean --replace"),
+        ([image, "--for", "2"], "--for takes a COMMAND to end"),
+        ([], "Missing argument 'IMAGE'"),
+    ):
+        done = subprocess.run(
+            [executable(), "optimize", *words],
+            env=lazyfs.environment(),
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 64
+        assert done.stderr.startswith(f"lazyfs: {slip}")
