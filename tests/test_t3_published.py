@@ -14,6 +14,7 @@ from lazyfs.image.image import index_layers
 from lazyfs.image.publish import publish_index
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.push_artifact import Artifact
+from lazyfs.source.referrers import fallback_tag
 from tests.support.images import build_image, build_index, write_layout
 from tests.support.published import (
     encode_older,
@@ -25,6 +26,7 @@ from tests.support.published import (
     sign,
 )
 from tests.support.registry import Registry
+from tests.support.registry_faults import Status
 from tests.support.tars import file, tar
 from tests.support.workshops import image_of, workshop_of
 
@@ -209,6 +211,21 @@ async def test_an_index_signed_by_somebody_else_is_not(
     sign(registry, "app", digest, new_key())
     pinned = name(registry, IMAGE.digest)
     assert await origins(pinned, tmp_path / "cache", trusted_keys=(key_file,)) == MADE
+
+
+@pytest.mark.expect_log("are not told: ")
+@pytest.mark.expect_log("is not used: no key of ours signed it")
+async def test_an_index_whose_signatures_are_not_told_hides_no_signed_one(
+    registry: Registry, tmp_path: Path, key_file: Path
+) -> None:
+    sign(registry, "app", put(registry, "app", index_of(IMAGE, span_size=128 << 10)), KEY)
+    other = put(registry, "app", index_of(IMAGE))  # the last is asked for first
+    registry.faults.add("manifest", Status(403), path=f"{fallback_tag(other)}.sig")
+    pinned = name(registry, IMAGE.digest)
+    async with image_of(pinned, tmp_path / "cache", trusted_keys=(key_file,)) as opened:
+        assert opened.origins == FOUND
+        assert opened.image.indexed[0].head.header.span_size == 128 << 10
+    assert registry.faults.pending == 0
 
 
 async def test_of_several_the_signed_one_is_taken_then_the_last(

@@ -20,6 +20,7 @@ from lazyfs.exit_codes import exit_code
 from lazyfs.image.signatures import PublicKey, find_signer, parse_key
 from lazyfs.image.trust import Demands, IndexTrust, Rule, demands_on, parse_rules
 from lazyfs.oci.image_name import RegistryImage, parse_image
+from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.oci.reference import parse_reference
 from lazyfs.policy import demands_of
 from lazyfs.source.attachments import Attachments, open_attachments
@@ -27,7 +28,7 @@ from tests.support.images import build_image
 from tests.support.published import new_key, payload, public_pem, raw_signature, sign
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS
-from tests.support.registry_faults import Status
+from tests.support.registry_faults import Action, Corrupt, Status
 
 KEY, OTHER = new_key(), new_key()
 PUBLIC = parse_key(public_pem(KEY), "team.pub")
@@ -322,6 +323,41 @@ async def test_what_is_under_the_tag_may_be_anything() -> None:
         sign(registry, "app", IMAGE.digest, KEY)
         registry.faults.add("blob", Status(404))  # the payload is gone
         assert await signer(registry) is None
+
+
+BROKEN = {
+    "refused": Status(403),
+    "that no registry gives": Status(418),
+    "of another kind": Status(200, {"Content-Type": "text/html"}, b"<html>"),
+    "larger than any": Status(200, {}, b" " * (MAX_DOCUMENT_BYTES + 1)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_tag_hides_no_good_signature(registry: Registry, name: str) -> None:
+    sign(registry, "app", IMAGE.digest, KEY, referrer=True)
+    registry.faults.add("manifest", BROKEN[name], path=".sig")
+    assert await signer(registry) == PUBLIC
+
+
+@pytest.mark.parametrize("fault", [*BROKEN.values(), Corrupt(3), Status(404)])
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+async def test_a_broken_signature_hides_no_good_one(registry: Registry, fault: Action, kind: str) -> None:
+    for key in (OTHER, KEY):
+        sign(registry, "app", IMAGE.digest, key, referrer=True)
+    registry.faults.add(kind, fault, skip=1 if kind == "manifest" else 0)  # the first is the tag
+    assert await signer(registry) == PUBLIC
+    assert registry.faults.pending == 0
+
+
+async def test_what_is_not_told_is_no_proof_that_nobody_signed(registry: Registry) -> None:
+    sign(registry, "app", IMAGE.digest, OTHER, referrer=True)
+    for kind, skip in (("manifest", 0), ("manifest", 1), ("blob", 0), ("referrers", 0)):
+        registry.faults.add(kind, Status(403), skip=skip)
+        with pytest.raises(Unauthorized):
+            await signer(registry)
+        assert registry.faults.pending == 0
+    assert await signer(registry) is None
 
 
 async def test_a_registry_that_refuses_to_tell_is_an_error(registry: Registry) -> None:

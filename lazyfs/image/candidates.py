@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lazyfs.errors import SourceError, Unreachable
 from lazyfs.image.signatures import find_signer
 from lazyfs.image.trust import Demands
 from lazyfs.oci.descriptor import Descriptor
@@ -42,15 +43,28 @@ async def counted(place: Place, links: Sequence[Descriptor], demands: Demands, k
         kind: what they lead to, for messages.
 
     Raises:
-        Unauthorized, Unreachable, SourceError: the repository does not tell who signed them.
+        Unreachable: the repository does not answer.
     """
     unsigned_count = demands.admits(configured=place.configured, signed=False)
     if unsigned_count and (len(links) < 2 or not demands.keys):
         return list(links)
-    signed = [
-        link for link in links if await find_signer(place.attachments, link.digest, demands.keys) is not None
-    ]
+    signed = [link for link in links if await _is_signed(place, link, demands)]
     for link in links:
         if link not in signed and not unsigned_count:
             _log.warning("%s %s in %s is not used: no key of ours signed it", kind, link.digest, place.name)
     return [*signed, *(link for link in links if unsigned_count and link not in signed)]
+
+
+async def _is_signed(place: Place, link: Descriptor, demands: Demands) -> bool:
+    """Whether one is; what cannot be known of it must not keep the others from being used.
+
+    Raises:
+        Unreachable: nobody answers.
+    """
+    try:
+        return await find_signer(place.attachments, link.digest, demands.keys) is not None
+    except SourceError as error:
+        if isinstance(error, Unreachable) and error.status is None:
+            raise
+        _log.warning("signatures of %s in %s are not told: %s", link.digest, place.name, error)
+        return False

@@ -9,9 +9,10 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from indexer.errors import FormatError, IndexerError
 from lazyfs.errors import ConfigError, NotFound, SourceError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SIGNATURE_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -102,61 +105,87 @@ def parse_key(pem: bytes, name: str) -> PublicKey:
 async def find_signer(place: Attachments, digest: str, keys: Sequence[PublicKey]) -> PublicKey | None:
     """The key that signed the manifest of this digest, by the signatures in `place`; None if none did.
 
-    What is no signature, or that of somebody else, is passed by.
+    What is no signature, or that of somebody else, is passed by; and so is what cannot be had, as long as
+    a good signature is found elsewhere.
 
     Raises:
-        Unauthorized, Unreachable, SourceError: the repository does not tell.
+        Unauthorized, Unreachable, SourceError: none was found, and the repository does not tell all.
     """
-    if not keys:
-        return None
-    tagged = await place.tagged(fallback_tag(digest) + ".sig")
-    signer = await _signer_in(place, tagged, digest, keys) if tagged is not None else None
-    if signer is not None:
+    return await _Search(place, digest, keys).signer() if keys else None
+
+
+class _Search:
+    """For one signature of a manifest that one of the keys made."""
+
+    def __init__(self, place: Attachments, digest: str, keys: Sequence[PublicKey]) -> None:
+        self._place = place
+        self._digest = digest
+        self._keys = keys
+        self._untold: list[SourceError] = []
+
+    async def signer(self) -> PublicKey | None:
+        """As find_signer says."""
+        signer = await self._under_tag() or await self._among_referrers()
+        if signer is None and self._untold:
+            raise self._untold[0]
         return signer
-    try:
-        for link in (await place.referrers(digest, SIGNATURE_TYPE))[:_MAX_MANIFESTS]:
-            try:
-                manifest = await place.document(link)
-            except NotFound:
-                continue  # a list may be longer than what is there
-            signer = await _signer_in(place, manifest, digest, keys)
+
+    async def _under_tag(self) -> PublicKey | None:
+        manifest = await self._told(partial(self._place.tagged, fallback_tag(self._digest) + ".sig"))
+        return await self._signer_in(manifest) if manifest is not None else None
+
+    async def _among_referrers(self) -> PublicKey | None:
+        links = await self._told(partial(self._place.referrers, self._digest, SIGNATURE_TYPE)) or ()
+        for link in links[:_MAX_MANIFESTS]:
+            manifest = await self._told(partial(self._place.document, link))
+            signer = await self._signer_in(manifest) if manifest is not None else None
             if signer is not None:
                 return signer
-    except IndexerError as error:
-        _log.info("signatures of %s: %s", digest, error)
-    return None
-
-
-async def _signer_in(
-    place: Attachments, manifest: bytes, digest: str, keys: Sequence[PublicKey]
-) -> PublicKey | None:
-    """The key that made one of the signatures that a manifest holds."""
-    try:
-        links = parse_manifest(manifest).layers[:_MAX_SIGNATURES]
-    except IndexerError as error:
-        _log.info("a signature of %s cannot be used: %s", digest, error)
         return None
-    for link in links:
-        signer = await _signer_of(place, link, digest, keys)
-        if signer is not None:
-            return signer
-    return None
 
+    async def _told(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """What is told; None where that is nothing that can be used."""
+        try:
+            return await ask()
+        except NotFound:  # a list may be longer than what is there
+            pass
+        except IndexerError as error:
+            self._pass_by(error)
+        except SourceError as error:
+            self._pass_by(error)
+            self._untold.append(error)
+        return None
 
-async def _signer_of(
-    place: Attachments, link: Descriptor, digest: str, keys: Sequence[PublicKey]
-) -> PublicKey | None:
-    try:
+    def _pass_by(self, error: Exception) -> None:
+        _log.info("a signature of %s cannot be used: %s", self._digest, error)
+
+    async def _signer_in(self, manifest: bytes) -> PublicKey | None:
+        """The key that made one of the signatures that a manifest holds."""
+        try:
+            links = parse_manifest(manifest).layers[:_MAX_SIGNATURES]
+        except IndexerError as error:
+            self._pass_by(error)
+            return None
+        for link in links:
+            signer = await self._signer_of(link)
+            if signer is not None:
+                return signer
+        return None
+
+    async def _signer_of(self, link: Descriptor) -> PublicKey | None:
         if link.media_type != PAYLOAD_TYPE:
             return None
-        signature = _decoded(link.annotations.get(SIGNATURE_KEY, ""))
-        payload = await place.document(link, _MAX_PAYLOAD)
-        signer = next((key for key in keys if key.verifies(signature, payload)), None)
-        if signer is not None and _meant(payload) == digest:
-            return signer
-    except (IndexerError, SourceError) as error:
-        _log.info("a signature of %s cannot be used: %s", digest, error)
-    return None
+        try:
+            signature = _decoded(link.annotations.get(SIGNATURE_KEY, ""))
+            payload = await self._told(partial(self._place.document, link, _MAX_PAYLOAD))
+            if payload is None:
+                return None
+            signer = next((key for key in self._keys if key.verifies(signature, payload)), None)
+            if signer is not None and _meant(payload) == self._digest:
+                return signer
+        except IndexerError as error:
+            self._pass_by(error)
+        return None
 
 
 def _decoded(text: str) -> bytes:
