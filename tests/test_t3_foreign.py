@@ -308,6 +308,46 @@ async def test_a_remembered_index_that_is_gone_gives_way_to_another(server, tmp_
         assert found.kinds == [("soci", "nobody")] * 2
 
 
+@pytest.mark.expect_log("a foreign index of layer .* is passed by: .*not found")
+async def test_a_remembered_index_whose_ztocs_are_gone_gives_way_to_another(server, tmp_path):
+    image = soci_image([PLAIN, UPPER], BLOBS)
+    older = {digest: draft(data, blob, old=True).encode() for digest, data, blob in zip(
+        ZTOCS, (PLAIN, UPPER), BLOBS, strict=True)}  # fmt: skip
+    push_index(server, old := soci_index(older, image), older)
+    server.push("app", image, "1")
+    async with opened(server, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody")] * 2
+    server.store.delete_manifest("app", sha256_digest(old))
+    for ztoc in older.values():
+        server.store.delete_blob("app", sha256_digest(ztoc))
+    shutil.rmtree(tmp_path / "tocs")  # the index itself is kept
+    push_index(server, soci_index(ZTOCS, image), ZTOCS)
+    async with opened(server, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody")] * 2
+        assert await found.content(b"a") == RANDOM
+    server.journal.clear()
+    async with opened(server, tmp_path) as found:
+        assert found.kinds == [("soci", "nobody")] * 2
+    assert server.requests["GET", "referrers"] == 0  # the other one is remembered
+
+
+async def test_an_index_that_is_gone_is_asked_for_once(server, tmp_path):
+    image = soci_image([PLAIN, UPPER], BLOBS)
+    push_index(server, index := soci_index(ZTOCS, image), ZTOCS)
+    server.push("app", image, "1")
+    async with opened(server, tmp_path):
+        pass
+    server.store.delete_manifest("app", sha256_digest(index))
+    for asked in (1, 0):
+        for kept in ("documents", "tocs"):
+            shutil.rmtree(tmp_path / kept)
+        server.journal.clear()
+        async with opened(server, tmp_path) as found:
+            assert found.kinds == [OWN] * 2
+        gone = [seen for seen in server.seen if seen.target.endswith(sha256_digest(index))]
+        assert len(gone) == asked
+
+
 async def test_an_index_is_found_by_the_tag_that_stands_in_for_the_referrers_api(tmp_path):
     with Registry(referrers=False) as server:
         digest = push_soci(server, 1)

@@ -21,7 +21,7 @@ from indexer.scan import Limits
 from indexer.toc import AddressSpace, Compression, Toc
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.cache import Cache
-from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.errors import CacheError, LazyfsError, NotFound
 from lazyfs.image.embedded_toc import Claim, claim_of, fetch_claimed, fetch_unclaimed
 from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher, load_index
 from lazyfs.image.resolve import ResolvedImage
@@ -130,13 +130,29 @@ class ForeignIndexes:
 
     async def _attached(self, resolved: ResolvedImage, layers: Layers) -> Found:
         """Those of a SOCI index that refers to the image."""
-        return await self._from_soci(await self._soci.attached(resolved), layers, Voucher.NOBODY)
+        ztocs = await self._soci.attached(resolved)
+        gone: list[str] = []
+        found = await self._from_soci(ztocs, layers, Voucher.NOBODY, gone.append)
+        if gone:  # the index may be an old one that was remembered: look for another
+            self._soci.forget(resolved)
+            ztocs = await self._soci.attached(resolved)
+            missing = {digest: layer for digest, layer in layers.items() if digest not in found}
+            found |= await self._from_soci(ztocs, missing, Voucher.NOBODY)
+        return found
 
-    async def _from_soci(self, ztocs: Ztocs, layers: Layers, voucher: Voucher) -> Found:
+    async def _from_soci(
+        self, ztocs: Ztocs, layers: Layers, voucher: Voucher, gone: Callable[[str], None] = lambda _: None
+    ) -> Found:
+        """Those that the links lead to; `gone` is told of layers whose zTOC is not there."""
+
         async def bring(layer: Descriptor) -> IndexedLayer | None:
             link = ztocs[layer.digest]
             fetch = partial(self._fetch_ztoc, layer, link)
-            return await self._kept_or(layer, f"soci-{digest_hex(link.digest)}", voucher, fetch)
+            try:
+                return await self._kept_or(layer, f"soci-{digest_hex(link.digest)}", voucher, fetch)
+            except NotFound:
+                gone(layer.digest)
+                raise
 
         return await self._each({digest: layers[digest] for digest in layers if digest in ztocs}, bring)
 

@@ -62,8 +62,9 @@ class SociFinder:
         try:
             remembered = self._remembered(resolved)
             if remembered is not None:
-                with suppress(NotFound):  # it is gone by now
+                with suppress(NotFound):
                     return parse_index(await self._document(remembered), resolved.descriptor.digest)
+                self.forget(resolved)
             links = await self._candidates(resolved)
         except (IndexerError, LazyfsError) as error:
             _log.warning("no SOCI index of %s is looked for: %s", resolved.name, error)
@@ -105,6 +106,11 @@ class SociFinder:
         with suppress(CacheError):
             facts = {"digest": link.digest, "size": link.size}
             self._references.remember(self._key(resolved), facts, time.time())
+
+    def forget(self, resolved: ResolvedImage) -> None:
+        """What is remembered has gone: `attached` looks anew."""
+        with suppress(CacheError):
+            self._references.forget(self._key(resolved))
 
     def _remembered(self, resolved: ResolvedImage) -> Descriptor | None:
         found = self._references.recall(self._key(resolved))
