@@ -8,13 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from indexer.toc import Toc
 from lazyfs.cache.cache import Cache
+from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.completion import complete
 from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.landing import Landings
 from lazyfs.image.traffic import Purpose, Ticket, Traffic
 from lazyfs.image.whole_stream import WholeStream
+from lazyfs.oci.image_name import parse_image
+from lazyfs.source.open import open_source
+from tests.support.images import build_image, write_layout
 from tests.support.layers import build, digest_of, gzip_layer
+from tests.support.registry import Registry
+from tests.support.registry_client import SETTINGS, layer_link
 from tests.support.tars import file, tar
 from tests.test_t3_layer import MemoryBlob, lazy
 from tests.test_t3_streams import RangelessBlob
@@ -155,6 +162,12 @@ async def test_a_layer_comes_no_faster_than_it_may_whoever_asks(cache, autojump_
     assert sum(end - start for start, end in blob.ranges) <= blob.size * 1.05
 
 
+def filled(cache: Cache, toc: Toc) -> LayerEntry:
+    """Where a layer goes."""
+    header = toc.header
+    return cache.layer(header.layer_digest, digest_of(b""), header.device_size, toc.spans.leaves)
+
+
 async def test_a_layer_that_is_streamed_whole_pays_for_each_piece_as_it_comes(cache):
     blob = RangelessBlob(gzip_layer(DATA))
     toc = build(blob.data).toc
@@ -163,12 +176,38 @@ async def test_a_layer_that_is_streamed_whole_pays_for_each_piece_as_it_comes(ca
     async def pay(size: int) -> None:
         paid.append(size)
 
-    with cache.layer(
-        toc.header.layer_digest, digest_of(b""), toc.header.device_size, toc.spans.leaves
-    ) as entry:
+    with filled(cache, toc) as entry:
         whole = WholeStream(toc.spans, entry, blob, Landings(), lambda *_: None, pay)
         whole.wanted.append(toc.spans[0])
         await whole.run()
         assert entry.complete
     assert sum(paid) == blob.size
     assert max(paid) <= 30_000
+
+
+@pytest.mark.parametrize("where", ["registry", "layout"])
+async def test_a_stream_that_may_not_go_on_yet_ends_at_once_when_it_is_cancelled(cache, tmp_path, where):
+    """Its thread waits meanwhile, and is waited for."""
+    image = build_image([DATA])
+    (layer,) = image.layers
+    toc = build(layer).toc
+    asked = trio.Event()
+
+    async def pay(_: int) -> None:
+        asked.set()
+        await trio.sleep(10)
+
+    with Registry() as registry, filled(cache, toc) as entry:
+        registry.push("app", image, tag="1")
+        layout = write_layout(tmp_path / "layout", {"1": image})
+        name = f"{registry.host}/app:1" if where == "registry" else f"oci:{layout}:1"
+        async with open_source(parse_image(name), SETTINGS) as source:
+            blob = source.blob(layer_link(layer))
+            whole = WholeStream(toc.spans, entry, blob, Landings(), lambda *_: None, pay)
+            whole.wanted.append(toc.spans[0])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(whole.run)
+                await asked.wait()
+                began = trio.current_time()
+                nursery.cancel_scope.cancel()
+            assert trio.current_time() - began < 10

@@ -14,6 +14,7 @@ from indexer.toc import Entry, Span, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.landing import Landings
 from lazyfs.image.span_pour import SpanPour
+from lazyfs.image.tasks import background_tasks
 from lazyfs.source.base import Blob
 
 _WINDOW_SIZE: Final = 32 << 10
@@ -85,13 +86,40 @@ class WholeStream:
             return made
 
         pour = SpanPour(self._spans, 0, unpack)
+        purse = _Purse(self._pay) if self._pay is not None else None
 
         def consume(piece: memoryview) -> None:
-            if self._pay is not None:
-                trio.from_thread.run(self._pay, len(piece), trio_token=token)
+            if purse is not None:
+                trio.from_thread.run(purse.pay, len(piece), trio_token=token)
             for span, data in pour.feed(piece):
                 self._entry.put(span.uncompressed_start, span.first_leaf, data)
                 token.run_sync_soon(self._landings.land, span.number, data)
 
         self._count(self._blob.size, len(self._spans))
-        await self._blob.pull(consume)
+        async with background_tasks() as nursery:
+            if purse is not None:
+                nursery.start_soon(purse.close_when_cancelled)
+            await self._blob.pull(consume)
+
+
+class _Purse:
+    """Pays for a thread, which is waited for where its stream is cancelled: then it need not pay any more."""
+
+    def __init__(self, pay: Callable[[int], Awaitable[None]]) -> None:
+        self._pay = pay
+        self._closed = False
+        self._paying = trio.CancelScope()
+
+    async def pay(self, size: int) -> None:
+        """Wait until so many bytes more may come, or nobody wants them any more."""
+        if not self._closed:
+            with trio.CancelScope() as self._paying:
+                await self._pay(size)
+
+    async def close_when_cancelled(self) -> None:
+        """Sleep until cancelled, and let the thread go."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._closed = True
+            self._paying.cancel()
