@@ -11,6 +11,7 @@
         Unreachable       it did not answer in time, or not at all
       WrongKind           a path of an image leads to another kind of thing than was asked for
       CacheError          the cache cannot be used; reading goes on without it where that is possible
+        CacheBusy         another process has had a part of it locked for too long
       MountError          the kernel or fusermount3 refused
         AlreadyMounted    something is mounted there
         NotMounted        nothing of ours is mounted there
@@ -74,6 +75,10 @@ class WrongKind(LazyfsError):
 
 class CacheError(LazyfsError):
     """The cache cannot be used."""
+
+
+class CacheBusy(CacheError):
+    """Another process has had a part of the cache locked for too long."""
 
 
 class MountError(LazyfsError):

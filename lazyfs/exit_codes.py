@@ -6,6 +6,7 @@ from indexer.errors import IndexerError
 from lazyfs.errors import (
     AlreadyMounted,
     BadReference,
+    CacheBusy,
     CacheError,
     CommandNotFound,
     CommandRefused,
@@ -43,6 +44,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (SourceError, 75),
     (AlreadyMounted, 73),
     (MountError, 71),  # the system refused
+    (CacheBusy, 75),
     (CacheError, 74),  # the disk did
     (ConfigError, 78),
     # As docker and podman say it, so that a container's own codes can be told from these.
@@ -50,6 +52,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (CommandRefused, 126),
     (ContainerError, 125),
     (LazyfsError, BUG),
+    (TimeoutError, 75),
     (OSError, 74),
 )
 

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.crash import lock_held
 from tests.support.errors_page import described_errors
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
@@ -28,9 +29,17 @@ EXPECTED_WARNINGS = {
     "The disk is full": (
         *("lazyfs: cannot keep a document", "lazyfs: the index of layer", "lazyfs: nothing of layer"),
         "lazyfs: cannot keep a metadata image",
-    )
+    ),
+    "Another process is in the way": ("lazyfs: waiting for a lock on ",),
 }
 LAYER = GOOD.json["layers"][0]["digest"]
+
+
+def stopped_holder(world: World) -> Done:
+    assert index_in(world, "good").returncode == 0
+    (entry,) = (world.tmp / "home/.cache/lazyfs/layers").glob("*/*")
+    with lock_held(entry):
+        return world.run("cat", world.at("good"), "/a")
 
 
 def index_in(world: World, tag: str) -> Done:
@@ -332,6 +341,7 @@ CASES: dict[str, Callable[[World], Done]] = {
         w.registry.faults.add("base", Status(404)),
         login_at(w),
     )[1],
+    "Another process is in the way": stopped_holder,
     # 77
     "A user and password are wanted": lambda w: private(w, "basic"),
     "The kept password is refused": lambda w: private(w, "basic", auth="YWxpY2U6d3Jvbmc="),

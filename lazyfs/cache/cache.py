@@ -1,5 +1,6 @@
 """The cache directory and everything in it, opened once and handed down."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -27,7 +28,9 @@ from lazyfs.cache.root import open_root
 from lazyfs.cache.scratch import Scratch
 from lazyfs.cache.shelf import Shelf
 from lazyfs.cache.tocs import Tocs, load_spans
-from lazyfs.errors import CacheError
+from lazyfs.errors import CacheBusy, CacheError
+
+_log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -119,7 +122,8 @@ class Cache:
     async def named_lock(self, name: str) -> AsyncIterator[None]:
         """A lock among all tasks and processes that use this cache, for pulls and compiles.
 
-        Where the disk is full, or read only, there is none: then work is done twice, and wrong it is not.
+        Where the disk is full, or read only, or whoever has it is stopped, there is none: then work is done
+        twice, and wrong it is not.
 
         Raises:
             CacheError: on entry: the name is no plain file name, or the lock's file cannot be made.
@@ -129,7 +133,9 @@ class Cache:
             await lock.__aenter__()
         except CacheError as error:
             cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in NO_ROOM | NO_WRITING:
+            if isinstance(error, CacheBusy):
+                _log.warning("%s; going on without it", error)
+            elif not isinstance(cause, OSError) or cause.errno not in NO_ROOM | NO_WRITING:
                 raise
             yield
             return

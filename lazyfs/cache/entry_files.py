@@ -15,7 +15,6 @@ back: whatever part of an unsynced change survives a power cut, the next boot cl
 """
 
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -29,6 +28,7 @@ from typing import Final, NamedTuple, Self
 
 from lazyfs.cache.files import FILE_MODE, NO_WRITING, is_regular, write_all
 from lazyfs.cache.locks import byte_locked
+from lazyfs.flock import wait_flock
 
 ABSENT: Final = b"\0"
 PRESENT: Final = b"\1"
@@ -39,6 +39,7 @@ _STATE_LIMIT: Final = 1 << 16
 _MARKS_LOCK: Final = 0  # the byte of `presence` whose lock serialises what lowers or settles marks
 _DATA_LOCK: Final = 1  # the one whose lock serialises what writes data or takes it away
 PATIENCE_S: Final = 5.0
+_SYNC_PATIENCE_S: Final = 60.0  # whoever has the marks' lock may wait for the disk
 _COUNTER_SIZE: Final = 8
 
 
@@ -124,11 +125,12 @@ class EntryFiles:
         """The files of the entry at `path`; blocks for who has it alone.
 
         Raises:
+            TimeoutError: that took too long.
             OSError: there is none, or it cannot be opened.
         """
         files = cls(leaves)
         files.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(files.directory, fcntl.LOCK_SH)
+        wait_flock(files.directory, path, shared=True)
         files.data = files.open_in("data")
         files.presence = files.open_in("presence")
         size = os.fstat(files.presence).st_size
@@ -209,7 +211,7 @@ class EntryFiles:
         return [(first_leaf + first, first_leaf + last) for first, last in spans]
 
     @contextmanager
-    def marks_locked(self, patience_s: float | None = None) -> Iterator[None]:
+    def marks_locked(self, patience_s: float = _SYNC_PATIENCE_S) -> Iterator[None]:
         """Excludes others, in any process, that lower or settle marks, or replace the state. Blocks.
 
         Raises:

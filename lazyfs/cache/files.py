@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import CacheError
+from lazyfs.errors import CacheBusy, CacheError
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -40,13 +40,15 @@ def cache_errors(action: str) -> Iterator[None]:
     """Any OSError inside becomes a CacheError that says it came while trying to `action`.
 
     Raises:
+        CacheBusy: somebody has something locked for too long.
         CacheError: see above.
     """
     try:
         yield
     except OSError as error:
         where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
-        raise CacheError(f"cannot {action}: {error.strerror or error}{where}") from error
+        kind = CacheBusy if isinstance(error, TimeoutError) else CacheError
+        raise kind(f"cannot {action}: {error.strerror or error}{where}") from error
 
 
 def create_private(path: Path) -> int:

@@ -1,5 +1,6 @@
 """A layer's entry that is filled front to back while its table of contents is still being made."""
 
+import logging
 import os
 from contextlib import ExitStack
 from typing import Self
@@ -11,6 +12,8 @@ from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.room import Admission
 from lazyfs.errors import CacheError
 from lazyfs.flock import directory_locked
+
+_log = logging.getLogger(__name__)
 
 
 class Filling:
@@ -100,6 +103,9 @@ class Filling:
             raise CacheError(f"{self._written} bytes are no layer of {leaf_count} leaves and {size} bytes")
         try:
             self._install(toc_digest, Geometry(size, leaf_count))
+        except TimeoutError as error:
+            _log.warning("layer %s is not kept: %s (%s)", self._layer_digest, error.strerror, error.filename)
+            return False
         except OSError:
             self._space.exhausted()
             return False

@@ -7,6 +7,7 @@ be waited for in trio, so waiting is polling; what they guard takes milliseconds
 
 import errno
 import fcntl
+import math
 import os
 import struct
 import time
@@ -18,7 +19,7 @@ from typing import Final
 import trio
 
 from lazyfs.cache.files import FILE_MODE, cache_errors, is_at, plain_name
-from lazyfs.flock import try_flock
+from lazyfs.flock import LockWait, try_flock
 
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.020
@@ -45,22 +46,19 @@ def unlock_byte(descriptor: int, offset: int) -> None:
 
 
 @contextmanager
-def byte_locked(descriptor: int, offset: int, patience_s: float | None = None) -> Iterator[None]:
+def byte_locked(descriptor: int, offset: int, patience_s: float) -> Iterator[None]:
     """Holds the exclusive lock on one byte; blocks until it is free.
 
     Args:
         descriptor: of the file, open for writing.
         offset: of the byte.
-        patience_s: for how many seconds to wait; None for ever. A holder may be stopped (SIGSTOP).
+        patience_s: for how many seconds to wait. A holder may be stopped (SIGSTOP).
 
     Raises:
         TimeoutError: somebody else held it for that long.
         OSError: the file system has no such locks.
     """
-    if patience_s is None:
-        _set_lock(descriptor, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, offset)
-    else:
-        _wait_for_byte(descriptor, offset, time.monotonic() + patience_s)
+    _wait_for_byte(descriptor, offset, time.monotonic() + patience_s)
     try:
         yield
     finally:
@@ -97,15 +95,18 @@ async def named_lock(directory: Path, name: str) -> AsyncIterator[None]:
 
     Raises:
         CacheError: the name is no plain file name, or the lock's file cannot be made.
+        CacheBusy: whoever has it is stopped. One who is not may take as long as it likes.
     """
     path = directory / plain_name(name)
     held: list[int] = []
+    wait = LockWait(path, math.inf, trio.current_time)
 
     def acquire_nowait() -> bool:
         with cache_errors(f"take the lock {name}"):
             descriptor = _try_lock_file(path)
-        if descriptor is None:
-            return False
+            if descriptor is None:
+                wait.go_on()
+                return False
         held.append(descriptor)
         return True
 

@@ -27,6 +27,8 @@ from lazyfs.flock import directory_locked, try_flock
 from lazyfs.mount.syscalls import unmount_kernel
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
+_SOON_S: Final = 1.0
+_LIMIT_S: Final = 120.0
 _MOUNT_POINTS: Final = ("rootfs", "image")
 
 
@@ -135,6 +137,7 @@ class ContainerPlaces:
 
         Raises:
             ContainerError: the name cannot be one, or a container has it.
+            TimeoutError: somebody else is at it for too long.
         """
         if name and not _NAME.fullmatch(name):
             raise ContainerError(f"{name!r} cannot be a container's name: letters, digits and _.- make one")
@@ -170,15 +173,15 @@ class ContainerPlaces:
         return [ContainerPlace(path) for path in paths if (path / "facts.json").is_file()]
 
     def clear_dead(self) -> None:
-        """Clear what containers left whose runners were killed."""
-        with suppress(OSError), self._locked():
+        """Clear what containers left whose runners were killed, unless somebody else is at it."""
+        with suppress(OSError), self._locked(_SOON_S):
             for path in list(self._directory.iterdir()):
                 if path.is_dir():
                     _clear_if_dead(path)
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """Nobody else makes or clears places meanwhile."""
-        return directory_locked(self._directory, follow=True)
+    def _locked(self, limit_s: float = _LIMIT_S) -> AbstractContextManager[None]:
+        """Nobody else makes or clears places meanwhile, which may take a while."""
+        return directory_locked(self._directory, follow=True, limit_s=limit_s)
 
 
 def clear_when_dead(path: Path) -> None:

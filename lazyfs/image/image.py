@@ -297,7 +297,8 @@ async def open_layer(
     """
     head = indexed.head
     spans = head.spans()
-    with cache.layer(head.header.layer_digest, head.digest, head.header.device_size, spans.leaves) as entry:
+    facts = (head.header.layer_digest, head.digest, head.header.device_size, spans.leaves)
+    with await trio.to_thread.run_sync(cache.layer, *facts) as entry:  # it may wait for an evictor
         async with open_tasks() as nursery:
             fetcher = SpanFetcher(
                 spans=spans,

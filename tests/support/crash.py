@@ -45,6 +45,32 @@ def kill_after(process: subprocess.Popen[bytes], count: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+_HOLDER = """
+    import fcntl, os, sys
+    fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), getattr(fcntl, sys.argv[2]))
+    print("held")
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def lock_held(
+    path: Path, kind: str = "LOCK_EX", *, stopped: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has a lock on what is at `path`, and is perhaps stopped."""
+    with child(_HOLDER, path, kind) as process:
+        assert lines(process, 1) == ["held"]
+        if stopped:
+            stop(process.pid)
+        yield process
+
+
+def stop(pid: int) -> None:
+    """Stops a child, and waits until it is."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 @contextmanager
 def small_disk(path: Path, size: int, kind: str) -> Iterator[Path]:
     """A file system of `size` bytes mounted at `path`: "tmpfs", or "ext4" in a file beside it. Needs root."""
