@@ -21,7 +21,7 @@ from lazyfs.cache.files import kernel_boot_id
 from lazyfs.cache.keeping import keep_room
 from lazyfs.config import Config
 from lazyfs.errors import MountError
-from lazyfs.flock import flock_within
+from lazyfs.flock import flock_within, holder_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
@@ -205,7 +205,8 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
         raise MountError(f"cannot use {options.root}: {error.strerror}") from error
     try:
         if not flock_within(lock, _LOCK_S):
-            raise MountError(f"another data daemon uses {options.root}")
+            who = holder_of(options.root / "lock")
+            raise MountError(f"another data daemon uses {options.root}" + (f": {who}" if who else ""))
         yield
     finally:
         os.close(lock)

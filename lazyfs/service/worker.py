@@ -94,7 +94,6 @@ async def _hand_over(root: Path, supervisor: Supervisor, leave: trio.Event) -> N
             while not handed:
                 connection, _ = await listener.accept()
                 with socket.socket(fileno=connection.detach()) as keeper:
-                    keeper.setblocking(True)
                     handed = handover.hand_over(keeper, supervisor.stored)
     except OSError as error:
         _log.error("nobody can take over: %s", error)
