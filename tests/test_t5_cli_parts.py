@@ -1,6 +1,8 @@
 """Commands in small: variables for containers, the time of what is made, dead mounts, failed recordings."""
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,21 @@ def test_no_boot_pack_is_made_of_a_command_that_fails_before_its_time_is_up(lazy
 
 
 def test_a_bug_in_a_part_that_has_a_process_of_its_own_is_told(capfd):
-    def work() -> int:
+    def work(_begun: Callable[[], None]) -> int:
         raise KeyError("gone")
 
     assert run_followed(work) == BUG
     assert capfd.readouterr().err == "lazyfs: a bug: KeyError: 'gone'\n"
+
+
+def test_the_time_of_a_part_is_counted_from_where_it_says_so(tmp_path):
+    def work(begun: Callable[[], None]) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        early = signal.sigtimedwait({signal.SIGTERM}, 0.3)
+        begun()
+        signal.sigwait({signal.SIGTERM})
+        (tmp_path / "told").write_text("too early" if early else "in time")
+        return 0
+
+    assert run_followed(work, 0.01) == 0
+    assert (tmp_path / "told").read_text() == "in time"

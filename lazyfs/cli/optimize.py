@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lazyfs.assembly import Workshop, opened
 from lazyfs.cli.followed import run_followed
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain, human, print_json, write_line
-from lazyfs.cli.run import run
+from lazyfs.cli.run import BEGUN, run
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound
@@ -106,10 +106,12 @@ def optimize(
     return 0
 
 
-def _run(config: Config, image: str, command: Sequence[str]) -> int:
+def _run(config: Config, image: str, command: Sequence[str], begun: Callable[[], None]) -> int:
     """Run a command in a container over the image, and have it recorded; its exit code."""
     try:
-        result = run.main(["--record", image, *command], standalone_mode=False, obj=config.as_flags())
+        with run.make_context("run", ["--record", image, *command], obj=config.as_flags()) as context:
+            context.meta[BEGUN] = begun
+            result = run.invoke(context)
         return result if isinstance(result, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -21,6 +21,9 @@ from lazyfs.container.confinement import confine
 from lazyfs.container.process import Wishes, parse_entrypoint, parse_volume, signal_number
 from lazyfs.container.run import RunOrder, enter_namespaces, run_container, undertaken
 from lazyfs.container.runtime import find_runtime
+
+BEGUN: Final = f"{__name__}.begun"
+"""Key of the context's `meta`: what to call once the container has been started."""
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -128,9 +131,10 @@ def run(
         "command": shlex.join(command),
         "starts": starts,
     }
+    begun = click.get_current_context().meta.get(BEGUN, _tell_nobody)
     with places.new(name) as place, undertaken(place):
         try:
-            return run_container(order, place, partial(_serve, config, mount, place.path))
+            return run_container(order, place, partial(_serve, config, mount, place.path), begun)
         except ServerFailed as error:
             complain(str(error))
             return error.code
@@ -178,6 +182,10 @@ def _serve(config: Config, mount: Mapping[str, Any], place: Path, directory: Pat
         "log_file": str(place / "daemon.log"),
     }
     return ForkedServer({"order": order, "config": config.as_flags()})
+
+
+def _tell_nobody() -> None:
+    pass
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -128,13 +128,19 @@ def detach(keep: Sequence[int] = ()) -> None:
     os.closerange(last + 1, 1 << 16)
 
 
-def run_container(order: RunOrder, place: ContainerPlace, serve: Callable[[Path], ImageServer]) -> int:
+def run_container(
+    order: RunOrder,
+    place: ContainerPlace,
+    serve: Callable[[Path], ImageServer],
+    begun: Callable[[], None],
+) -> int:
     """Run a container to its end; returns its exit code.
 
     Args:
         order: what.
         place: where it lives.
         serve: mounts the image at a directory.
+        begun: told that the container has been started.
 
     Raises:
         CommandNotFound, CommandRefused, ContainerError: it cannot be started.
@@ -167,6 +173,7 @@ def run_container(order: RunOrder, place: ContainerPlace, serve: Callable[[Path]
         if runtime.name == "crun":
             leave_one_cgroup_version()
         pid, master = _start(order, runtime, identifier, bundle)
+        begun()
         terminal = None
         if master is not None:
             terminal = stack.enter_context(Terminal(master, interactive=order.interactive))
