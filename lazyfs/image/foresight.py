@@ -68,7 +68,7 @@ async def foresee(process: Process, tree: MetadataImage, layers: Sequence[LazyLa
             async with open_tasks() as nursery:
                 foresight = _Foresight(process, tree, layers, nursery)
                 for word in process.words[:_MOST_WORDS]:
-                    nursery.start_soon(foresight.run, _encoded(word))
+                    nursery.start_soon(foresight.start, _encoded(word))
     except IndexerError as error:  # a damaged tree; who reads it is told
         _log.info("what starts is not foreseen: %s", error)
     except Exception as bug:  # noqa: BLE001  # the mount does without
@@ -128,24 +128,28 @@ class _Foresight:
         self._named: set[bytes] = set()
         self._left = _MOST_BYTES
 
-    async def run(self, program: bytes) -> None:
-        """Follow a program, found as by execvp(3)."""
-        if b"/" not in program:
-            await self._find(self._path, program)
-        else:
-            await self._find([b"" if program.startswith(b"/") else self._working_dir], program)
+    async def start(self, program: bytes) -> None:
+        """Follow a program that will start, unless it has started here before."""
+        await self._run(program, again=False)
 
-    async def _find(self, directories: Iterable[bytes], name: bytes) -> None:
-        """Follow the first file of a name."""
+    async def _run(self, program: bytes, *, again: bool = True) -> None:
+        """Follow a program, found as by execvp(3)."""
+        directories = self._path
+        if b"/" in program:
+            directories = [b"" if program.startswith(b"/") else self._working_dir]
+        await self._find(directories, program, again=again)
+
+    async def _find(self, directories: Iterable[bytes], name: bytes, *, again: bool = True) -> None:
+        """Follow the first file of a name; `again`, even if it is here."""
         for directory in directories:
             await trio.lowlevel.checkpoint()
             path = directory + b"/" + name
             nid = self._tree.resolve(path)
             if nid is not None and stat.S_ISREG(self._tree.inode(nid).mode):
-                self._follow(path, nid)
+                self._follow(path, nid, again=again)
                 return
 
-    def _follow(self, path: bytes, nid: int) -> None:
+    def _follow(self, path: bytes, nid: int, *, again: bool) -> None:
         extent = self._tree.extent(nid)
         if nid in self._seen or extent is None or len(self._seen) == _MOST_FILES:
             return
@@ -153,9 +157,13 @@ class _Foresight:
         number, start = extent
         layer, size = self._layers[number], self._tree.inode(nid).size
         if start + size <= layer.size and not layer.entry.refuses:  # sparse ones lie elsewhere
-            self._nursery.start_soon(self._load, _File(path, layer, start, size))
+            self._nursery.start_soon(self._load, _File(path, layer, start, size), again)
 
-    async def _load(self, file: _File) -> None:
+    async def _load(self, file: _File, again: bool) -> None:
+        # What a file names stands at its ends, most of it.
+        ends = [*file.bring(range(1)), *file.bring(range(file.size - 1, file.size))]
+        if not (ends or again):
+            return
         try:
             needs = await _needs(file)
             rest: Iterable[Landing] = ()
@@ -170,7 +178,7 @@ class _Foresight:
 
     async def _follow_needs(self, needs: Needs, origin: bytes) -> None:
         for program in needs.programs:
-            await self.run(program)
+            await self._run(program)
         search = [_expanded(directory, origin) for directory in needs.search[:_MOST_DIRECTORIES]]
         for library in needs.libraries:
             if library in self._named:  # as for ld.so: the first one of a name serves all
@@ -206,9 +214,7 @@ def _expanded(directory: bytes, origin: bytes) -> bytes:
 
 
 async def _needs(file: _File) -> Needs:
-    """What a file names. Its first and last bytes are asked for at once: most of that stands there."""
-    file.bring(range(1))
-    file.bring(range(file.size - 1, file.size))
+    """What a file names."""
     parser = needs_of(file.size)
     wanted = next(parser)
     while True:

@@ -5,9 +5,10 @@ later. By then its tree is compiled, and its boot pack is here or on its way: on
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -20,7 +21,6 @@ from lazyfs.image.boot import Boot, booting, ending
 from lazyfs.image.completion import bring_prioritised
 from lazyfs.image.foresight import Process, foresee
 from lazyfs.image.image import compiled, map_metadata
-from lazyfs.image.layer import LazyLayer
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
@@ -91,11 +91,20 @@ class Starts:
             if boot is not None:
                 with trio.move_on_after(_FIRST_S):
                     await boot.find()
-            await compiled(image.resolved, image.indexed, self._cache)
+            metadata_file = await compiled(image.resolved, image.indexed, self._cache)
             if boot is not None:
+                if await boot.find() is None:
+                    await self._bring_needed(image, order, metadata_file)
                 await boot.wait_over()
                 if boot.statistics().state in {"none", "failed"}:  # who mounts it tries again
                     self._boots.renew(ImageKey.of(order))
+
+    async def _bring_needed(self, image: OpenImage, order: ChainOrder, metadata_file: Path) -> None:
+        """Bring what the image's own process needs; a container may have another, but that is not known."""
+        config, tree = image.resolved.config, map_metadata(metadata_file)
+        process = Process((*config.entrypoint, *config.cmd), config.env, config.working_dir)
+        async with self._layers.lease_all(order, image.resolved.layers, image.indexed) as shown:
+            await foresee(process, tree, [layer.lazy for layer in shown])
 
     @asynccontextmanager
     async def _booting(self, order: ChainOrder) -> AsyncIterator[Boot | None]:
@@ -115,18 +124,4 @@ class Starts:
                 boot.attach({layer.names: layer.lazy for layer in shown})
                 known = [(indexed[layer.names.layer_digest].head, layer.lazy) for layer in shown]
                 tasks.start_soon(bring_prioritised, known, boot)
-                tasks.start_soon(self._foresee, image, [layer.lazy for layer in shown], boot)
                 yield boot
-
-    async def _foresee(self, image: OpenImage, layers: Sequence[LazyLayer], boot: Boot) -> None:
-        """Bring what the image's own process needs, unless a boot pack does; another may start, though."""
-        if await boot.find() is not None:
-            return
-        config = image.resolved.config
-        process = Process((*config.entrypoint, *config.cmd), config.env, config.working_dir)
-        try:
-            tree = map_metadata(await compiled(image.resolved, image.indexed, self._cache))
-        except (IndexerError, LazyfsError) as error:  # who mounts it is told
-            _log.info("what starts is not foreseen: %s", message_of(error))
-        else:
-            await foresee(process, tree, layers)
