@@ -1,5 +1,6 @@
 """What every test gets: a log without surprises, no mount left behind, the laboratory when asked for."""
 
+import gc
 import logging
 import re
 import signal
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if LAB_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("lab")
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what all tests share: it stopped all threads for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

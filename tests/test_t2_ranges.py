@@ -155,7 +155,7 @@ async def test_a_pull_survives_what_passes(
 
 async def test_a_stalled_body_is_given_up_and_resumed(server: Registry, kind: str) -> None:
     server.faults.add(kind, Stall(70_000))
-    async with source_of(server, stall_timeout_s=0.05) as source:
+    async with source_of(server, stall_timeout_s=0.5) as source:
         assert await source.blob(LINK).fetch(0, 200_000, bytes) == DATA[:200_000]
     resumed = server.seen[-1].headers["range"]
     assert resumed.endswith("-199999")

@@ -114,7 +114,7 @@ async def test_a_dead_signature_and_a_dead_token_at_once(guarded: Registry) -> N
 async def test_readers_of_what_hangs_give_up_together(guarded: Registry, kind: str) -> None:
     guarded.faults.add(kind, StallHead(), times=99)
     impatient = RetryPolicy(retries=0)
-    async with source_of(guarded, stall_timeout_s=0.05, retry=impatient) as source:
+    async with source_of(guarded, stall_timeout_s=0.5, retry=impatient) as source:
         if kind != "token":
             await source.resolve()
         blob = source.blob(LINK)
