@@ -196,6 +196,8 @@ def test_a_target_that_fits_into_a_block_with_its_inode_stands_beside_it(length,
         (b"d/f/", None),
         (b"d/f/..", None),
         (b"d/f/x", None),
+        (b"d/../" * 2000 + b"d", b"d"),
+        (b"d/../" * 2048 + b"d", None),
     ],
 )
 def test_paths_resolve_inside_the_root(path, same):

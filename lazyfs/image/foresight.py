@@ -27,6 +27,7 @@ _MOST_FILES: Final = 96
 _MOST_BYTES: Final = 64 << 20
 _MOST_WORDS: Final = 4  # of a command: `tini -- entrypoint.sh server` starts three programs
 _MOST_DIRECTORIES: Final = 24
+_PATH_MAX: Final = 4096
 _SMALL_FILE: Final = 8 << 20  # of a larger one only what its libraries are named in
 
 _USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -127,6 +128,7 @@ class _Foresight:
         self._seen: set[int] = set()
         self._named: set[bytes] = set()
         self._left = _MOST_BYTES
+        self._looked_around = False
 
     async def start(self, program: bytes) -> None:
         """Follow a program that will start, unless it has started here before."""
@@ -144,7 +146,7 @@ class _Foresight:
         for directory in directories:
             await trio.lowlevel.checkpoint()
             path = directory + b"/" + name
-            nid = self._tree.resolve(path)
+            nid = self._tree.resolve(path) if len(path) < _PATH_MAX else None
             if nid is not None and stat.S_ISREG(self._tree.inode(nid).mode):
                 self._follow(path, nid, again=again)
                 return
@@ -185,7 +187,8 @@ class _Foresight:
                 continue
             self._named.add(library)
             await self._find([b""] if b"/" in library else chain(search, self._libraries), library)
-        if needs.programs and needs.libraries:
+        if needs.programs and needs.libraries and not self._looked_around:
+            self._looked_around = True
             await self._look_around()
 
     async def _look_around(self) -> None:
