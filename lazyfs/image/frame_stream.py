@@ -4,7 +4,11 @@ Readers behind the frontier are served as it passes, those ahead of it wait. Amo
 the others watch what it puts into the cache.
 """
 
+import logging
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Final
 
 import trio
@@ -19,6 +23,10 @@ from lazyfs.image.traffic import Purpose, Ticket, Traffic
 from lazyfs.source.base import Blob
 
 _WATCH_EVERY_S: Final = 0.02
+_SILENCE_S: Final = 10.0
+_FIRST_LEAF: Final = attrgetter("first_leaf")
+
+_log = logging.getLogger(__name__)
 
 Count = Callable[[int, int, Purpose], None]
 """Told of each request: compressed bytes, spans it completed, and whom it was for."""
@@ -54,6 +62,8 @@ class FrameStream:
         self._traffic = traffic
         self._ticket = ticket
         self._count = count
+        self._from_leaf = spans[0].first_leaf  # all before it is here, or was
+        self._absent: list[tuple[int, int]] | None = None
 
     async def run(self, piece_size: int, timeout_s: float) -> None:
         """Stream the frame; every piece has `timeout_s` seconds to come.
@@ -73,15 +83,42 @@ class FrameStream:
                     await self._stream(piece_size, timeout_s)
 
     async def _watch(self, watching: trio.CancelScope) -> None:
+        """Land what another process brings. It may be stopped: then people are told, once."""
+        silent_since = trio.current_time()
         with watching:
             while True:
                 await trio.sleep(_WATCH_EVERY_S)
-                self._land_present()
+                if self._land_present():
+                    silent_since = trio.current_time()
+                elif trio.current_time() - silent_since > _SILENCE_S:
+                    silent_since = math.inf
+                    where = self._entry.path / "data"
+                    _log.warning("another process (`fuser -v %s` names it) streams what we wait for", where)
 
-    def _land_present(self) -> None:
-        for span in self._spans:
-            if span.number in self._landings and self._entry.has(span.first_leaf, span.end_leaf):
-                self._landings.land(span.number, None)
+    def _land_present(self) -> bool:
+        """Land the spans that are here by now; whether there is something new.
+
+        Marks are looked at, not spans, of which there may be tens of thousands.
+        """
+        end = self._spans[-1].end_leaf
+        absent = self._entry.missing(self._from_leaf, end)
+        if absent == self._absent:
+            return False
+        self._absent = absent
+        here_from = self._from_leaf
+        for first, last in [*absent, (end, end)]:
+            self._land(here_from, first)
+            here_from = last
+        first = absent[0][0] if absent else end  # in the middle of a span, perhaps
+        self._from_leaf = self._spans[bisect_right(self._spans, first, key=_FIRST_LEAF) - 1].first_leaf
+        return True
+
+    def _land(self, first_leaf: int, end_leaf: int) -> None:
+        """Land the spans of which all leaves are among these."""
+        at = bisect_left(self._spans, first_leaf, key=_FIRST_LEAF)
+        while at < len(self._spans) and self._spans[at].end_leaf <= end_leaf:
+            self._landings.land(self._spans[at].number, None)
+            at += 1
 
     async def _stream(self, piece_size: int, timeout_s: float) -> None:
         reader = FrameReader(self._spans)
