@@ -342,6 +342,10 @@ class SpanTable(Sequence[Span]):
         first = bisect_left(self._compressed_starts, start)
         return range(first, bisect_right(self._compressed_starts, start, lo=number))
 
+    def of_leaf(self, leaf: int) -> int:
+        """Index of the span that holds a leaf, which the layer must have."""
+        return bisect_right(self._first_leaves, leaf) - 1
+
     def of_leaves(self, first_leaf: int, end_leaf: int) -> Sequence[Span]:
         """The spans that together hold leaves [first_leaf, end_leaf) of the layer, which must have them."""
         first = bisect_right(self._first_leaves, first_leaf) - 1

@@ -102,6 +102,16 @@ class LayerEntry:
         end = min(end_leaf, self._leaves)
         return [run.span() for run in _ABSENT_RUN.finditer(self._open().marks, first_leaf, end)]
 
+    def first_missing(self, first_leaf: int, end_leaf: int) -> int | None:
+        """The first of the leaves [first_leaf, end_leaf) that is not here; None if all are."""
+        found = self._open().marks.find(ABSENT, first_leaf, end_leaf)
+        return None if found < 0 else found
+
+    def last_missing(self, first_leaf: int, end_leaf: int) -> int | None:
+        """The last of them that is not here; None if all are."""
+        found = self._open().marks.rfind(ABSENT, first_leaf, end_leaf)
+        return None if found < 0 else found
+
     def present(self, first_leaf: int, end_leaf: int) -> int:
         """How many of the leaves [first_leaf, end_leaf) are here."""
         marks = self._open().marks[first_leaf:end_leaf]

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -382,7 +383,7 @@ class LazyLayer:
         """Bring what may be wanted next while the line would be idle."""
         if self._entry.refuses or any(not coming.is_over for coming in self._coming):
             return  # what a start reads is on its way
-        numbers = beside.choose(start, missing, lambda n: self._has_span(n) or self._comes(n, ever=True))
+        numbers = beside.choose(start, missing, self._entry, partial(self._comes, ever=True))
         self._fetcher.bring(numbers, Purpose.AHEAD)
 
     def _part(self, number: int, start: int, end: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import chain
 from typing import Final, NamedTuple
 
 from indexer.toc import Extent, Span, SpanTable
@@ -54,7 +56,7 @@ def beside(
     spans: SpanTable,
     wanted: Sequence[int],
     room: int,
-    passed_by: Callable[[int], bool],
+    left: Callable[[range], Iterable[int]],
     file: range = range(0),
 ) -> list[int]:
     """Spans that are worth bringing with those that a reader waits for: while it does, the line is idle.
@@ -66,38 +68,35 @@ def beside(
         spans: the layer's.
         wanted: the spans that are waited for, ascending, not none.
         room: compressed bytes that cost next to nothing.
-        passed_by: says of a span that it is here, or on its way.
+        left: gives, of neighbouring spans and in their order, those that are neither here nor on their way.
         file: the spans of the file that is read, if it is known.
     """
     after, before = wanted[-1] + 1, wanted[0] - 1
     first, end = (file.start, file.stop) if file else (wanted[0], after)
-    rest = [*range(after, end)[:_NEAR], *range(before, first - 1, -1)[:_NEAR]]
+    rest = chain(left(range(after, end)[:_NEAR]), left(range(before, first - 1, -1)[:_NEAR]))
     small = spans[end - 1].uncompressed_end - spans[first].uncompressed_start <= _SMALL_FILE
-    found, spent = _fitting(spans, rest, room * (_FILE_FACTOR if small else 1), passed_by)
-    around = _around(max(after, end), min(before, first - 1), len(spans))
-    return sorted(found + _fitting(spans, around, room - spent, passed_by)[0])
+    found, spent = _fitting(spans, rest, room * (_FILE_FACTOR if small else 1))
+    around = _around(max(after, end), min(before, first - 1), len(spans), left)
+    return sorted(found + _fitting(spans, around, room - spent)[0])
 
 
-def _around(after: int, before: int, count: int) -> Iterator[int]:
-    """Numbers from `after` up and from `before` down, of `count`."""
-    for turn in range(_NEAR):
-        number = before if turn % 3 == 2 else after
-        after, before = after + (number == after), before - (number == before)
-        if before < -1 and after > count:
-            return
-        if 0 <= number < count:
-            yield number
+def _around(after: int, before: int, count: int, left: Callable[[range], Iterable[int]]) -> Iterator[int]:
+    """What is left, from `after` up and from `before` down: of three places the last is below."""
+
+    def turn(number: int) -> int:
+        above = number - after
+        return above // 2 * 3 + above % 2 if above >= 0 else (before - number) * 3 + 2
+
+    up = range(after, count)[: -(-_NEAR * 2 // 3)]
+    down = range(before, -1, -1)[: _NEAR // 3]
+    return merge(left(up), left(down), key=turn)
 
 
-def _fitting(
-    spans: SpanTable, numbers: Iterable[int], room: int, passed_by: Callable[[int], bool]
-) -> tuple[list[int], int]:
+def _fitting(spans: SpanTable, numbers: Iterable[int], room: int) -> tuple[list[int], int]:
     """Those before the first one that does not fit or cannot be had alone, and the size of all up to it."""
     found = []
     size = 0
     for number in numbers:
-        if passed_by(number):
-            continue
         span = spans[number]
         size += span.compressed_end - span.compressed_start
         if len(spans.sharing_entry(number)) > 1:
