@@ -80,9 +80,29 @@ def test_a_stopped_orphan_is_named_and_not_waited_for_for_ever(
         assert line == f"lazyfs: waiting for the data daemon of before in {tmp_path}: it is {who}"
 
 
+def test_who_was_taken_for_dead_asks_again(locked: Path) -> None:
+    told = []
+
+    def hand_over_late() -> None:
+        with listening.accept()[0] as keeper:
+            keeper.shutdown(socket.SHUT_RD)
+            keeper.send(b"ALL=1\n")
+            with listening.accept()[0] as again:
+                told.append(handover.hand_over(again, {"one": listening.fileno()}))
+
+    with handover.offer(locked) as listening:
+        thread = threading.Thread(target=hand_over_late)
+        thread.start()
+        kept = handover.claim(locked)
+        thread.join()
+    assert told == [True]
+    assert list(kept) == ["one"]
+    os.close(kept["one"])
+
+
 def test_half_of_it_is_nothing(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "_SILENCE_S", 0.01)
-    monkeypatch.setattr(handover, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(handover, "_ANSWER_S", 0.5)
     held = []
 
     def send_half() -> None:

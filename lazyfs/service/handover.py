@@ -49,7 +49,11 @@ def claim(root: Path) -> dict[str, int]:
             orphan.settimeout(_SILENCE_S)
             with short_name(root) as place:
                 orphan.connect(f"{place}/{_SOCKET}")
-            return _received(orphan, root)
+            try:
+                return _received(orphan, root)
+            except BrokenPipeError:  # it took us for dead, as we were slow: it is to be asked again
+                until = time.monotonic() + _PATIENCE_S
+                continue
         if time.monotonic() > until:
             break
         time.sleep(_LOOK_EVERY_S)
