@@ -8,6 +8,7 @@ so that all of them can be asked for long before.
 import logging
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -37,7 +38,8 @@ _LIBRARY_DIRECTORIES: Final = (
     *(b"usr/lib/powerpc64le-linux-gnu", b"usr/lib/s390x-linux-gnu", b"usr/lib/arm-linux-gnueabihf"),
     *(b"lib/x86_64-linux-gnu", b"lib/aarch64-linux-gnu"),
 )
-_LOOKED_AT: Final = (b"ld.so.cache", b"nsswitch.conf", b"passwd", b"group", b"localtime", b"ssl/openssl.cnf")
+_ASKED_FOR: Final = (b"passwd", b"group")  # by whoever makes the container
+_LOOKED_AT: Final = (b"ld.so.cache", b"nsswitch.conf", b"localtime", b"ssl/openssl.cnf")
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +68,7 @@ async def foresee(process: Process, tree: MetadataImage, layers: Sequence[LazyLa
     """
     try:
         with trio.move_on_after(_LONGEST_S):
-            async with open_tasks() as nursery:
-                foresight = _Foresight(process, tree, layers, nursery)
-                for word in process.words[:_MOST_WORDS]:
-                    nursery.start_soon(foresight.start, _encoded(word))
+            await _Foresight(process, tree, layers).run()
     except IndexerError as error:  # a damaged tree; who reads it is told
         _log.info("what starts is not foreseen: %s", error)
     except Exception as bug:  # noqa: BLE001  # the mount does without
@@ -114,27 +113,39 @@ class _File(NamedTuple):
 class _Foresight:
     """Follows names from file to file."""
 
-    def __init__(
-        self, process: Process, tree: MetadataImage, layers: Sequence[LazyLayer], nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, process: Process, tree: MetadataImage, layers: Sequence[LazyLayer]) -> None:
         env = dict(pair.partition("=")[::2] for pair in process.env)
+        self._words = [_encoded(word) for word in process.words[:_MOST_WORDS]]
         self._working_dir = _encoded(process.working_dir)
         self._path = _directories(env.get("PATH") or _USUAL_PATH)
         self._libraries = [*_directories(env.get("LD_LIBRARY_PATH", "")), *_LIBRARY_DIRECTORIES]
         self._languages = {env.get(name, "") for name in ("LC_ALL", "LC_CTYPE", "LANG")}
         self._tree = tree
         self._layers = layers
-        self._nursery = nursery
         self._seen: set[int] = set()
         self._named: set[bytes] = set()
+        self._programs: list[_File] = []
+        self._coming: list[Landing] = []
         self._left = _MOST_BYTES
         self._looked_around = False
 
-    async def start(self, program: bytes) -> None:
-        """Follow a program that will start, unless it has started here before."""
-        await self._run(program, again=False)
+    async def run(self) -> None:
+        """Follow all names from the command on; returns when what they lead to has come.
 
-    async def _run(self, program: bytes, *, again: bool = True) -> None:
+        Of the programs themselves most comes last: they run once their libraries are loaded.
+        """
+        async with open_tasks() as self._nursery:
+            for name in _ASKED_FOR:
+                await self._find([b"etc"], name)
+            for word in self._words:
+                await self._follow_program(word, again=False)
+        for file in self._programs:
+            self._bring_whole(file)
+        for landing in self._coming:
+            with suppress(IndexerError, LazyfsError):  # whoever reads it is told
+                await landing.wait()
+
+    async def _follow_program(self, program: bytes, *, again: bool = True) -> None:
         """Follow a program, found as by execvp(3)."""
         directories = self._path
         if b"/" in program:
@@ -168,19 +179,22 @@ class _Foresight:
             return
         try:
             needs = await _needs(file)
-            rest: Iterable[Landing] = ()
-            if file.size <= min(self._left, _SMALL_FILE):
-                self._left -= file.size
-                rest = file.bring(range(file.size))
+            if again:
+                self._bring_whole(file)
+            else:
+                self._programs.append(file)
             await self._follow_needs(needs, file.path.rpartition(b"/")[0])
-            for landing in rest:
-                await landing.wait()
         except (IndexerError, LazyfsError) as error:  # whoever reads it is told
             _log.info("what %s needs is not foreseen: %s", file.path, error)
 
+    def _bring_whole(self, file: _File) -> None:
+        if file.size <= min(self._left, _SMALL_FILE):
+            self._left -= file.size
+            self._coming += file.bring(range(file.size))
+
     async def _follow_needs(self, needs: Needs, origin: bytes) -> None:
         for program in needs.programs:
-            await self._run(program)
+            await self._follow_program(program)
         search = [_expanded(directory, origin) for directory in needs.search[:_MOST_DIRECTORIES]]
         for library in needs.libraries:
             if library in self._named:  # as for ld.so: the first one of a name serves all
