@@ -53,7 +53,7 @@ class ImageServer(Protocol):
         """What its configuration says of its process."""
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable if the mount's server dies."""
+        """The descriptor of its server's process (pidfd_open(2))."""
 
     def close(self) -> None:
         """Unmount it and wait for the server's end."""

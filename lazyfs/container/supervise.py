@@ -4,6 +4,7 @@ import os
 import selectors
 import signal
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -16,6 +17,8 @@ _PASSED_ON: Final = (
 )
 
 _PATIENCE: Final = 3
+_FLAGS: Final = 6  # after the name
+_PF_EXITING: Final = 0x4  # include/linux/sched.h
 
 
 class Supervisor:
@@ -57,10 +60,10 @@ class Supervisor:
         Args:
             pid: the container's first process.
             terminal: its terminal, if it has one.
-            server: descriptor that becomes readable if the root's server dies.
+            server: of the process that serves its root (pidfd_open(2)).
 
         Raises:
-            MountError: that happened.
+            MountError: that died, whatever became of the container then.
         """
         with selectors.DefaultSelector() as selector:
             process = os.pidfd_open(pid)
@@ -77,8 +80,10 @@ class Supervisor:
                         if terminal is not None and descriptor in selector.get_map():
                             terminal.move(descriptor, selector)
                     if process in ready:
-                        return _exit_code(os.waitpid(pid, 0)[1])
-                    if server in ready:
+                        code = _exit_code(os.waitpid(pid, 0)[1])
+                        if not code or not _is_ending(server):
+                            return code
+                    if process in ready or server in ready:
                         raise MountError("the daemon that serves the container's root died")
             finally:
                 os.close(process)
@@ -96,6 +101,19 @@ class Supervisor:
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
     """The byte in the pipe says it (signal.set_wakeup_fd)."""
+
+
+def _is_ending(process: int) -> bool:
+    """Whether a process, by its descriptor, is dead or dying: what it serves is gone before it is.
+
+    Sources: proc_pid_fdinfo(5), proc_pid_stat(5).
+    """
+    described = Path(f"/proc/self/fdinfo/{process}").read_text().split()
+    try:
+        stat = Path(f"/proc/{described[described.index('Pid:') + 1]}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return bool(int(stat.rpartition(")")[2].split()[_FLAGS]) & _PF_EXITING)
 
 
 def _exit_code(status: int) -> int:
