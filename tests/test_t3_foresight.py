@@ -61,6 +61,15 @@ async def foreseen(
             yield image
 
 
+async def bring(image: Image, path: bytes, size: int) -> None:
+    """Bring the front of a file alone: with what a reader waits for, more comes where the line is slow."""
+    nid = image.metadata.resolve(path)
+    assert nid is not None
+    number, start = image.metadata.extent(nid)
+    for landing in image.layers[number].bring_place(start, start + size, Purpose.DEMAND):
+        await landing.wait()
+
+
 def here(image: Image, files: Iterable[bytes]) -> set[bytes]:
     """Those of the files that can be read without a request."""
     found = set()
@@ -107,8 +116,7 @@ async def test_scripts_lead_to_their_interpreters_and_links_to_their_targets(tmp
 
 async def test_what_has_started_before_is_not_looked_through(tmp_path):
     async with foreseen(apart(PLAIN), tmp_path, words=[]) as image:
-        nid = image.metadata.resolve(b"usr/bin/app")
-        await image.read(nid, 0, len(PROGRAM))
+        await bring(image, b"usr/bin/app", len(PROGRAM))
         before = image.traffic.counts()
         await foresee(Process(["app"], [], "/"), image.metadata, image.layers)
         assert image.traffic.counts() == before
@@ -116,8 +124,7 @@ async def test_what_has_started_before_is_not_looked_through(tmp_path):
 
 async def test_what_is_here_of_another_image_is_no_reason_to_stop(tmp_path):
     async with foreseen(apart(PLAIN), tmp_path, words=[]) as image:
-        nid = image.metadata.resolve(b"usr/own/libown.so")
-        await image.read(nid, 0, 1)
+        await bring(image, b"usr/own/libown.so", 1)
         await foresee(Process(["app"], ["LANG=C.UTF-8"], "/"), image.metadata, image.layers)
         assert here(image, PLAIN) == NEEDED
 
