@@ -80,6 +80,9 @@ class Workshop:
             error.add_note(str(self.name))
             raise
         await self.approve(resolved)
+        wanted, found = platform_of(self.config), resolved.config.platform
+        if self.config.platform and found.architecture not in {"", wanted.architecture}:
+            _log.warning("%s is for %s, and has nothing for %s", self.name, found, wanted)
         return resolved
 
     async def resolve_all(self) -> list[ResolvedImage]:

@@ -43,12 +43,13 @@ from lazyfs.image.warming import warmed
 from lazyfs.log import start_log
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
-from lazyfs.mount.fuse_mount import MountOptions
+from lazyfs.mount.fuse_mount import MountOptions, check_mount_point
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 from lazyfs.mount_states import MountFacts, MountStates
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
+from lazyfs.oci.platform import host_platform, rank
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("lazyfs.daemon")  # also as a program
 
 _SYNC_EVERY_S: Final = 30.0
 
@@ -93,11 +94,15 @@ async def run_mount(
         IndexerError: something of the image is damaged.
         LazyfsError: something cannot be had, or not mounted.
     """
+    # Before anything is pulled; again when it is mounted.
+    await trio.to_thread.run_sync(check_mount_point, Path(order.mount_point))
     states = MountStates(Path(order.runtime_dir))
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(open_tasks())
         workshop = await stack.enter_async_context(open_workshop(name, config, progress))
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
+        if order.command:
+            _tell_if_foreign(image)
         options = await mount_options(order, image)
         precise = options.read_ahead_kb < DEFAULT_READ_AHEAD_KB
         manifest = image.resolved.descriptor.digest
@@ -131,7 +136,7 @@ async def run_mount(
         nursery.start_soon(auditor.run)
         nursery.start_soon(keep_room, workshop.cache)
         if config.metrics:
-            nursery.start_soon(_tell_metrics, config.metrics, workshop, image)
+            await nursery.start(_tell_metrics, config.metrics, workshop, image)
         report({"ready": asdict(facts), "why": served.why, "process": image.resolved.config.process_facts()})
         await trio.sleep_forever()
 
@@ -172,6 +177,13 @@ async def serve_until_gone(
     """Serve the mount; when it is gone, end everything in `nursery`."""
     await serve(task_status=task_status)
     nursery.cancel_scope.cancel()
+
+
+def _tell_if_foreign(image: Image) -> None:
+    """Say so where programs of the image are unlikely to run; the kernel may know an emulator for them."""
+    here, there = host_platform(), image.resolved.config.platform
+    if there.architecture and rank(here, there) is None:
+        _log.warning("the image is for %s: its programs may not run here, on %s", there, here)
 
 
 def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
@@ -231,10 +243,15 @@ def statistics(workshop: Workshop, image: Image) -> dict[str, Any]:
     }
 
 
-async def _tell_metrics(address: str, workshop: Workshop, image: Image) -> None:
+async def _tell_metrics(
+    address: str, workshop: Workshop, image: Image, *, task_status: trio.TaskStatus[int]
+) -> None:
     from lazyfs.metrics import serve_mount_metrics  # noqa: PLC0415  # seldom wanted
 
-    await serve_mount_metrics(address, lambda: {**statistics(workshop, image), "mounts": 1}, workshop.cache)
+    def facts() -> dict[str, Any]:
+        return {**statistics(workshop, image), "mounts": 1}
+
+    await serve_mount_metrics(address, facts, workshop.cache, task_status=task_status)
 
 
 async def run_until_signal(work: Callable[[], Awaitable[None]]) -> None:

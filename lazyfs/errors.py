@@ -9,6 +9,7 @@
         NotFound          it has no such thing
         RangeRefused      it cannot serve this byte range
         Unreachable       it did not answer in time, or not at all
+        NotWritable       it is a directory of this machine, and cannot be written
       WrongKind           a path of an image leads to another kind of thing than was asked for
       CacheError          the cache cannot be used; reading goes on without it where that is possible
         CacheBusy         another process has had a part of it locked for too long
@@ -67,6 +68,10 @@ class RangeRefused(SourceError):
 
 class Unreachable(SourceError):
     """The source did not answer in time, or not at all."""
+
+
+class NotWritable(SourceError):
+    """The source is a directory of this machine, and cannot be written."""
 
 
 class WrongKind(LazyfsError):

@@ -17,6 +17,7 @@ from lazyfs.errors import (
     NotFound,
     NotMounted,
     NotTrusted,
+    NotWritable,
     RangeRefused,
     SourceError,
     Unauthorized,
@@ -41,6 +42,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (NotTrusted, 77),
     (Unreachable, 75),
     (RangeRefused, 75),
+    (NotWritable, 74),
     (SourceError, 75),
     (AlreadyMounted, 73),
     (MountError, 71),  # the system refused

@@ -162,9 +162,15 @@ async def serve_metrics(
 
 
 async def serve_mount_metrics(
-    address: str, statistics: Callable[[], Mapping[str, Any]], cache: Cache
+    address: str,
+    statistics: Callable[[], Mapping[str, Any]],
+    cache: Cache,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Tell what `mount_metrics` makes of a daemon's statistics, and of its cache, until cancelled.
+
+    As `serve_metrics` otherwise.
 
     Raises:
         ConfigError: there is no such address to listen on.
@@ -174,7 +180,7 @@ async def serve_mount_metrics(
         kept = await trio.to_thread.run_sync(cache_facts, cache, abandon_on_cancel=True)
         return mount_metrics({**statistics(), "cache": kept})
 
-    await serve_metrics(address, collect)
+    await serve_metrics(address, collect, task_status=task_status)
 
 
 async def _answer(stream: trio.SocketStream, collect: Collect) -> None:

@@ -107,8 +107,9 @@ class MountStates:
                 with connection.makefile("rb") as lines:
                     answer = json.loads(lines.readline())
             except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
                 raise MountError(
-                    f"the daemon of {mount_point} does not answer ({error}); lazyfs umount cleans up"
+                    f"the daemon of {mount_point} does not answer ({why}); lazyfs umount cleans up"
                 ) from error
         if not isinstance(answer, dict):
             raise MountError(f"the daemon of {mount_point} answers nonsense")

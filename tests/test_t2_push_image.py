@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from indexer.errors import DigestMismatch
-from lazyfs.errors import BadReference, SourceError
+from lazyfs.errors import BadReference, NotWritable
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import LayoutImage, parse_image
 from lazyfs.source.base import Blob
@@ -147,7 +147,7 @@ async def test_a_layout_may_write_an_empty_list_as_go_does(tmp_path):
 async def test_a_place_that_cannot_be_written_is_an_error_of_the_target(tmp_path):
     (tmp_path / "file").write_text("")
     layer = link(b"x")
-    with pytest.raises(SourceError, match="cannot be written"):
+    with pytest.raises(NotWritable, match="cannot be written"):
         async with open_image_store(LayoutImage(tmp_path / "file/out"), SETTINGS) as store:
             await store.store(image(layer, Bytes(b"x")))
 

@@ -10,7 +10,7 @@ import trio
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, IndexerError
-from lazyfs.errors import SourceError
+from lazyfs.errors import NotWritable, SourceError
 from lazyfs.oci.image_name import LayoutImage, RegistryImage, parse_image
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.attachments import open_attachments
@@ -101,7 +101,7 @@ async def test_a_damaged_layout_is_left_as_it_is(layout: Path) -> None:
 
 async def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SourceError, match="cannot be written"):
+    with pytest.raises(NotWritable, match="cannot be written"):
         await to_layout(tmp_path / "file", artifact())
 
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from lazyfs.cache.cache import Cache
-from lazyfs.errors import Unreachable
+from lazyfs.errors import Unauthorized, Unreachable
 from lazyfs.image.resolve import PATIENCE_S, ResolvedImage, Resolver
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import parse_image
@@ -30,11 +30,14 @@ class Somewhere:
         self._documents = {image.digest: image.data, **image.blobs}
         self._root = Descriptor(image.media_type, image.digest, len(image.data))
         self.silent = False
+        self.refusal: Exception | None = None
 
     async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
         del probe, patient
         if self.silent:
             await trio.sleep_forever()
+        if self.refusal is not None:
+            raise self.refusal
         return self._root
 
     async def document(self, descriptor: Descriptor, max_bytes: int = 0) -> bytes:
@@ -68,6 +71,22 @@ async def test_a_silent_registry_is_waited_for_as_long_as_it_takes_where_its_tag
     source.silent = True
     with pytest.raises(trio.TooSlowError), trio.fail_after(PATIENCE_S * 10):
         await resolved(source, cache)
+
+
+async def test_who_is_refused_is_told_of_what_is_here(tmp_path: Path) -> None:
+    """A login that has expired keeps nobody from what was fetched with it, if that is what he wants."""
+    source, cache = Somewhere(built()), Cache(tmp_path / "cache")
+    source.refusal = Unauthorized("refused", url="there", status=401)
+    with pytest.raises(Unauthorized, match=r"^refused$"):
+        await resolved(source, cache)
+    source.refusal = None
+    await resolved(source, cache)
+    source.refusal = Unauthorized("refused", url="there", status=401)
+    with pytest.raises(
+        Unauthorized, match=r"^refused; what is here of it can be used with --offline$"
+    ) as told:
+        await resolved(source, cache)
+    assert (told.value.url, told.value.status) == ("there", 401)
 
 
 async def test_nobody_waits_for_a_registry_that_is_down_where_its_tag_is_known(

@@ -345,8 +345,8 @@ def test_two_mounts_at_one_place_are_refused(two_layers, tmp_path):
         assert second.process.wait(PATIENCE_S) == 0
         assert second.mount is not None
         assert said == (
-            f"AlreadyMounted: {place} has lazyfs:example.org/image:1 (fuse.lazyfs) mounted on it: "
-            "unmount that first, or choose another directory"
+            f"AlreadyMounted: {place} has an image mounted on it: lazyfs umount {place}, "
+            "or choose another directory"
         )
 
 

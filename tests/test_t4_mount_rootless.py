@@ -96,6 +96,12 @@ def test_what_fusermount3_refuses_is_said_in_its_words(place, image):
         assert "user has no write access to mountpoint" in said
 
 
+@pytest.mark.parametrize("wish", ["setuid", "devices"])
+def test_what_fusermount3_would_quietly_leave_out_is_refused(place, image, wish):
+    with started(image, place / "mnt", prefix=prefix(place), **{wish: True}) as server:
+        assert server.said().endswith("count in root's mounts alone: leave --suid and --dev out")
+
+
 def test_a_closed_device_and_a_missing_helper_come_with_advice(place, image):
     with started(image, place / "mnt", prefix=prefix(place, mode="0600")) as server:
         assert server.said() == (

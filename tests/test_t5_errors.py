@@ -320,6 +320,9 @@ CASES: dict[str, Callable[[World], Done]] = {
     "The cache directory cannot be used": lambda w: cache_on(w, "ro"),
     "The disk is full": full_disk,
     "The target of a copy cannot be written": lambda w: w.run("cp", w.at("good"), "/a", w.tmp / "no/where"),
+    "A layout that cannot be written": lambda w: w.run(
+        "index", "--push", "--index-repo", "oci:/proc/layout", w.at("good")
+    ),
     # 75
     "No such host": lambda w: w.run("ls", "no-such-host.invalid/app"),
     "No connection": lambda w: w.run("ls", f"{w.nobody}/app"),

@@ -17,10 +17,12 @@ from lazyfs.service.handover import is_locked
 from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until
+from tests.support.mounts import mounts_below
 from tests.support.oracle import compare_trees
 from tests.support.page_cache import PAGE, forget, pages_in_memory
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
+from tests.support.runner import executable
 from tests.support.service import Daemon, name_of, running_daemon
 from tests.support.service_images import ALL_CONTENT, Published, container, content_of, published
 from tests.support.tars import file, tar
@@ -373,3 +375,12 @@ def test_a_second_daemon_is_refused(daemon, tmp_path):
     second.launch()
     assert second.keeper.wait() == 71
     assert "another data daemon uses" in second.log_text()
+
+
+def test_who_cannot_listen_ends_at_once_and_leaves_nothing(tmp_path):
+    root = tmp_path / "root"
+    words = ["daemon", "--root", root, "--socket", "/proc/no/daemon.sock", "--cache-dir", tmp_path / "cache"]
+    done = subprocess.run([executable(), *words], capture_output=True, text=True, check=False, timeout=60)
+    said = "lazyfs: cannot listen at /proc/no/daemon.sock: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (71, said)
+    assert mounts_below(root) == []

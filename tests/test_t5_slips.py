@@ -1,6 +1,9 @@
 """What becomes of slips: words in the wrong place, outputs that end early or are full, too few rights."""
 
+import json
 import os
+import platform
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -68,6 +71,60 @@ def test_the_file_that_cannot_be_written_is_named(lazyfs, image, tmp_path):
     ):
         said = lazyfs(*words, exit_code=74).stderr
         assert said.startswith(f"lazyfs: {path}: "), said
+
+
+def test_nothing_is_pulled_for_a_place_that_is_not_there(lazyfs, image, tmp_path):
+    gone = tmp_path / "gone"
+    said = lazyfs("mount", image, gone, exit_code=71).stderr
+    assert said == f"lazyfs: {gone} does not exist: create the directory first\n"
+    assert lazyfs("cp", image, "d/large", gone / "copy", exit_code=74).stderr.startswith(f"lazyfs: {gone}: ")
+    assert json.loads(lazyfs("cache", "ls", "--json").stdout) == []
+
+
+def test_a_second_mount_is_told_how_to_undo_the_first_and_of_metrics_that_nobody_gets(
+    lazyfs, image, tmp_path
+):
+    point = tmp_path / "mnt"
+    point.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = lazyfs("mount", "--metrics", port, image, point).stderr
+    try:
+        assert said == f"lazyfs: no metrics at {port}: Address already in use\n"
+        again = lazyfs("mount", image, point, exit_code=73).stderr
+        undo = f"lazyfs umount {point}"
+        assert again == f"lazyfs: {point} has an image mounted on it: {undo}, or choose another directory\n"
+    finally:
+        lazyfs("umount", point)
+
+
+def test_another_platform_than_the_one_asked_for_is_told(lazyfs, tmp_path):
+    found, wanted = ("arm64", "amd64") if platform.machine() == "x86_64" else ("amd64", "arm64")
+    built = build_image([tar(file(b"program", b"no program", mode=0o755))], platform=f"linux/{found}")
+    name = f"oci:{write_layout(tmp_path / 'foreign', {'latest': built})}"
+    assert lazyfs("ls", name).stderr == ""
+    said = lazyfs("ls", "--platform", f"linux/{wanted}", name).stderr
+    assert said == f"lazyfs: {name} is for linux/{found}, and has nothing for linux/{wanted}\n"
+    environment = lazyfs.environment() | {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)}
+    words = [executable(), "run", name, "/program"]
+    run = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
+    told = f"lazyfs: the image is for linux/{found}: its programs may not run here, on linux/{wanted}"
+    assert run.returncode != 0
+    assert run.stderr.splitlines()[0].startswith(told)
+
+
+@pytest.mark.parametrize("command", ["stats", "explain"])
+def test_no_mounts_are_told_of_in_words(command, lazyfs):
+    done = lazyfs(command)
+    assert (done.stdout, done.stderr) == ("", "lazyfs: no image is mounted\n")
+
+
+def test_stat_speaks_to_people(lazyfs, image):
+    said = [line.split(maxsplit=1) for line in lazyfs("stat", image, "d/null").stdout.splitlines()]
+    assert ["type", "character device"] in said
+    assert ["mtime", "1970-01-01 00:00:00.000000000 UTC"] in said
+    assert ["device", "1:3"] in said
+    assert ["xattrs", "none"] in said
 
 
 @pytest.fixture

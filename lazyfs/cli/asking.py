@@ -1,13 +1,13 @@
 """Asks the daemons of mounts, for commands that tell of one mount or of all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lazyfs.cli.containers import container_places
-from lazyfs.cli.output import complain
+from lazyfs.cli.output import complain, write_line
 from lazyfs.config import Config
 from lazyfs.container.places import ContainerPlace
 from lazyfs.errors import MountError, NotMounted
@@ -34,6 +34,16 @@ def ask_mounts(config: Config, directory: Path | None, question: str) -> list[di
     place = places.find(str(directory))
     answers = list(_ask_all_in(place, question)) if place and not directory.exists() else []
     return answers or [states.ask(Path(os.fsdecode(resolve_mount_point(directory))), question)]
+
+
+def write_each(answers: Sequence[dict[str, Any]], write: Callable[[dict[str, Any]], None]) -> None:
+    """Answers on stdout, an empty line between two; where there is none, a line on stderr says so."""
+    if not answers:
+        complain("no image is mounted")
+    for number, answer in enumerate(answers):
+        if number:
+            write_line("")
+        write(answer)
 
 
 def _ask_all(states: MountStates, question: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import click
 from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
-from lazyfs.cli.asking import ask_mounts
+from lazyfs.cli.asking import ask_mounts, write_each
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import human, print_json, shown, write_line, write_table
 from lazyfs.config import Config
@@ -34,8 +34,7 @@ def explain(config: Config, directory: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(answers[0] if directory is not None else answers)
         return
-    for answer in answers:
-        _print(answer)
+    write_each(answers, _print)
 
 
 def _with_paths(answer: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat as modes
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,15 @@ from lazyfs.cli.stream import Output
 from lazyfs.config import Config
 from lazyfs.image.browse import Entry, Query
 
+_TYPES: Final = {
+    "f": "file",
+    "d": "directory",
+    "l": "symlink",
+    "p": "pipe",
+    "s": "socket",
+    "c": "character device",
+    "b": "block device",
+}
 _UNITS: Final = {"": 1, "c": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -56,9 +66,9 @@ def _long(entry: Entry, name: str) -> str:
     return f"{modes.filemode(inode.mode)} {inode.nlink:>3} {owner} {size:>10} {when} {name}{arrow}"
 
 
-def _when(seconds: int) -> str:
+def _when(seconds: int, form: str = "%Y-%m-%d %H:%M") -> str:
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(seconds, UTC).strftime(form)
     except (ValueError, OverflowError, OSError):  # no calendar has it
         return f"{seconds} s"
 
@@ -176,10 +186,22 @@ def stat(config: Config, image: str, path: str, dereference: bool, as_json: bool
         if as_json:
             print_json(facts)
             return
-        for name, value in facts.items():
+        for name, value in _for_people(facts).items():
             write_line(f"{name:10}{value}")
 
     with_image(config, image, work)
+
+
+def _for_people(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts in words."""
+    told = {"mtime" if name == "mtime_ns" else name: value for name, value in facts.items()}
+    seconds, nanoseconds = divmod(facts["mtime_ns"], 1_000_000_000)
+    told["mtime"] = _when(seconds, f"%Y-%m-%d %H:%M:%S.{nanoseconds:09} UTC")
+    told["type"] = _TYPES[facts["type"]]
+    told["xattrs"] = " ".join(f"{name}={value}" for name, value in facts["xattrs"].items()) or "none"
+    if "device" in facts:
+        told["device"] = "{}:{}".format(*facts["device"])
+    return told
 
 
 def _all_facts(opened: AsyncImage, entry: Entry) -> dict[str, Any]:
@@ -205,6 +227,8 @@ def cp(config: Config, image: str, source: str, target: str, recursive: bool, ar
     whole = recursive or archive
     if target.endswith("/") and not Path(target).is_dir() and not whole:  # a file cannot have this name
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)
+    if not Path(target).parent.is_dir():  # before anything is pulled
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(Path(target).parent))
 
     async def work(opened: AsyncImage) -> None:
         await opened.copy(source, Path(target), recursive=whole, archive=archive)

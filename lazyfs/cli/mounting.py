@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
 
 _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that others use too
-_METADATA_IMAGE: Final = re.compile(r"/images/[0-9a-f]{64}\.erofs$")  # in a cache
 
 
 @click.command()
@@ -176,10 +174,8 @@ def umount(config: Config, directory: Path, lazy: bool) -> None:
 
 def _is_ours(mounted: Mount, facts: MountFacts | None) -> bool:
     """Whether a mount is of lazyfs. `facts` may be lacking or outlive it, where a daemon was killed."""
-    if mounted.fstype != b"erofs":
-        return b"lazyfs" in mounted.fstype
-    in_cache = _METADATA_IMAGE.search(os.fsdecode(mounted.source)) is not None
-    return in_cache or (facts is not None and facts.driver == "erofs")
+    over_loop = mounted.fstype == b"erofs" and facts is not None and facts.driver == "erofs"
+    return mounted.looks_ours or over_loop
 
 
 def _wait_for_end(pid: int, mount_point: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lazyfs.cli.asking import ask_mounts
+from lazyfs.cli.asking import ask_mounts, write_each
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.config import Config
@@ -24,8 +24,7 @@ def stats(config: Config, directory: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(answers[0] if directory is not None else answers)
         return
-    for answer in answers:
-        _print_stats(answer)
+    write_each(answers, _print_stats)
 
 
 def _print_stats(answer: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import trio
 from indexer.errors import IndexerError
 from lazyfs.cache.documents import Documents
 from lazyfs.cache.references import References
-from lazyfs.errors import CacheError, NotFound, Unreachable
+from lazyfs.errors import CacheError, NotFound, Unauthorized, Unreachable
 from lazyfs.oci.config import ImageConfig, ImageLayer
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, RegistryImage, repository_of
@@ -105,6 +105,9 @@ class Resolver:
             try:
                 with trio.fail_after(PATIENCE_S):
                     descriptor = await self._source.resolve(patient=False)
+            except Unauthorized as error:
+                hint = f"{error}; what is here of it can be used with --offline"
+                raise Unauthorized(hint, url=error.url, status=error.status) from error
             except (Unreachable, trio.TooSlowError) as error:
                 why = str(error) or f"its registry gave no answer within {PATIENCE_S:g} s"
                 _log.warning("going on with what %s was when last seen: %s", key, why)

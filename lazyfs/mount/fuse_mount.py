@@ -98,6 +98,10 @@ def check_mount_point(path: Path) -> bytes:
     mount_point = resolve_mount_point(path)
     shown = os.fsdecode(mount_point)
     there = topmost(read_mount_table(), mount_point)
+    if there is not None and there.looks_ours:
+        raise AlreadyMounted(
+            f"{shown} has an image mounted on it: lazyfs umount {shown}, or choose another directory"
+        )
     if there is not None:
         raise AlreadyMounted(
             f"{shown} has {os.fsdecode(there.source)} ({os.fsdecode(there.fstype)}) mounted on it: "
@@ -128,6 +132,8 @@ def connect(mount_point: bytes, options: MountOptions) -> Connection:
         os.close(device_fd)
         if error.errno not in {errno.EPERM, errno.ENOSYS}:
             raise
+    if options.setuid or options.devices:
+        raise MountError("setuid bits and devices count in root's mounts alone: leave --suid and --dev out")
     return Connection(_fusermount(mount_point, options), None)
 
 

@@ -19,6 +19,7 @@ from lazyfs.mount.syscalls import unmount_kernel
 MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_METADATA_IMAGE: Final = re.compile(rb"/images/[0-9a-f]{64}\.erofs$")  # in a cache
 _SYMLINK_LIMIT: Final = 40  # as the kernel's MAXSYMLINKS
 
 
@@ -45,6 +46,13 @@ class Mount:
     options: frozenset[bytes]
     fstype: bytes
     source: bytes
+
+    @property
+    def looks_ours(self) -> bool:
+        """Whether it seems to be an image of lazyfs, of whatever process or cache."""
+        return b"lazyfs" in self.fstype or (
+            self.fstype == b"erofs" and _METADATA_IMAGE.search(self.source) is not None
+        )
 
 
 def parse_mount_table(table: bytes) -> list[Mount]:

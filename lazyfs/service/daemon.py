@@ -85,13 +85,17 @@ async def run_service(
         cache = await trio.to_thread.run_sync(open_cache, config)
         ledger = Ledger(options.root, kernel_boot_id())
         state = await trio.to_thread.run_sync(ledger.load)
-        heritage = inherit(state, options, supervisor, read_mount_table())
-        connection = heritage.connection
-        if connection is None:
-            await trio.to_thread.run_sync(take_down_rest, options, [entry.name for entry in heritage.adopted])
-            await trio.to_thread.run_sync(take_down, options.forest)
-            connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
-        with _listening(options.socket, supervisor) as listener:
+        # Who cannot listen has to end before anything is mounted and kept: else the keeper tries again.
+        with _listening(options.socket, supervisor) as (listener, is_kept):
+            heritage = inherit(state, options, supervisor, read_mount_table())
+            connection = heritage.connection
+            if connection is None:
+                rest = [entry.name for entry in heritage.adopted]
+                await trio.to_thread.run_sync(take_down_rest, options, rest)
+                await trio.to_thread.run_sync(take_down, options.forest)
+                connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
+            if not is_kept:
+                supervisor.store(_QUESTIONS, listener.fileno())
             supervisor.drop_rest()
             service = _Service(options, config, cache, ledger, supervisor)
             await service.run(heritage, connection, listener, wait_leave)
@@ -213,8 +217,10 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(path: Path, supervisor: Supervisor) -> Iterator[socket.socket]:
+def _listening(path: Path, supervisor: Supervisor) -> Iterator[tuple[socket.socket, bool]]:
     """A socket that listens at `path`: that of the daemon before us, where questions may wait, or a new one.
+
+    Gives also whether it is the one from before, which is kept for the daemon after us already.
 
     Raises:
         MountError: there can be none.
@@ -224,8 +230,8 @@ def _listening(path: Path, supervisor: Supervisor) -> Iterator[socket.socket]:
     if listener is not None and not is_at(listener, path):
         listener.close()
         listener = None
+    is_kept = listener is not None
     if listener is None:
         listener = listen(path)
-        supervisor.store(_QUESTIONS, listener.fileno())
     with listener:
-        yield listener
+        yield listener, is_kept

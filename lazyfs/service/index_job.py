@@ -27,7 +27,7 @@ from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
 from lazyfs.source.content_store import ContentStore, StoredFirst
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("lazyfs.service.index_job")  # also as a program
 
 _LOWEST: Final = 19
 _LOOK_EVERY_S: Final = 1.0

@@ -24,13 +24,14 @@ from lazyfs.config import Config
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log
+from lazyfs.printable import one_line
 from lazyfs.service import descriptors, handover
 from lazyfs.service.daemon import run_service
 from lazyfs.service.keeper import SIGNALS
 from lazyfs.service.options import ServiceOptions, decode_options
 from lazyfs.service.supervisor import Supervisor
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("lazyfs.service.worker")  # also as a program
 
 _LOOK_EVERY_S: Final = 1.0
 _LONGEST: Final = 1 << 20
@@ -114,7 +115,10 @@ def main() -> int:
         trio.run(partial(_run, options, config, supervisor))
     except Exception as error:  # noqa: BLE001  # the last line of defence: a line for people, a code for programs
         code = exit_code(error)
-        _log.error("%s", message_of(error), exc_info=error if code == BUG else None)
+        if code == BUG:
+            _log.exception("a bug")
+        else:
+            sys.stderr.write(f"lazyfs: {one_line(message_of(error))}\n")
         return code
     return 0
 

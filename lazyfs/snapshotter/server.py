@@ -94,7 +94,8 @@ def _bind(server: grpc.Server, socket: Path) -> None:
         socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         server.add_insecure_port(f"unix:{socket}")
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"cannot listen on {socket}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"cannot listen on {socket}: {why or error}") from error
     finally:
         os.umask(before)
 

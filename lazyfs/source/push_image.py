@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import trio
 
 from indexer.digest import digest_hex
-from lazyfs.errors import BadReference, SourceError
+from lazyfs.errors import BadReference, NotWritable
 from lazyfs.flock import directory_locked
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
@@ -106,7 +106,7 @@ class LayoutImageStore:
             await trio.to_thread.run_sync(self._finish, blobs, image)
         except OSError as error:
             where = str(self._path)
-            raise SourceError(f"{where}: cannot be written: {error.strerror}", url=where) from error
+            raise NotWritable(f"{where}: cannot be written: {error.strerror}", url=where) from error
 
     def _begin(self) -> Path:
         self._path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import trio
 
 from indexer.digest import digest_hex
 from indexer.errors import FormatError
-from lazyfs.errors import NotFound, SourceError
+from lazyfs.errors import NotFound, NotWritable
 from lazyfs.flock import directory_locked
 from lazyfs.oci.media_types import OCI_INDEX
 from lazyfs.source.layout import Directory, read_layout_index
@@ -43,7 +43,7 @@ class LayoutPublisher:
         """As Publisher.publish says.
 
         Raises:
-            SourceError: the directory cannot be written.
+            NotWritable: the directory cannot be written.
             FormatError, Unsupported: it is no layout.
         """
         return await trio.to_thread.run_sync(self._publish, artifact)
@@ -55,7 +55,7 @@ class LayoutPublisher:
                 return self._publish_locked(artifact)
         except OSError as error:
             where = str(self._path)
-            raise SourceError(f"{where}: cannot be written: {error.strerror}", url=where) from error
+            raise NotWritable(f"{where}: cannot be written: {error.strerror}", url=where) from error
 
     def _publish_locked(self, artifact: Artifact) -> bool:
         blobs = begin_layout(self._path)

@@ -1,6 +1,7 @@
 """Programs of others that are measured, where no package installs them: built once."""
 
 import shutil
+import sys
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ def stargz_daemon(store: Lab) -> Path:
 
 
 def _build_stargz(out: Path) -> None:
+    sys.stderr.write("bench: building the stargz snapshotter, once; that takes minutes\n")
     with TemporaryDirectory(dir=out.parent) as folder:
         root = Path(folder) / "root"
         packages = f"--include=golang-go,{_STARGZ_LIBRARY}"
