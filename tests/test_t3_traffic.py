@@ -273,7 +273,7 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         fetcher._transfers.append((70_000, 0.1))  # half of it a round trip
         await far.read(600_000, 10)
         while fetcher.bytes_under_way:
-            await far.wait_landed()
+            await far.landed.wait()
         assert len(blob.ranges) > 2
         came = sum(end - start for start, end in blob.ranges[2:])
         number = layer.spans.find(600_000)
@@ -309,7 +309,7 @@ async def test_of_what_much_is_read_the_rest_comes_too(cache):
         assert layer.much_read.is_set()
         with trio.fail_after(30):
             while not layer.entry.complete:
-                await layer.wait_landed()
+                await layer.landed.wait()
     counts = traffic.counts()
     assert counts[Purpose.DEMAND].bytes >= 8 << 20
     assert counts[Purpose.DEMAND].bytes + counts[Purpose.AHEAD].bytes <= len(data) + (1 << 20)

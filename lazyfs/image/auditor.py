@@ -102,9 +102,11 @@ class Auditor:
 
     async def _watch(self, digest: str, case: Case) -> None:
         try:
+            landed = case.lazy.landed
             while not await self._settled(digest, case):
                 with trio.move_on_after(_LOOK_AGAIN_S):
-                    await case.lazy.wait_landed()
+                    await landed.wait()
+                landed = case.lazy.landed  # what lands while it is looked at counts too
         except LazyfsError as error:
             _log.warning("layer %s cannot be audited: %s", digest, error)
 

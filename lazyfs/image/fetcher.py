@@ -285,9 +285,10 @@ class SpanFetcher:
             self._landed.set()
             self._landed = trio.Event()
 
-    async def wait_landed(self) -> None:
-        """Wait until one more fetch has ended, well or not."""
-        await self._landed.wait()
+    @property
+    def landed(self) -> trio.Event:
+        """Set once one more fetch has ended, well or not; from then on it is another one."""
+        return self._landed
 
     def _failed(self, spans: Sequence[Span], error: Failure) -> Failure:
         self._failures += 1

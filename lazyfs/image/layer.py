@@ -182,9 +182,10 @@ class LazyLayer:
         """Tell them no more."""
         self._watchers.remove(watcher)
 
-    async def wait_landed(self) -> None:
-        """Wait until something more of it has come, or has failed to."""
-        await self._fetcher.wait_landed()
+    @property
+    def landed(self) -> trio.Event:
+        """Set once something more of it has come, or has failed to; from then on it is another one."""
+        return self._fetcher.landed
 
     def condemn(self, reason: str) -> None:
         """Answer every read with NotTrusted from now on. The kernel goes on showing what it holds already."""
