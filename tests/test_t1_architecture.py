@@ -18,7 +18,8 @@ RULES = Rules(
         ("lazyfs.mount", "lazyfs.snapshotter"),
         ("lazyfs.container",),
         (
-            *("lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli", "lazyfs.config"),
+            *("lazyfs.__main__", "lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli"),
+            "lazyfs.config",
             *("lazyfs.control", "lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
             *("lazyfs.mount_states", "lazyfs.policy"),
             *("lazyfs.doctor", "lazyfs.log", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),

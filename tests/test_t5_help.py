@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -35,6 +36,14 @@ def test_the_first_help_has_every_command_in_a_line_of_its_own() -> None:
         words[0] for words in lines if words and words[0] in COMMANDS and len(words) == 2
     ]
     assert sorted(COMMANDS) == sorted(name for commands in SECTIONS.values() for name in commands)
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lazyfs", "mont"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 64
+    assert done.stderr.startswith("lazyfs: No such command 'mont' (did you mean mount")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
