@@ -31,6 +31,7 @@ EXPECTED_WARNINGS = {
         "lazyfs: cannot keep a metadata image",
     ),
     "Another process is in the way": ("lazyfs: waiting for a lock on ",),
+    "Changes to another image": ("lazyfs: the image is for linux/s390x: its programs may not run here",),
 }
 LAYER = GOOD.json["layers"][0]["digest"]
 
