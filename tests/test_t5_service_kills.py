@@ -9,6 +9,7 @@ import pytest
 from lazyfs.oci.chain import ChainOrder
 from tests.support import daemon_kill_steps
 from tests.support.images import build_image
+from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
@@ -78,6 +79,17 @@ def test_it_dies_around_each_step_of_a_release(daemon: Daemon, orders: list[Chai
         assert not new.path.exists()
     daemon.ask("release", old.name)
     check(daemon, {})
+
+
+def test_it_dies_around_each_step_of_a_restart(daemon: Daemon, orders: list[ChainOrder], steps: Path) -> None:
+    old = daemon.ask("mount", orders[0])
+    daemon.kill()
+    with daemon_kill_steps.deaths(steps) as died:
+        daemon.start()
+        wait_until(lambda: {mount["state"] for mount in daemon.ask("mounts")} <= {"remade", "live"})
+    assert set(NOTES + MOUNTS[old.driver]) <= set(died)
+    assert [mount["name"] for mount in daemon.ask("mounts")] == [old.name]
+    assert (old.path / "base").read_bytes() == CONTENT
 
 
 def check(daemon: Daemon, expected: dict[str, int]) -> None:

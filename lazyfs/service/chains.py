@@ -168,7 +168,7 @@ class Chains:
         while True:
             chain = self._chains.get(entry.name)
             if chain is None:
-                fresh = replace(entry, mounted=False, devices=())
+                fresh = replace(entry, mounted=False, devices=(), again=entry.name in self._stale)
                 chain = self._chains[entry.name] = _Chain(fresh, self._directory / entry.name, state)
                 self._nursery.start_soon(self._mount, chain)
             await chain.ready.wait()
@@ -257,10 +257,13 @@ class Chains:
         """What is mounted, and used by nobody."""
         return tuple(chain.entry for chain in self._mounted() if chain.released is not None)
 
-    async def remake(self, entries: Iterable[Entry]) -> None:
-        """Make mounts again that were there before, and go on trying."""
+    def expect(self, entries: Iterable[Entry]) -> None:
+        """These mounts were there before, and are to be made again."""
         for entry in entries:
             self._stale[entry.name] = (entry, "not yet made again")
+
+    async def remake(self) -> None:
+        """Make mounts again that are expected, and go on trying."""
         while self._stale:
             waiting = [entry for entry, _ in self._stale.values()]
             turns = trio.CapacityLimiter(_REMADE_AT_ONCE)
@@ -287,6 +290,7 @@ class Chains:
         for entry in entries:
             chain = self._chains[entry.name] = _Chain(entry, self._directory / entry.name, "live")
             chain.noted = True
+            chain.error = None
             self._nursery.start_soon(self._live, chain, unmounted_at_end(chain.path, entry.driver))
 
     async def _mount(self, chain: _Chain) -> None:
@@ -300,10 +304,10 @@ class Chains:
     async def _live(self, chain: _Chain, mounted: AbstractAsyncContextManager[str]) -> None:
         try:
             async with mounted as driver:
+                chain.entry = replace(chain.entry, driver=driver, mounted=True, again=False)
+                await self._write_down()  # before anybody is told
                 chain.error = None
-                chain.entry = replace(chain.entry, driver=driver, mounted=True)
                 self._stale.pop(chain.entry.name, None)
-                await self._write_down()
                 chain.ready.set()
                 await chain.leave.wait()
         except (IndexerError, LazyfsError) as error:

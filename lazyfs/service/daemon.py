@@ -166,6 +166,7 @@ class _Service:
                     nursery, images, driver, trees.warm, options.mounts, scribe.write, options.linger_s
                 )
                 chains.adopt(heritage.adopted)
+                chains.expect(heritage.orders)  # before anything is written: nothing gets lost if we die
                 kept = [entry.name for entry in heritage.adopted]
                 await trio.to_thread.run_sync(take_down_rest, options, kept)
                 await scribe.write()
@@ -174,7 +175,7 @@ class _Service:
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
                 nursery.start_soon(trio.to_thread.run_sync, _get_ready, config)
-                nursery.start_soon(chains.remake, heritage.orders)
+                nursery.start_soon(chains.remake)
                 desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic)
                 if config.metrics:
                     nursery.start_soon(_tell_metrics, config.metrics, desk, cache)

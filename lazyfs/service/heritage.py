@@ -54,8 +54,9 @@ def inherit(
             fstype is not None and fstype != b"erofs" and entry.name in served
         )
 
-    adopted = tuple(replace(entry, mounted=True) for entry in state.entries if is_there(entry))
-    orders = tuple(entry for entry in state.entries if entry.mounted and not is_there(entry))
+    adopted = tuple(replace(entry, mounted=True, again=False) for entry in state.entries if is_there(entry))
+    lost = (entry for entry in state.entries if not is_there(entry))
+    orders = tuple(entry for entry in lost if entry.mounted or entry.again)
     if connection is None or state.session is None:
         return Heritage(None, ROOT, (), trees, adopted, orders)
     unnoted = [entry for entry in state.entries if is_there(entry) and not entry.mounted]

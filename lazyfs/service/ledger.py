@@ -100,6 +100,7 @@ class Entry:
         driver: who presents it.
         mounted: whether it was mounted when this was written, or about to be.
         devices: the files of the forest that show its layers, with the `erofs` driver.
+        again: whether it was there before, and is to be made again if it is not.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Entry:
     driver: str = ""
     mounted: bool = True
     devices: tuple[int, ...] = ()
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ class Ledger:
             CacheError: the disk fails; each file is as it was, or whole and new.
         """
         ordered = sorted((*state.entries, *state.idle), key=lambda entry: entry.name)
-        orders = [_plain_entry(Entry(entry.name, entry.order)) for entry in ordered if entry.mounted]
+        lasting = [entry for entry in ordered if entry.mounted or entry.again]
+        orders = [_plain_entry(Entry(entry.name, entry.order)) for entry in lasting]
         if orders != self._on_disk:
             self._on_disk = None
             self._write(_ORDERS, {"mounts": orders}, durably=True)
@@ -239,7 +242,9 @@ def _entry(fields: Fields) -> Entry | None:
         if not is_name(name) or not all(number.isdecimal() for number in devices):
             return None
         order = _order(fields.child("order"))
-        return Entry(name, order, fields.text("driver"), fields.flag("mounted"), tuple(map(int, devices)))
+        again = "again" in fields and fields.flag("again")
+        numbers = tuple(map(int, devices))
+        return Entry(name, order, fields.text("driver"), fields.flag("mounted"), numbers, again)
     except (IndexerError, BadReference, ValueError):  # ValueError: of too many digits
         return None
 
