@@ -124,23 +124,17 @@ class _Foresight:
         self._layers = layers
         self._seen: set[int] = set()
         self._named: set[bytes] = set()
-        self._programs: list[_File] = []
         self._coming: list[Landing] = []
         self._left = _MOST_BYTES
         self._looked_around = False
 
     async def run(self) -> None:
-        """Follow all names from the command on; returns when what they lead to has come.
-
-        Of the programs themselves most comes last: they run once their libraries are loaded.
-        """
+        """Follow all names from the command on; returns when what they lead to has come."""
         async with open_tasks() as self._nursery:
             for name in _ASKED_FOR:
                 await self._find([b"etc"], name)
             for word in self._words:
                 await self._follow_program(word, again=False)
-        for file in self._programs:
-            self._bring_whole(file)
         for landing in self._coming:
             with suppress(IndexerError, LazyfsError):  # whoever reads it is told
                 await landing.wait()
@@ -179,10 +173,7 @@ class _Foresight:
             return
         try:
             needs = await _needs(file)
-            if again:
-                self._bring_whole(file)
-            else:
-                self._programs.append(file)
+            self._bring_whole(file)
             await self._follow_needs(needs, file.path.rpartition(b"/")[0])
         except (IndexerError, LazyfsError) as error:  # whoever reads it is told
             _log.info("what %s needs is not foreseen: %s", file.path, error)

@@ -2,7 +2,7 @@
 
 A window is a few KB, needed once: when its span is fetched for the first time. Windows of neighbours lie side
 by side, and readers rarely want one span alone. So the file comes in blocks, beside the compressed bytes and
-not before them; and once a second block is wanted, a file that is not large comes whole, behind the readers'
+not before them; and once half of them were wanted, a file that is not large comes whole, behind the readers'
 backs, is checked and kept.
 """
 
@@ -31,7 +31,7 @@ ReadWindow = Callable[[Span], bytes]
 
 BLOCK_SIZE: Final = 64 << 10
 WHOLE_SIZE: Final = 2 << 20
-"""Bytes of a file up to which all of it is fetched once a second block is wanted."""
+"""Bytes of a file up to which all of it is fetched once half of it was wanted."""
 
 _MOST_BLOCKS: Final = 256  # that are held: what spans of one request need is a small part of them
 
@@ -81,7 +81,8 @@ class WindowFetcher:
         self._whole: bytes | None = None
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._under_way: dict[int, trio.Event] = {}
-        self._wants = 0
+        self._wanted = 0  # bytes
+        self._wants_whole = False
         self._asked = 0
 
     def __repr__(self) -> str:
@@ -171,10 +172,8 @@ class WindowFetcher:
         done = trio.Event()
         self._under_way.update(dict.fromkeys(run, done))
         try:
-            self._wants += 1
-            if self._wants == 2 and self._size <= WHOLE_SIZE:
-                self._nursery.start_soon(self._fetch_whole)
             start, end = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, self._size)
+            self._want(end - start)
             self._asked += 1
             data = await self._fetch_range(start, end)
             for block in run:
@@ -186,6 +185,14 @@ class WindowFetcher:
             for block in run:
                 del self._under_way[block]
             done.set()
+
+    def _want(self, size: int) -> None:
+        """Count what is fetched block by block, and have the rest come once that is worth it."""
+        again, self._wanted = self._wanted > 0, self._wanted + size
+        enough = again and self._wanted >= self._size // 2
+        if enough and self._size <= WHOLE_SIZE and not self._wants_whole:
+            self._wants_whole = True
+            self._nursery.start_soon(self._fetch_whole)
 
     async def _fetch_range(self, start: int, end: int) -> bytes:
         try:
