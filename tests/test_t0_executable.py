@@ -1,5 +1,6 @@
 """What programs and libraries need, as their files say: compared with readelf, and of any bytes."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -35,7 +36,8 @@ def is_elf(path: Path) -> bool:
 
 def readelf(path: Path) -> Needs:
     """The same by binutils."""
-    told = subprocess.run(["readelf", "-Wld", path], capture_output=True, text=True, check=True).stdout
+    command, plain = ["readelf", "-Wld", path], {**os.environ, "LC_ALL": "C"}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout
     programs = re.findall(r"program interpreter: (.*)\]", told)
     libraries = re.findall(r"\(NEEDED\).*\[(.*)\]", told)
     search = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.*)\]", told)
