@@ -258,7 +258,7 @@ class MetadataImage:
         """The nid that `path` leads to inside the image, or None where nothing can be opened by it.
 
         Symlinks in the middle are followed as a process with this root would: none leaves it. None also
-        comes for a path through a file, and after 40 symlinks or 4096 names, which take 40 ms.
+        comes for a path through a file, and after 40 symlinks or 4096 names.
 
         Args:
             path: components from the root; a leading "/" says nothing.

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -69,8 +70,8 @@ class MountOrder:
         setuid: whether setuid bits and file capabilities count.
         devices: whether device nodes can be opened.
         record: whether only what readers want is read, so that their trace is precise.
-        command: what will run over it, where that is known; for the trace.
-        starts: what of the image's process is wished otherwise, if that is about to start over it.
+        starts: command, entrypoint, env and working_dir as of container.process.Wishes, if a process of the
+            image is about to start over it.
     """
 
     image: str
@@ -81,7 +82,6 @@ class MountOrder:
     setuid: bool = False
     devices: bool = False
     record: bool = False
-    command: str = ""
     starts: Mapping[str, Any] | None = None
 
 
@@ -101,14 +101,15 @@ async def run_mount(
         nursery = await stack.enter_async_context(open_tasks())
         workshop = await stack.enter_async_context(open_workshop(name, config, progress))
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
-        if order.command:
+        if order.starts is not None:
             _tell_if_foreign(image)
         options = await mount_options(order, image)
         precise = options.read_ahead_kb < DEFAULT_READ_AHEAD_KB
         manifest = image.resolved.descriptor.digest
+        command = shlex.join(order.starts["command"]) if order.starts is not None else ""
         await stack.enter_async_context(warmed(manifest, image.by_names, workshop.cache, image.metadata_file))
         tracer = await stack.enter_async_context(
-            recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=order.command)
+            recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=command)
         )
         if order.starts is not None:
             nursery.start_soon(_foresee, order.starts, image)

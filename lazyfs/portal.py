@@ -4,11 +4,13 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar, TypeVarTuple
+from typing import Final, Generic, TypeVar, TypeVarTuple
 
 import trio
 
-_GLANCE = 0.2  # seconds; a signal that CPython noted just before it began to wait is acted on after this
+_GLANCE: Final = (
+    0.2  # seconds; a signal that CPython noted just before it began to wait is acted on after this
+)
 
 T = TypeVar("T")
 R = TypeVar("R")

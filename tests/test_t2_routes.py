@@ -93,7 +93,7 @@ async def test_who_is_stopped_in_the_middle_of_an_answer_disturbs_nobody(server)
         await use(first)
 
 
-async def test_hosts_that_are_trusted_otherwise_are_reached_apart(server):
+async def test_hosts_that_are_trusted_otherwise_are_reached_apart():
     """A connection to a link-local address may be had by those only whose user named its host."""
     routes = Routes(SETTINGS)
     async with routes.lease(Access(), NOBODY) as route, routes.lease(Access(), frozenset({"x"})) as other:

@@ -12,7 +12,6 @@ from lazyfs.container.capabilities import DEFAULT
 from lazyfs.container.image_user import Identity, identify, parse_accounts, parse_groups
 from lazyfs.container.network_files import network_files
 from lazyfs.container.process import (
-    DEFAULT_PATH,
     ImageProcess,
     Volume,
     Wishes,
@@ -29,6 +28,7 @@ from lazyfs.container.process import (
 from lazyfs.container.runtime_spec import ContainerSpec, runtime_spec
 from lazyfs.container.user_namespace import IdRange, parse_subordinates
 from lazyfs.errors import ContainerError
+from lazyfs.oci.config import DEFAULT_PATH
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/bash
 # a comment

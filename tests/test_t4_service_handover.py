@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,24 +46,31 @@ def open_here() -> set[int]:
     return {int(link.name) for link in Path("/proc/self/fd").iterdir() if link.exists()}
 
 
+def claimed_from(
+    root: Path, orphan: Callable[[socket.socket], None]
+) -> tuple[dict[str, int], os.stat_result]:
+    """What a keeper gets of an orphan, and what the socket is at which that listens."""
+    with handover.offer(root) as listening:
+        thread = threading.Thread(target=orphan, args=(listening,))
+        thread.start()
+        kept = handover.claim(root)
+        thread.join()
+        return kept, os.fstat(listening.fileno())
+
+
 def test_all_that_is_kept_is_handed_over_once_it_was_taken(locked: Path) -> None:
     told = []
 
-    def hand_over() -> None:
-        keeper, _ = listening.accept()
-        with keeper:
+    def hand_over(listening: socket.socket) -> None:
+        with listening.accept()[0] as keeper:
             told.append(handover.hand_over(keeper, dict.fromkeys(("one", "two"), listening.fileno())))
 
-    with handover.offer(locked) as listening:
-        thread = threading.Thread(target=hand_over)
-        thread.start()
-        kept = handover.claim(locked)
-        thread.join()
-        assert told == [True]
-        assert sorted(kept) == ["one", "two"]
-        for descriptor in kept.values():
-            assert os.path.samestat(os.fstat(descriptor), os.fstat(listening.fileno()))
-            os.close(descriptor)
+    kept, listening = claimed_from(locked, hand_over)
+    assert told == [True]
+    assert sorted(kept) == ["one", "two"]
+    for descriptor in kept.values():
+        assert os.path.samestat(os.fstat(descriptor), listening)
+        os.close(descriptor)
 
 
 def test_a_stopped_orphan_is_named_and_not_waited_for_for_ever(
@@ -83,18 +90,14 @@ def test_a_stopped_orphan_is_named_and_not_waited_for_for_ever(
 def test_who_was_taken_for_dead_asks_again(locked: Path) -> None:
     told = []
 
-    def hand_over_late() -> None:
+    def hand_over_late(listening: socket.socket) -> None:
         with listening.accept()[0] as keeper:
             keeper.shutdown(socket.SHUT_RD)
             keeper.send(b"ALL=1\n")
             with listening.accept()[0] as again:
                 told.append(handover.hand_over(again, {"one": listening.fileno()}))
 
-    with handover.offer(locked) as listening:
-        thread = threading.Thread(target=hand_over_late)
-        thread.start()
-        kept = handover.claim(locked)
-        thread.join()
+    kept, _ = claimed_from(locked, hand_over_late)
     assert told == [True]
     assert list(kept) == ["one"]
     os.close(kept["one"])

@@ -33,13 +33,14 @@ def run_followed(work: Callable[[Callable[[], None]], int], most_s: float = math
         The exit code; 128 + N if signal N told us to end, or ended it; 0 if its time was up.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    parent = os.getpid()  # asked for by the child, it might be another's
     try:
         pid = os.fork()
         if not pid:
             code = BUG
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                code = work(partial(os.kill, os.getppid(), _BEGUN))
+                code = work(partial(os.kill, parent, _BEGUN))
             except Exception as error:  # noqa: BLE001  # as the command's own last line of defence
                 complain(f"a bug: {type(error).__name__}: {error}")
             finally:

@@ -1,7 +1,6 @@
 """run: a container of an image."""
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -124,13 +123,7 @@ def run(
     places = container_places(config)
     places.clear_dead()
     starts = {name: getattr(wishes, name) for name in ("command", "entrypoint", "env", "working_dir")}
-    mount = {
-        "image": image,
-        "driver": driver,
-        "record": record,
-        "command": shlex.join(command),
-        "starts": starts,
-    }
+    mount = {"image": image, "driver": driver, "record": record, "starts": starts}
     begun = click.get_current_context().meta.get(BEGUN, _tell_nobody)
     with places.new(name) as place, undertaken(place):
         try:

@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 from lazyfs.container.confinement import Confinement
 from lazyfs.container.image_user import Identity
 from lazyfs.errors import ContainerError
-
-DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+from lazyfs.oci.config import DEFAULT_PATH
 
 _HOSTNAME: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,61}[0-9A-Za-z])?", re.ASCII)
 _READ_WRITE: Final = {"": False, "rw": False, "ro": True}

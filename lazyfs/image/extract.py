@@ -184,7 +184,7 @@ def _told_of(directory: int, name: bytes) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = Path(os.readlink(f"/proc/self/fd/{directory}"), os.fsdecode(name))  # noqa: PTH115  # no link
+        path = Path(f"/proc/self/fd/{directory}").readlink() / os.fsdecode(name)
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

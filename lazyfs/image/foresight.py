@@ -22,6 +22,7 @@ from lazyfs.image.landing import Landing
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.tasks import open_tasks
 from lazyfs.image.traffic import Purpose
+from lazyfs.oci.config import DEFAULT_PATH
 
 _LONGEST_S: Final = 10.0  # strangers write what is followed here
 _MOST_FILES: Final = 96
@@ -31,7 +32,6 @@ _MOST_DIRECTORIES: Final = 24
 _PATH_MAX: Final = 4096
 _SMALL_FILE: Final = 8 << 20  # of a larger one only what its libraries are named in
 
-_USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LIBRARY_DIRECTORIES: Final = (
     *(b"lib", b"usr/lib", b"lib64", b"usr/lib64", b"usr/local/lib"),
     *(b"usr/lib/x86_64-linux-gnu", b"usr/lib/aarch64-linux-gnu", b"usr/lib/riscv64-linux-gnu"),
@@ -117,7 +117,7 @@ class _Foresight:
         env = dict(pair.partition("=")[::2] for pair in process.env)
         self._words = [_encoded(word) for word in process.words[:_MOST_WORDS]]
         self._working_dir = _encoded(process.working_dir)
-        self._path = _directories(env.get("PATH") or _USUAL_PATH)
+        self._path = _directories(env.get("PATH") or DEFAULT_PATH)
         self._libraries = [*_directories(env.get("LD_LIBRARY_PATH", "")), *_LIBRARY_DIRECTORIES]
         self._languages = {env.get(name, "") for name in ("LC_ALL", "LC_CTYPE", "LANG")}
         self._tree = tree

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, Unsupported
@@ -12,6 +12,9 @@ from lazyfs.oci.json_fields import Fields, parse_object
 from lazyfs.oci.manifest import MAX_LAYERS, Manifest
 from lazyfs.oci.media_types import CONFIG_TYPES, layer_compression
 from lazyfs.oci.platform import Platform, platform_from_fields
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for if an image does not say: as all engines have it."""
 
 
 class HistoryEntry(NamedTuple):
