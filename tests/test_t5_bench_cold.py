@@ -3,6 +3,8 @@
 import json
 import random
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,11 +113,34 @@ def manifest_of(layout):
     return json.loads((layout / "blobs" / "sha256" / digest).read_bytes())
 
 
+def test_another_lazyfs_is_measured_beside_this_one(workloads, home, tmp_path):
+    own, other, used, out = (
+        Path(sys.executable).parent,
+        tmp_path / "lazyfs",
+        tmp_path / "used",
+        tmp_path / "out",
+    )
+    for name in ("lazyfs", "python"):
+        program = other.with_name(name)
+        program.write_text(f'#!/bin/sh\necho "$1" >>{used}\nexec {own / name} "$@"\n')
+        program.chmod(0o755)
+    methods = f"lazyfs-run,lazyfs-run@{other}"
+    main(["cold", "--workloads", str(workloads), "--methods", methods, "--world", "loopback",
+          "--repeat", "1", "--json", str(out)])  # fmt: skip
+
+    record = load(out)
+    assert [series.method for series in record.series] == methods.split(",")
+    assert [series.failure for series in record.series] == ["", ""]
+    assert used.read_text().split() == ["run", "-c", "run"]  # warmed up, then measured
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["--methods", "magic"], "no method magic"),
         (["--methods", "no.such:Thing"], "no method no.such:Thing"),
+        (["--methods", "lazyfs-run@"], "no method lazyfs-run@"),
+        (["--methods", "full-skopeo@/bin/lazyfs"], "no method full-skopeo@"),
         (["--only", "other"], "no workload other"),
         (["--world", "far"], "no distance like"),
     ],

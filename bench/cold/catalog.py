@@ -3,12 +3,14 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Final, cast
 
 from bench.cold.methods.base import Context, Method
 from bench.cold.methods.foreign import Soci, Stargz
 from bench.cold.methods.full import FullContainerd, Skopeo
-from bench.cold.methods.lazy import Lazy
+from bench.cold.methods.lazy import Lazy, Program
 from bench.cold.run import context_of
 from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
@@ -42,20 +44,32 @@ def methods(store: Store) -> Mapping[str, Method]:
 
 
 def chosen(names: Sequence[str], store: Store) -> Mapping[str, Method]:
-    """Methods by their names, or by "MODULE:CLASS" where the class makes one without arguments.
+    """Methods by their names.
+
+    So are those of another lazyfs, as "lazyfs-run@PROGRAM", and those of users, as "MODULE:CLASS" of a class
+    that makes one without arguments.
 
     Raises:
         UnknownName: there is none of a name.
     """
     built_in = methods(store)
-    found = [
-        _adapter(name) if ":" in name else built_in.get(name) or _unknown(name, built_in) for name in names
-    ]
+    found = [_found(name, built_in) for name in names]
     return {method.name: method for method in found}
 
 
-def _unknown(name: str, built_in: Mapping[str, Method]) -> Method:
-    raise UnknownName(f"no method {name}; there are {', '.join(built_in)}, or MODULE:CLASS")
+def _found(name: str, built_in: Mapping[str, Method]) -> Method:
+    known, at, program = name.partition("@")
+    method = built_in.get(known)
+    if method is not None and not at:
+        return method
+    if isinstance(method, Lazy) and program:
+        return replace(method, program=Program(Path(program).absolute()))
+    if method is None and ":" in name:
+        return _adapter(name)
+    raise UnknownName(
+        f"no method {name}; there are {', '.join(built_in)}, those of lazyfs also as NAME@PROGRAM,"
+        " and MODULE:CLASS"
+    )
 
 
 def _adapter(name: str) -> Method:

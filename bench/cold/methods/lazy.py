@@ -1,6 +1,7 @@
 """lazyfs: `lazyfs run`; its mount below an overlay, and runc; its snapshotter below containerd."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +19,49 @@ from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
 from bench.measure import MethodFailed
 
-LAZYFS: Final = Path(sys.executable).with_name("lazyfs")
-"""The command of the environment that measures."""
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A lazyfs that is installed somewhere.
+
+    Attributes:
+        path: of the command; its Python is beside it.
+    """
+
+    path: Path
+
+    def check(self) -> None:
+        """See that it is there.
+
+        Raises:
+            MethodFailed: it is not.
+        """
+        if not os.access(self.path, os.X_OK):
+            hint = ": scripts/setup bench" if self == OWN else ""
+            raise MethodFailed(f"lazyfs is not installed as {self.path}{hint}")
+
+    def command(self, context: Context, command: str) -> tuple[str | Path, ...]:
+        """A lazyfs command with a cache of its own, to be followed by its arguments."""
+        return (self.path, command, "--cache-dir", context.scratch / "cache")
+
+    def run(self, context: Context, command: str, *arguments: str | Path) -> str:
+        """What such a command says.
+
+        Raises:
+            MethodFailed: it failed.
+        """
+        return context.box.run(*self.command(context, command), *arguments)
+
+    def warm_up(self, context: Context) -> None:
+        """Have all that its processes import in the page cache."""
+        self.run(context, "run", "--help")
+        modules = "lazyfs.daemon, lazyfs.assembly, lazyfs.cli.main, lazyfs.image.image, lazyfs.mount.drivers"
+        context.box.run(self.path.with_name("python"), "-c", f"import {modules}")
+
+
+OWN: Final = Program(Path(sys.executable).with_name("lazyfs"))
+"""That of the environment that measures."""
+
 _WAYS: Final = {
     PLAIN: ("-noindex", "without a published index"),
     INDEXED: ("", "with a published index"),
@@ -35,15 +77,18 @@ class Lazy:
         face: "run", "mount" or "containerd".
         way: PLAIN, INDEXED or PACKED.
         inside: gives contexts for what has to run to be published.
+        program: what is measured. Indexes and packs are always those of the environment that measures.
     """
 
     face: str
     way: str
     inside: "Callable[[Workload, str], AbstractContextManager[Context]]"
+    program: Program = OWN
 
     @property
     def name(self) -> str:
-        return f"lazyfs-{self.face}{_WAYS[self.way][0]}"
+        whose = "" if self.program == OWN else f"@{self.program.path}"
+        return f"lazyfs-{self.face}{_WAYS[self.way][0]}{whose}"
 
     @property
     def title(self) -> str:
@@ -51,49 +96,33 @@ class Lazy:
 
     def check(self) -> None:
         need(*_FACES[self.face].tools)
-        if not LAZYFS.exists():
-            raise MethodFailed("lazyfs is not installed beside this Python: scripts/setup bench")
+        OWN.check()
+        self.program.check()
 
     def publish(self, store: Store, workload: Workload) -> str:
         name = store.publish_plain(workload, self.way)
         if store.registry or self.way == PLAIN:
             return name
         with store.writable() as address, self.inside(workload, f"{address}/{name}") as context:
-            lazyfs(context, "index", "--push", context.reference)
+            OWN.run(context, "index", "--push", context.reference)
             if self.way == PACKED:
                 _record(context)
                 store.keep_touched(workload, _touched_bytes(context))
-                lazyfs(context, "optimize", "--push", "--replace", context.reference)
+                OWN.run(context, "optimize", "--push", "--replace", context.reference)
         return name
 
     def session(self, context: Context) -> AbstractContextManager[Session]:
-        return _FACES[self.face].session(context)
+        return _FACES[self.face].session(context, self.program)
 
     def warm_up(self, context: Context) -> None:
-        # All that its processes import.
-        lazyfs(context, "run", "--help")
-        modules = "lazyfs.daemon, lazyfs.assembly, lazyfs.cli.main, lazyfs.image.image, lazyfs.mount.drivers"
-        context.box.run(sys.executable, "-c", f"import {modules}")
+        self.program.warm_up(context)
         for tool in _FACES[self.face].tools:
             context.box.run(tool, "--version" if tool != "containerd-shim-runc-v2" else "-v")
 
 
-def lazyfs(context: Context, command: str, *arguments: str | Path) -> str:
-    """What a lazyfs command with a cache of its own says.
-
-    Raises:
-        MethodFailed: it failed.
-    """
-    return context.box.run(*_command(context, command), *arguments)
-
-
-def _command(context: Context, command: str) -> tuple[str | Path, ...]:
-    return (LAZYFS, command, "--cache-dir", context.scratch / "cache")
-
-
 def _record(context: Context) -> None:
     """Start the container once, for its trace."""
-    session = _Run(context, "--record")
+    session = _Run(context, OWN, "--record")
     process = session.run()
     watch = Watch(process, context.workload, context.mark, Path("/proc/self/ns/net"))
     try:
@@ -107,15 +136,15 @@ def _record(context: Context) -> None:
 def _touched_bytes(context: Context) -> int:
     """What that trace says."""
     words = ("trace", "show", "--json", "--cache-dir", context.scratch / "cache", context.reference)
-    return sum(int(touch["size"]) for touch in json.loads(context.box.run(LAZYFS, *words))["files"])
+    return sum(int(touch["size"]) for touch in json.loads(context.box.run(OWN.path, *words))["files"])
 
 
 class _Run:
     """`lazyfs run`: there is nothing to be done before."""
 
-    def __init__(self, context: Context, *options: str) -> None:
+    def __init__(self, context: Context, program: Program, *options: str) -> None:
         self._context = context
-        self._options = options
+        self._words = (*program.command(context, "run"), *options)
         self._process: Popen[bytes] | None = None
 
     def pull(self) -> None:
@@ -126,9 +155,9 @@ class _Run:
         environment = [
             word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
         ]
-        options = (*self._options, "--name", context.mark, *environment)
+        options = ("--name", context.mark, *environment)
         self._process = context.box.start(
-            *_command(context, "run"), *options, context.reference, *context.workload.command
+            *self._words, *options, context.reference, *context.workload.command
         )
         return self._process
 
@@ -140,8 +169,9 @@ class _Run:
 class _Mounted:
     """`lazyfs mount`, a writable overlay, `runc run`."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, program: Program) -> None:
         self._context = context
+        self._program = program
         self._runc = Runc(context)
         self._lower, self._rootfs, self._upper, self._work = (
             context.scratch / name for name in ("lower", "rootfs", "upper", "work")
@@ -153,7 +183,7 @@ class _Mounted:
     def pull(self) -> None:
         if self._is_mounted:
             return
-        lazyfs(self._context, "mount", self._context.reference, self._lower)
+        self._program.run(self._context, "mount", self._context.reference, self._lower)
         self._is_mounted = True
         options = f"lowerdir={self._lower},upperdir={self._upper},workdir={self._work}"
         self._context.box.run("mount", "-t", "overlay", "-o", options, "overlay", self._rootfs)
@@ -168,17 +198,17 @@ class _Mounted:
         """Undo `pull`."""
         if self._is_mounted:
             self._context.box.run("umount", self._rootfs)
-            lazyfs(self._context, "umount", self._lower)
+            self._program.run(self._context, "umount", self._lower)
 
 
 @contextmanager
-def _run_session(context: Context) -> Iterator[Session]:
-    yield _Run(context)
+def _run_session(context: Context, program: Program) -> Iterator[Session]:
+    yield _Run(context, program)
 
 
 @contextmanager
-def _mount_session(context: Context) -> Iterator[Session]:
-    session = _Mounted(context)
+def _mount_session(context: Context, program: Program) -> Iterator[Session]:
+    session = _Mounted(context, program)
     try:
         yield session
     finally:
@@ -186,7 +216,7 @@ def _mount_session(context: Context) -> Iterator[Session]:
 
 
 @contextmanager
-def _containerd_session(context: Context) -> Iterator[Session]:
+def _containerd_session(context: Context, program: Program) -> Iterator[Session]:
     """`ctr-remote image rpull` and `ctr run`, as the stargz snapshotter has it."""
     scratch, socket, daemon = (
         context.scratch,
@@ -194,11 +224,11 @@ def _containerd_session(context: Context) -> Iterator[Session]:
         context.scratch / "daemon.sock",
     )
     context.box.serve(
-        *_command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", daemon,
+        *program.command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", daemon,
         log=scratch / "daemon.log", ready=daemon.exists,
     )  # fmt: skip
     context.box.serve(
-        *_command(context, "snapshotter"), "--root", scratch / "snapshots", "--socket", socket,
+        *program.command(context, "snapshotter"), "--root", scratch / "snapshots", "--socket", socket,
         "--daemon", daemon,
         log=scratch / "snapshotter.log", ready=socket.exists,
     )  # fmt: skip
@@ -210,7 +240,7 @@ def _containerd_session(context: Context) -> Iterator[Session]:
 class _Face:
     title: str
     tools: tuple[str, ...]
-    session: Callable[[Context], AbstractContextManager[Session]]
+    session: Callable[[Context, Program], AbstractContextManager[Session]]
 
 
 _FACES: Final = {
