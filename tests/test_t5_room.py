@@ -90,7 +90,9 @@ def test_live_mounts_read_more_than_the_quota_and_every_byte_is_right(driver, qu
         finally:
             over.set()
             watcher.join()
-    assert MIB < most <= quota + 4 * (64 << 10)
+    # What the cache takes may be measured while each mount is about to write a span that it was granted.
+    slice_, span = 64 << 10, 384 << 10
+    assert MIB < most <= quota + 2 * (slice_ + span)
 
 
 def fill_up(path: Path, leave: int) -> None:
