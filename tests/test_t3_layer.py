@@ -105,6 +105,21 @@ async def test_a_small_read_costs_one_request_of_one_span(cache):
         assert layer.statistics().misses == 1
 
 
+async def test_whether_some_of_a_range_is_here(cache):
+    blob = MemoryBlob(gzip_layer(TAR))
+    async with lazy(blob, cache) as layer:
+        span = layer.spans[1]
+        start, end = span.uncompressed_start, span.uncompressed_end
+        assert not layer.has_some(0, len(TAR))
+        await layer.read(start, 1)
+        assert layer.has_some(0, len(TAR))
+        assert layer.has_some(start - 100, 101)
+        assert layer.has_some(end - 1, 100_000)
+        assert not layer.has_some(start - 100, 100)
+        assert not layer.has_some(end, 100_000)
+        assert not layer.has_some(len(TAR), 100)
+
+
 async def test_many_readers_of_one_span_share_one_request(cache):
     blob = MemoryBlob(gzip_layer(TAR))
     async with lazy(blob, cache) as layer, trio.open_nursery() as nursery:

@@ -88,7 +88,9 @@ def test_a_header_is_read(opcode, unique, nodeid, pid, body):
 
 @given(offset=U64, size=U32)
 def test_a_read_is_read(offset, size):
-    assert wire.decode_read(memoryview(c.read_body(offset, size))) == (offset, size)
+    assert wire.decode_read(memoryview(c.read_body(offset, size))) == (offset, size, False)
+    direct = bytes(c.ReadIn(0, offset, size, flags=os.O_DIRECT | os.O_NOATIME))
+    assert wire.decode_read(memoryview(direct)) == (offset, size, True)
 
 
 @given(name=st.binary(max_size=300).filter(lambda name: b"\0" not in name), size=U32, unique=U64, flags=U32)

@@ -316,6 +316,9 @@ class Layer:
     def read_nowait(self, start: int, size: int) -> bytes | None:
         return None
 
+    def has_some(self, start: int, size: int) -> bool:
+        return size > 100
+
     async def read(self, start: int, size: int) -> bytes:
         return bytes(size)
 
@@ -323,6 +326,7 @@ class Layer:
 async def test_readers_wait_until_a_layer_is_back(nursery, autojump_clock):
     returning = Returning(1)
     assert returning.read_nowait(0, 10) is None
+    assert not returning.has_some(0, 101)
     nursery.start_soon(trio.sleep, 5)
     with trio.move_on_after(10) as scope:
         await returning.read(0, 10)
@@ -332,6 +336,7 @@ async def test_readers_wait_until_a_layer_is_back(nursery, autojump_clock):
         await returning.read(0, 10)
     returning.become(Layer())
     assert await returning.read(0, 10) == bytes(10)
+    assert returning.has_some(0, 101)
     returning.count(-1)
     with trio.fail_after(1):
         await returning.wait_closed()

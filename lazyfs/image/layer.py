@@ -209,6 +209,14 @@ class LazyLayer:
             self._run_ahead(start, size)
         return data
 
+    def has_some(self, start: int, size: int) -> bool:
+        """Whether some of bytes [start, start + size) are local; the tail does not count."""
+        end = min(start + size, self._end)
+        if start >= end:
+            return False
+        leaves = self._spans.leaf_range(start, end)
+        return self._entry.missing(*leaves) != [leaves]
+
     async def read(self, start: int, size: int) -> bytes:
         """Bytes [start, start + size) of the address space; past its end there are zeros.
 

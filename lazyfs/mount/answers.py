@@ -15,7 +15,7 @@ from lazyfs.mount import wire
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.tuning import MAX_BACKGROUND
-from lazyfs.mount.wire import Header, InitFlag, InitOut, Opcode
+from lazyfs.mount.wire import Header, InitFlag, InitOut, Opcode, ReadIn
 
 Data = bytes | memoryview
 Later = Callable[[], Awaitable[Data]]
@@ -91,8 +91,8 @@ class Answers(ABC):
         """What stat(2) tells, as `wire.encode_attributes` has it."""
 
     @abstractmethod
-    def read(self, nodeid: int, offset: int, size: int) -> Data | Later:
-        """Bytes of a file, fewer than `size` only at its end."""
+    def read(self, nodeid: int, asked: ReadIn) -> Data | Later:
+        """Bytes of a file, fewer than were asked for only at its end."""
 
     def handlers(self) -> Mapping[int, Handler]:
         """What else is answered; called once, at first."""
@@ -121,8 +121,7 @@ class Answers(ABC):
         return self.attributes(nodeid)
 
     def _read(self, nodeid: int, body: memoryview) -> Answer:
-        offset, size = wire.decode_read(body)
-        return self.read(nodeid, offset, size)
+        return self.read(nodeid, wire.decode_read(body))
 
     def _init(self, _nodeid: int, body: memoryview) -> Answer:
         offer = wire.decode_init(body)

@@ -8,6 +8,7 @@ import trio
 
 from lazyfs.mount.errors import Refused, errno_of
 from lazyfs.mount.failed_reads import FailedReads
+from lazyfs.mount.partial_reads import PartialReads
 
 
 class LayerReader(Protocol):
@@ -21,6 +22,9 @@ class LayerReader(Protocol):
 
         Called on the thread that answers all requests: it takes no longer than reading a cached file.
         """
+
+    def has_some(self, start: int, size: int) -> bool:
+        """Whether some of bytes [start, start + size) are on this machine, not only those around them."""
 
     async def read(self, start: int, size: int) -> bytes | memoryview:
         """Exactly bytes [start, start + size), fetched if need be. May be cancelled at any time.
@@ -56,6 +60,7 @@ class Contents:
         self.layers = layers
         self.read_timeout_s = read_timeout_s
         self._failed = FailedReads()
+        self._partial = PartialReads()
         self._under_way: set[trio.CancelScope] = set()
         self._shield = outlast_tasks
         self._ending = False
@@ -87,36 +92,57 @@ class Contents:
         data = self.read_nowait(number, start, size)
         return await self.wait(number, start, size) if data is None else data
 
-    async def wait(self, number: int, start: int, size: int) -> bytes | memoryview:
+    async def wait(self, number: int, start: int, size: int, *, whole: bool = False) -> bytes | memoryview:
         """Bytes that `read_nowait` does not give, fetched if need be.
+
+        Args:
+            number: of the layer.
+            start: see `LayerReader.read`.
+            size: see `LayerReader.read`.
+            whole: whether somebody wants all of it: the kernel would not ask again for a part.
 
         Raises:
             trio.TooSlowError: they did not come in time.
-            Refused: ENOTCONN, after `refuse`.
+            Refused: ENOTCONN, after `refuse`; EIO for a read that had better be asked for by pages.
             IndexerError: see `LayerReader.read`.
             LazyfsError: see `LayerReader.read`.
         """
+        patience_s = self.read_timeout_s if whole else self._patience_s(number, start, size)
         try:
-            data = await self._read_in_time(self.layers[number], start, size)
+            data = await self._read_within(patience_s, self.layers[number], start, size)
         except Refused:
             raise
         except Exception as error:
+            self._partial.failed(number)
+            if patience_s < self.read_timeout_s and isinstance(error, trio.TooSlowError):
+                self._partial.given_up(number, start, size)
+                raise Refused(errno.EIO) from error
             self._failed.add(number, start, size, errno_of(error) or errno.EIO)
             raise
+        self._partial.brought(number)
         return _checked(data, number, start, size)
 
-    async def _read_in_time(self, layer: LayerReader, start: int, size: int) -> bytes | memoryview:
-        deadline = trio.current_time() + self.read_timeout_s
+    def _patience_s(self, number: int, start: int, size: int) -> float:
+        """How long a read waits: not for ever for pages that are not here, where some are."""
+        patience_s = self._partial.patience_s(number, start, size)
+        if patience_s < self.read_timeout_s and self.layers[number].has_some(start, size):
+            return patience_s
+        return self.read_timeout_s
+
+    async def _read_within(
+        self, patience_s: float, layer: LayerReader, start: int, size: int
+    ) -> bytes | memoryview:
+        deadline = trio.current_time() + patience_s
         with trio.CancelScope(deadline=deadline, shield=self._shield) as scope:
             self._under_way.add(scope)
             try:
-                if not self._ending:
+                if not self._ending and patience_s > 0:
                     return await layer.read(start, size)
             finally:
                 self._under_way.discard(scope)
         if self._ending:
             raise Refused(errno.ENOTCONN)
-        raise trio.TooSlowError(f"no answer within {self.read_timeout_s:g} s")
+        raise trio.TooSlowError(f"no answer within {patience_s:g} s")
 
     def refuse(self) -> None:
         """Answers every read that has to wait with ENOTCONN from now on, those under way at once.

@@ -12,7 +12,7 @@ from lazyfs.mount.answers import Answers, Data, Handler, Later
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.forest import ROOT, Forest, VirtualFile
-from lazyfs.mount.wire import Opcode, OpenFlag
+from lazyfs.mount.wire import Opcode, OpenFlag, ReadIn
 
 _DIRECTORY: Final = stat.S_IFDIR | 0o500
 _FILE: Final = stat.S_IFREG | 0o400
@@ -50,18 +50,20 @@ class ForestAnswers(Answers):
         """
         return wire.encode_attributes(self._inode(nodeid))
 
-    def read(self, nodeid: int, offset: int, size: int) -> Data | Later:
-        """Bytes of a layer's address space, fewer than `size` only at its end.
+    def read(self, nodeid: int, asked: ReadIn) -> Data | Later:
+        """Bytes of a layer's address space, fewer than were asked for only at its end.
+
+        They are for EROFS, which passes the page cache by for what it wants in its own.
 
         Raises:
             Refused: ESTALE, the file was taken away.
         """
         file = self._file(nodeid)
-        end = min(offset + size, file.size)
-        if offset >= end:
+        start, end = asked.offset, min(asked.offset + asked.size, file.size)
+        if start >= end:
             return b""
-        data = self.contents.read_nowait(nodeid, offset, end - offset)
-        return partial(self.contents.wait, nodeid, offset, end - offset) if data is None else data
+        data = self.contents.read_nowait(nodeid, start, end - start)
+        return partial(self.contents.wait, nodeid, start, end - start) if data is None else data
 
     def _open(self, nodeid: int, _body: memoryview) -> bytes:
         self._file(nodeid).users(1)

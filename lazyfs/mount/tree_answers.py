@@ -16,7 +16,7 @@ from lazyfs.mount import wire
 from lazyfs.mount.answers import Answers, Data, Handler, Later
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
-from lazyfs.mount.wire import InitFlag, Opcode, OpenFlag
+from lazyfs.mount.wire import InitFlag, Opcode, OpenFlag, ReadIn
 
 _DOTS = (b".", b"..")
 
@@ -66,15 +66,15 @@ class TreeAnswers(Answers):
         """What stat(2) gives."""
         return wire.encode_attributes(self._image.inode(nodeid))
 
-    def read(self, nodeid: int, offset: int, size: int) -> Data | Later:
-        """Bytes of a regular file, fewer than `size` only at its end."""
+    def read(self, nodeid: int, asked: ReadIn) -> Data | Later:
+        """Bytes of a regular file, fewer than were asked for only at its end."""
         extent = self._image.extent(nodeid)
-        size = min(size, self._image.inode(nodeid).size - offset)
+        size = min(asked.size, self._image.inode(nodeid).size - asked.offset)
         if extent is None or size <= 0:
             return b""
-        number, start = extent
-        data = self.contents.read_nowait(number, start + offset, size)
-        return partial(self.contents.wait, number, start + offset, size) if data is None else data
+        number, start = extent[0], extent[1] + asked.offset
+        data = self.contents.read_nowait(number, start, size)
+        return partial(self.contents.wait, number, start, size, whole=asked.direct) if data is None else data
 
     def _open(self, _nodeid: int, _body: memoryview) -> bytes:
         if self.offers(InitFlag.NO_OPEN_SUPPORT):
@@ -88,7 +88,7 @@ class TreeAnswers(Answers):
 
     def _list(self, encode: Callable[[bytes, Inode, int], bytes], nodeid: int, body: memoryview) -> bytes:
         """As many entries as there is room for. The dots are at 0 and 1, others at the image's cookie + 2."""
-        offset, room = wire.decode_read(body)
+        offset, room, _ = wire.decode_read(body)
         inode = self._image.inode
         entries = []
         for name, nid, after in self._entries(nodeid, offset):

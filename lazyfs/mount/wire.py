@@ -4,6 +4,7 @@ Names and layouts are those of include/uapi/linux/fuse.h, protocol 7.23 (Linux 3
 structures have only grown since. Numbers are in the machine's own byte order. No descriptor is touched here.
 """
 
+import os
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -174,7 +175,7 @@ def describe(header: Header, body: memoryview) -> str:
         name = f"request {header.opcode}"
     details: tuple[object, ...] = ()
     if header.opcode in {Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS} and len(body) >= _READ_IN.size:
-        details = decode_read(body)
+        details = decode_read(body)[:2]
     elif header.opcode == Opcode.LOOKUP:
         details = (bytes(body[:_SHOWN]),)
     return f"{name}({', '.join(repr(value) for value in (header.nodeid, *details))})"
@@ -256,10 +257,12 @@ class ReadIn(NamedTuple):
     Attributes:
         offset: of a file in bytes; of a directory where the last entry said that one may go on.
         size: how many bytes are taken at most.
+        direct: whether the reader passes the page cache by (O_DIRECT): who asks is who wants all of it.
     """
 
     offset: int
     size: int
+    direct: bool = False
 
 
 def decode_read(body: memoryview) -> ReadIn:
@@ -268,8 +271,8 @@ def decode_read(body: memoryview) -> ReadIn:
     Raises:
         WireError: it is cut off.
     """
-    _, offset, size, _, _, _, _ = _unpack(_READ_IN, body)
-    return ReadIn(offset, size)
+    _, offset, size, _, _, flags, _ = _unpack(_READ_IN, body)
+    return ReadIn(offset, size, bool(flags & os.O_DIRECT))
 
 
 def decode_name(body: memoryview) -> bytes:

@@ -46,6 +46,10 @@ class Returning:
         """As LayerReader.read_nowait says."""
         return self._reader.read_nowait(start, size) if self._reader else None
 
+    def has_some(self, start: int, size: int) -> bool:
+        """As LayerReader.has_some says."""
+        return self._reader is not None and self._reader.has_some(start, size)
+
     async def read(self, start: int, size: int) -> bytes | memoryview:
         """As LayerReader.read says; also raises why the layer cannot be opened again."""
         await self._settled.wait()

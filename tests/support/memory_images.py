@@ -30,6 +30,9 @@ class MemoryLayer:
     def read_nowait(self, start: int, size: int) -> None:
         """Nothing is local."""
 
+    def has_some(self, start: int, size: int) -> bool:
+        return False
+
     async def read(self, start: int, size: int) -> bytes:
         assert start + size <= len(self.data), "sparse members are not for here"
         self.bytes_read += size

@@ -44,6 +44,7 @@ Behaviour = Literal[
     "local",
     "remote",
     "stalled",
+    "partly",
     "unreachable",
     "refused",
     "missing",
@@ -52,6 +53,9 @@ Behaviour = Literal[
     "short",
     "worsening",
 ]
+PART_SIZE = 4 * 4096
+"""Bytes at the front of a layer of which there is only a part that are here."""
+
 Entry = tuple[Member, bytes]
 
 
@@ -63,15 +67,18 @@ class FakeLayer:
         self._behaviour = behaviour
 
     def read_nowait(self, start: int, size: int) -> memoryview | None:
-        if self._behaviour == "local":
+        if self._behaviour == "local" or (self._behaviour == "partly" and start + size <= PART_SIZE):
             return memoryview(self._data)[start : start + size]
         return None
+
+    def has_some(self, start: int, size: int) -> bool:
+        return self._behaviour == "partly" and start < PART_SIZE
 
     async def read(self, start: int, size: int) -> bytes:
         logging.getLogger(__name__).debug("reading [%d, %d)", start, start + size)
         await trio.lowlevel.checkpoint()
         match self._behaviour:
-            case "stalled":
+            case "stalled" | "partly":
                 await trio.sleep_forever()
             case "unreachable":
                 raise Unreachable("no route to the registry")
