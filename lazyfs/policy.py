@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError
-from lazyfs.image.signatures import PublicKey, parse_key
+from lazyfs.image.keys import PublicKey, parse_key
 from lazyfs.image.trust import Demands, IndexTrust, Rule, demands_on, parse_rules
 from lazyfs.oci.image_name import ImageName
 

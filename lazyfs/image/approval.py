@@ -7,8 +7,9 @@ from typing import Final
 
 from lazyfs.cache.references import References
 from lazyfs.errors import CacheError, NotTrusted
+from lazyfs.image.keys import PublicKey
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.signatures import PublicKey, find_signer
+from lazyfs.image.signatures import find_signer
 from lazyfs.image.trust import Demands
 from lazyfs.source.attachments import Attachments
 

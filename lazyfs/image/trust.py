@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError
-from lazyfs.image.signatures import PublicKey
+from lazyfs.image.keys import PublicKey
 from lazyfs.oci.image_name import ImageName, RegistryImage
 from lazyfs.oci.json_fields import Fields
 

@@ -1,0 +1,73 @@
+"""Public keys whose signatures count."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from lazyfs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+_MIN_RSA_BITS: Final = 2048
+_CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key whose signatures count.
+
+    Attributes:
+        name: for people: the file it came from.
+        fingerprint: sha256 of its DER form, hexadecimal.
+    """
+
+    name: str
+    fingerprint: str
+    _key: "PublicKeyTypes" = field(repr=False, compare=False)
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Whether this key signed `data`: by ECDSA or RSA (PKCS #1 v1.5) with SHA-256, or by Ed25519."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # most runs have no keys
+        from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa  # noqa: PLC0415
+
+        try:
+            match self._key:
+                case ec.EllipticCurvePublicKey() as key:
+                    key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+                case rsa.RSAPublicKey() as key:
+                    key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+                case ed25519.Ed25519PublicKey() as key:
+                    key.verify(signature, data)
+                case _:
+                    return False
+        except InvalidSignature:
+            return False
+        return True
+
+
+def parse_key(pem: bytes, name: str) -> PublicKey:
+    """A public key in PEM, as `cosign generate-key-pair` writes `cosign.pub`.
+
+    Raises:
+        ConfigError: it is none, or of a kind that is not used for signatures here.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # most runs have no keys
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
+
+    if b"PRIVATE KEY" in pem:
+        raise ConfigError(f"{name}: a private key; the public one is wanted, and this one ought to be hidden")
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(f"{name}: not a public key in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey):
+        raise ConfigError(f"{name}: not an ECDSA, RSA or Ed25519 key")
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in _CURVES:
+        raise ConfigError(f"{name}: a key on the curve {key.curve.name}; known are {', '.join(_CURVES)}")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < _MIN_RSA_BITS:
+        raise ConfigError(f"{name}: an RSA key of {key.key_size} bits; at least {_MIN_RSA_BITS} are wanted")
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return PublicKey(name, hashlib.sha256(der).hexdigest(), key)
