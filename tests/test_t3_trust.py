@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +207,19 @@ def test_a_key_knows_its_own_signatures(kind: str) -> None:
     assert not public.verifies(signature, b"date")
     assert not public.verifies(raw_signature(other, b"data"), b"data")
     assert not any(public.verifies(raw_signature(new_key(one), b"data"), b"data") for one in ("rsa", "ecdsa"))
+
+
+@pytest.mark.parametrize(
+    ("curve", "as_long"),
+    [(ec.SECP256R1, hashes.SHA256), (ec.SECP384R1, hashes.SHA384), (ec.SECP521R1, hashes.SHA512)],
+)
+def test_ecdsa_is_with_sha256_or_with_the_hash_as_long_as_the_curve(curve: Any, as_long: Any) -> None:
+    key = ec.generate_private_key(curve())
+    public = parse_key(public_pem(key), "k")
+    for kind in (hashes.SHA256, hashes.SHA384, hashes.SHA512, hashes.SHA3_256):
+        signature = key.sign(b"data", ec.ECDSA(kind()))
+        assert public.verifies(signature, b"data") == (kind in (hashes.SHA256, as_long))
+        assert not public.verifies(signature, b"date")
 
 
 @settings(max_examples=50)

@@ -1,7 +1,9 @@
 """Public keys whose signatures count."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lazyfs.errors import ConfigError
@@ -27,24 +29,37 @@ class PublicKey:
     _key: "PublicKeyTypes" = field(repr=False, compare=False)
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
-        """Whether this key signed `data`: by ECDSA or RSA (PKCS #1 v1.5) with SHA-256, or by Ed25519."""
-        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # most runs have no keys
-        from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+        """Whether this key signed `data`: by ECDSA, RSA (PKCS #1 v1.5, SHA-256) or Ed25519.
+
+        ECDSA is with SHA-256, or with the hash that is as long as its curve: signers of Sigstore took the
+        first for all curves, and take the second today (protobuf-specs, `PublicKeyDetails`).
+        """
+        from cryptography.hazmat.primitives import hashes  # noqa: PLC0415  # most runs have no keys
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa  # noqa: PLC0415
 
-        try:
-            match self._key:
-                case ec.EllipticCurvePublicKey() as key:
-                    key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-                case rsa.RSAPublicKey() as key:
-                    key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
-                case ed25519.Ed25519PublicKey() as key:
-                    key.verify(signature, data)
-                case _:
-                    return False
-        except InvalidSignature:
-            return False
-        return True
+        match self._key:
+            case ec.EllipticCurvePublicKey() as key:
+                as_long = {384: hashes.SHA384, 521: hashes.SHA512}.get(key.curve.key_size, hashes.SHA256)
+                return any(
+                    _holds(partial(key.verify, signature, data, ec.ECDSA(kind())))
+                    for kind in dict.fromkeys((hashes.SHA256, as_long))
+                )
+            case rsa.RSAPublicKey() as key:
+                return _holds(partial(key.verify, signature, data, padding.PKCS1v15(), hashes.SHA256()))
+            case ed25519.Ed25519PublicKey() as key:
+                return _holds(partial(key.verify, signature, data))
+            case _:
+                return False
+
+
+def _holds(verify: Callable[[], None]) -> bool:
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # most runs have no keys
+
+    try:
+        verify()
+    except InvalidSignature:
+        return False
+    return True
 
 
 def parse_key(pem: bytes, name: str) -> PublicKey:
