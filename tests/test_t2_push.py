@@ -79,6 +79,16 @@ async def test_what_was_published_is_found_and_can_be_read(server: Registry) -> 
         assert await found.referrers(sha256_digest(b"other"), KIND) == ()
 
 
+async def test_several_types_are_listed_type_after_type(server: Registry) -> None:
+    await publish(
+        server, *(artifact(kind=kind) for kind in ("application/b", "application/a", "application/c"))
+    )
+    async with attachments(server) as found:
+        asked = ("application/a", "application/other", "application/b")
+        entries = await found.referrers(IMAGE.digest, *asked)
+    assert [entry.artifact_type for entry in entries] == ["application/a", "application/b"]
+
+
 async def test_publishing_twice_changes_nothing(server: Registry) -> None:
     await publish(server, artifact())
     before = dict(server.store.manifests), dict(server.store.tags), set(server.store.blobs)

@@ -33,8 +33,8 @@ MAX_CANDIDATES: Final = 64  # manifests of a layout that are opened to see what 
 class Attachments(Protocol):
     """One repository, asked for what is attached to images rather than for an image."""
 
-    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
-        """Links to the artifacts of a type that refer to a manifest; none is no error.
+    async def referrers(self, digest: str, *artifact_types: str) -> Sequence[Descriptor]:
+        """Links to the artifacts of some types that refer to a manifest, type after type; none is no error.
 
         Raises:
             Unauthorized, Unreachable, SourceError: the repository does not tell.
@@ -75,17 +75,17 @@ class RegistryAttachments:
         self.blob = source.blob
         self.statistics = source.statistics
 
-    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+    async def referrers(self, digest: str, *artifact_types: str) -> Sequence[Descriptor]:
         """As Attachments.referrers says. A mirror that has none, or fails, leaves it to the registry."""
         *mirrors, registry = self._source.hosts
         for host in filter(lambda host: host.can(Capability.REFERRERS), mirrors):
             try:
-                found = await self._listed(host, digest, artifact_type)
+                found = await self._listed(host, digest, artifact_types)
             except (SourceError, IndexerError):
                 continue
             if found:
                 return found
-        return await self._listed(registry, digest, artifact_type)
+        return await self._listed(registry, digest, artifact_types)
 
     async def prepare(self, connections: int) -> None:
         """As Attachments.prepare says."""
@@ -93,12 +93,12 @@ class RegistryAttachments:
         if host is not None:
             await host.prepare(connections)
 
-    async def _listed(self, host: Host, digest: str, artifact_type: str) -> Sequence[Descriptor]:
-        """What a host lists of a type. All types come by one request: more than one is wanted."""
+    async def _listed(self, host: Host, digest: str, artifact_types: Sequence[str]) -> Sequence[Descriptor]:
+        """What a host lists of some types. All types come by one request: more than one is wanted."""
         if (host, digest) not in self._listings:
             self._listings[host, digest] = Once(partial(list_referrers, host, digest, ""))
         listing = await self._listings[host, digest].get()
-        return tuple(entry for entry in listing.entries if entry.artifact_type == artifact_type)
+        return _of_types(listing.entries, artifact_types)
 
     async def tagged(self, tag: str) -> bytes | None:
         """As Attachments.tagged says."""
@@ -129,10 +129,10 @@ class LocalAttachments:
         self.blob = source.blob
         self.statistics = source.statistics
 
-    async def referrers(self, digest: str, artifact_type: str) -> Sequence[Descriptor]:
+    async def referrers(self, digest: str, *artifact_types: str) -> Sequence[Descriptor]:
         """As Attachments.referrers says; what cannot be read refers to nothing."""
         found = []
-        for entry in [e for e in self._index.manifests if e.artifact_type == artifact_type][:MAX_CANDIDATES]:
+        for entry in _of_types(self._index.manifests, artifact_types)[:MAX_CANDIDATES]:
             try:
                 manifest = parse_document(await self.document(entry), entry.media_type)
             except (IndexerError, SourceError):
@@ -150,6 +150,10 @@ class LocalAttachments:
             if entry.annotations.get(REF_NAME) == tag and entry.media_type in MANIFEST_TYPES:
                 return await self.document(entry)
         return None
+
+
+def _of_types(entries: Sequence[Descriptor], artifact_types: Sequence[str]) -> tuple[Descriptor, ...]:
+    return tuple(e for kind in artifact_types for e in entries if e.artifact_type == kind)
 
 
 @asynccontextmanager
