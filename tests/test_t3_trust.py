@@ -278,7 +278,7 @@ async def signer(
     registry: Registry, digest: str = IMAGE.digest, keys: tuple[PublicKey, ...] = (PUBLIC,)
 ) -> Any:
     async with place(registry) as found:
-        return await find_signer(found, digest, keys)
+        return (await find_signer(found, digest, keys)).signer
 
 
 @pytest.mark.parametrize("kind", ["ecdsa", "rsa", "ed25519"])

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.bundles import attach_bundle, signed_bundle
 from tests.support.crash import lock_held
 from tests.support.errors_page import described_errors
+from tests.support.published import new_key, public_pem
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
 from tests.support.registry_faults import Corrupt, Reset, StallHead, Status
@@ -177,9 +177,16 @@ def token_service_without_tls(world: World) -> Done:
 
 
 def unsigned(world: World) -> Done:
-    key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return ask(world, "good", "--require-signature", "--trusted-key", world.file("key.pub", pem))
+    key = world.file("key.pub", public_pem(new_key()))
+    return ask(world, "good", "--require-signature", "--trusted-key", key)
+
+
+def signed_by_a_certificate(world: World) -> Done:
+    with Registry() as registry:
+        registry.push("app", GOOD, tag="1")
+        attach_bundle(registry, GOOD.digest, signed_bundle(new_key(), GOOD.digest, certified=True))
+        key = world.file("key.pub", public_pem(new_key()))
+        return world.run("ls", "--require-signature", "--trusted-key", key, f"{registry.host}/app:1")
 
 
 def wrong_login(world: World) -> Done:
@@ -357,6 +364,7 @@ CASES: dict[str, Callable[[World], Done]] = {
     ),
     "A token service without TLS": token_service_without_tls,
     "An image that is not signed": unsigned,
+    "An image that is signed without a key": signed_by_a_certificate,
     # 78
     "The configuration file is missing": lambda w: ask(w, "good", "--config", str(w.tmp / "nowhere")),
     "The configuration file is not TOML": lambda w: ask(w, "good", *w.config("retries")),

@@ -9,7 +9,7 @@ from lazyfs.cache.references import References
 from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.keys import PublicKey
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.signatures import find_signer
+from lazyfs.image.signatures import Finding, find_signer
 from lazyfs.image.trust import Demands
 from lazyfs.source.attachments import Attachments
 
@@ -47,14 +47,17 @@ async def approve(
     if any(_is_remembered(references, digest, demands.keys) for digest in digests):
         return
     asked = place if not offline else None
+    certified = False
     for digest in digests:
-        signer = await find_signer(asked, digest, demands.keys) if asked else None
-        if signer is not None:
-            _log.info("%s is signed by %s", resolved.name, signer.name)
-            _remember(references, digest, signer)
+        finding = await find_signer(asked, digest, demands.keys) if asked else Finding()
+        if finding.signer is not None:
+            _log.info("%s is signed by %s", resolved.name, finding.signer.name)
+            _remember(references, digest, finding.signer)
             return
+        certified = certified or finding.certified
     names = ", ".join(key.name for key in demands.keys)
-    raise NotTrusted(f"{resolved.name}: refused: {resolved.root.digest} is not signed by {names}")
+    why = "; there are signatures by certificates (keyless), but these are not checked" if certified else ""
+    raise NotTrusted(f"{resolved.name}: refused: {resolved.root.digest} is not signed by {names}{why}")
 
 
 def _record(digest: str, key: PublicKey) -> str:

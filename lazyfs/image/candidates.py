@@ -62,7 +62,7 @@ async def _is_signed(place: Place, link: Descriptor, demands: Demands) -> bool:
         Unreachable: nobody answers.
     """
     try:
-        return await find_signer(place.attachments, link.digest, demands.keys) is not None
+        return (await find_signer(place.attachments, link.digest, demands.keys)).signer is not None
     except SourceError as error:
         if isinstance(error, Unreachable) and error.status is None:
             raise

@@ -16,7 +16,7 @@ from indexer.digest import DIGEST_SIZE, sha256_digest
 from indexer.toc import Member, Span, SpanTable, Toc
 from indexer.toc_codec import VERSION, encode_toc
 from lazyfs.image.artifact import LayerFiles, build_artifact
-from lazyfs.image.signatures import PAYLOAD_TYPE, SIGNATURE_KEY, SIGNATURE_TYPE
+from lazyfs.image.simple_signing import PAYLOAD_TYPE, SIGNATURE_KEY, SIGNATURE_TYPE
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from lazyfs.source.push_artifact import Artifact, descriptor_fields
@@ -219,12 +219,26 @@ def sign(
     if not referrer:
         registry.put_manifest(repository, fallback_tag(digest) + ".sig", OCI_MANIFEST, encode(manifest))
         return
-    manifest["artifactType"] = SIGNATURE_TYPE
+    attach(registry, repository, digest, manifest | {"artifactType": SIGNATURE_TYPE})
+
+
+def attach(
+    registry: Registry, repository: str, subject: str, manifest: dict[str, Any], **listed: Any
+) -> dict[str, Any]:
+    """Store a manifest that refers to another, and list it under the fallback tag; the link to it.
+
+    Args:
+        registry: where to.
+        repository: where there.
+        subject: digest of what it refers to.
+        manifest: without its subject.
+        listed: what the link says otherwise than the manifest.
+    """
     with registry.store.lock:
-        subject = registry.store.manifest(repository, digest)[1]
-    manifest["subject"] = descriptor_of(subject.data, subject.media_type)
-    document = encode(manifest)
+        meant = registry.store.manifest(repository, subject)[1]
+    document = encode(manifest | {"subject": descriptor_of(meant.data, meant.media_type)})
     registry.put_manifest(repository, sha256_digest(document), OCI_MANIFEST, document)
-    _list(
-        registry, repository, digest, descriptor_of(document, OCI_MANIFEST) | {"artifactType": SIGNATURE_TYPE}
-    )
+    told = {key: manifest[key] for key in ("artifactType", "annotations") if key in manifest}
+    link = descriptor_of(document, OCI_MANIFEST) | told | listed
+    _list(registry, repository, subject, link)
+    return link
