@@ -122,6 +122,16 @@ async def test_attestations_that_say_so_are_not_fetched_and_hide_nothing(registr
     assert not any(link["digest"] in path for link in told for path in asked)
 
 
+async def test_of_attestations_that_a_list_does_not_tell_of_no_more_than_the_manifest_is_fetched() -> None:
+    with Registry(referrers=False) as registry:
+        registry.push("app", IMAGE, tag="1")
+        for kind in ATTESTATIONS:
+            data = signed_bundle(KEY, IMAGE.digest, kind)
+            attach_bundle(registry, IMAGE.digest, data, predicate=kind, annotations={})
+        assert await find(registry) == Finding()
+        assert registry.requests["GET", "blob"] == 0
+
+
 @pytest.mark.parametrize("name", NOT_SIGNED)
 async def test_a_bad_bundle_is_no_signature_and_hides_no_good_one(name: str) -> None:
     with Registry() as registry:
