@@ -114,10 +114,9 @@ async def test_a_database_under_two_names_counts_once():
 
 
 async def test_rpm_lists_the_same(tmp_path):
-    listed = make_database(tmp_path / "db")
-    data = (tmp_path / "db" / "rpmdb.sqlite").read_bytes()
+    _, _, listed = made = make_database(tmp_path / "db")
     inventory = await found(
-        file(b"usr/lib/sysimage/rpm/rpmdb.sqlite", data),
+        file(b"usr/lib/sysimage/rpm/rpmdb.sqlite", made.sqlite),
         symlink(b"var/lib/rpm", b"../../usr/lib/sysimage/rpm"),
     )
     assert [f"{p.name} {p.version} {p.architecture} {p.licence}" for p in inventory.packages] == listed
@@ -144,13 +143,6 @@ async def test_keys_are_no_packages_and_epochs_are_shown(tmp_path):
     blobs = [header({1000: "gpg-pubkey", 1001: "1"}), header({1000: "n", 1001: "1", 1002: "2", 1003: 0})]
     data = database(tmp_path / "x", PACKAGES, blobs)
     assert names(await found(file(b"var/lib/rpm/rpmdb.sqlite", data))) == [("rpm", "n", "0:1-2")]
-
-
-@pytest.mark.parametrize(("name", "kind"), [(b"Packages", "Berkeley DB"), (b"Packages.db", "ndb")])
-async def test_other_databases_of_rpm_are_told_and_not_read(name, kind):
-    inventory = await found(file(b"var/lib/rpm/" + name, b"x"))
-    problem = f"RPM's database in {kind} is not read here, only the one in SQLite"
-    assert inventory.problems == (Problem(b"var/lib/rpm/" + name, problem),)
 
 
 HOSTILE = {

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from indexer.errors import FormatError, IndexerError, LimitExceeded
+from indexer.errors import IndexerError, LimitExceeded
 from lazyfs.errors import NotFound
 from lazyfs.image.browse import Entry, below, children, entry_at
 from lazyfs.image.image import Image
@@ -206,17 +206,14 @@ async def _read_rpm(image: Image, findings: _Findings) -> None:
     seen: set[int] = set()
     for directory in rpm.DIRECTORIES:
         entries = {entry.name: entry for entry in _directory(image, directory) if entry.letter == "f"}
-        database = entries.get(rpm.SQLITE)
-        others = [entries[name] for name in rpm.OTHERS if name in entries]
+        database = next((entries[name] for name in rpm.NAMES if name in entries), None)
         if database is not None and database.inode.nid not in seen:
             seen.add(database.inode.nid)
-            await _read_rpm_sqlite(image, database, entries.get(rpm.SQLITE + b"-wal"), findings)
-        elif database is None and others and others[0].inode.nid not in seen:
-            seen.add(others[0].inode.nid)
-            findings.refuse(others[0], rpm.refuse_other(others[0].name))
+            log = entries.get(rpm.SQLITE_LOG) if database.name == rpm.SQLITE else None
+            await _read_rpm_database(image, database, log, findings)
 
 
-async def _read_rpm_sqlite(image: Image, database: Entry, log: Entry | None, findings: _Findings) -> None:
+async def _read_rpm_database(image: Image, database: Entry, log: Entry | None, findings: _Findings) -> None:
     parts = []
     for entry in (database, log):
         size = entry.inode.size if entry is not None else 0
@@ -225,9 +222,9 @@ async def _read_rpm_sqlite(image: Image, database: Entry, log: Entry | None, fin
             return
         parts.append(await image.read(entry.inode.nid, 0, size) if entry is not None else b"")
     try:
-        packages = await trio.to_thread.run_sync(rpm.read_sqlite, parts[0], parts[1], database.path)
+        packages = await trio.to_thread.run_sync(rpm.read_database, parts[0], parts[1], database.path)
         findings.packages.extend(packages)
-    except FormatError as error:
+    except IndexerError as error:
         findings.refuse(database, error)
 
 
