@@ -66,17 +66,19 @@ def test_cyclonedx_lists_every_package_where_it_was_found():
 
 def test_spdx_contains_every_package():
     document = spdx(bill(*PACKAGES))
-    image, *packages = document["packages"]
+    image, system, *packages = document["packages"]
     assert (image["name"], image["versionInfo"]) == ("docker://docker.io/library/x:1", DIGEST)
     assert [found["name"] for found in packages] == ["libc6", "two", "six", "six"]
     assert packages[0]["externalRefs"][0]["referenceLocator"].startswith("pkg:deb/debian/libc6@2.36-9?")
     assert packages[0]["sourceInfo"] == "found in /var/lib/dpkg/status, built from glibc 2.36-9"
+    assert (system["name"], system["versionInfo"], system["summary"]) == ("debian", "12", "Debian 12")
+    assert system["primaryPackagePurpose"] == "OPERATING_SYSTEM"
     assert [found["licenseDeclared"] for found in packages] == [
         *("NOASSERTION", "NOASSERTION", "MIT", "MIT OR Apache-2.0")
     ]
     assert packages[1]["licenseComments"] == "as written: MIT and Odd"
     contained = [r for r in document["relationships"] if r["relationshipType"] == "CONTAINS"]
-    assert len(contained) == len(PACKAGES)
+    assert len(contained) == len(PACKAGES) + 1
 
 
 @pytest.mark.parametrize("write", [write_cyclonedx, write_spdx])
@@ -114,4 +116,4 @@ def test_whatever_databases_say_makes_valid_bills(packages, distribution):
     made = bill(*packages, distribution=distribution)
     assert len(cyclonedx(made).get("components", ())) == len(packages) + bool(distribution.id)
     out = io.StringIO(write_spdx(made))
-    assert len(json.load(out)["packages"]) == len(packages) + 1
+    assert len(json.load(out)["packages"]) == len(packages) + 1 + bool(distribution.id)

@@ -19,11 +19,12 @@ from lazyfs.image.packages.package import Distribution, Package
 
 _DOCUMENT: Final = "SPDXRef-DOCUMENT"
 _IMAGE: Final = "SPDXRef-Image"
+_SYSTEM: Final = "SPDXRef-OperatingSystem"
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9.-]+")  # SPDX 2.3, 7.2
 
 
 def write_spdx(bill: Bill) -> str:
-    """The bill as one JSON document: the image, and the packages it contains."""
+    """The bill as one JSON document: the image, and the system and packages it contains."""
     program = "-".join(bill.program)
     document = Document(
         CreationInfo(
@@ -45,13 +46,29 @@ def write_spdx(bill: Bill) -> str:
     )
     document.packages = [image]
     document.relationships = [Relationship(_DOCUMENT, RelationshipType.DESCRIBES, _IMAGE)]
+    distribution = bill.inventory.distribution
+    contained = [_system(distribution)] if distribution.id else []
     for number, package in enumerate(bill.inventory.packages, 1):
-        found = _package(package, number, bill.inventory.distribution)
-        document.packages.append(found)
-        document.relationships.append(Relationship(_IMAGE, RelationshipType.CONTAINS, found.spdx_id))
+        contained.append(_package(package, number, distribution))
+    document.packages += contained
+    document.relationships += [
+        Relationship(_IMAGE, RelationshipType.CONTAINS, it.spdx_id) for it in contained
+    ]
     out = io.StringIO()
     write_document_to_stream(document, out, validate=False)
     return out.getvalue()
+
+
+def _system(distribution: Distribution) -> SpdxPackage:
+    return SpdxPackage(
+        _SYSTEM,
+        distribution.id,
+        SpdxNoAssertion(),
+        version=distribution.version or None,
+        files_analyzed=False,
+        summary=distribution.name or None,
+        primary_package_purpose=PackagePurpose.OPERATING_SYSTEM,
+    )
 
 
 def _package(package: Package, number: int, distribution: Distribution) -> SpdxPackage:
