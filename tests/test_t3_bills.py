@@ -24,7 +24,10 @@ DIGEST = "sha256:" + "1" * 64
 MADE_AT = datetime(2024, 2, 29, 12, tzinfo=UTC)
 PACKAGES = (
     Package("deb", "libc6", "2.36-9", b"var/lib/dpkg/status", "amd64", "glibc", "2.36-9"),
-    Package("rpm", "two", "3:1-2", b"var/lib/rpm/rpmdb.sqlite", "noarch", licence="MIT and Odd"),
+    Package(
+        *("rpm", "two", "3:1-2", b"var/lib/rpm/rpmdb.sqlite"),
+        *("noarch", "two", "1-2", "MIT and Odd", "two:rhel8:8090:abc"),
+    ),
     Package("pypi", "six", "1.16", b"opt/\xff/METADATA", licence="MIT"),
     Package("pypi", "six", "1.16", b"usr/METADATA", licence="MIT OR Apache-2.0"),
 )
@@ -56,7 +59,7 @@ def test_cyclonedx_lists_every_package_where_it_was_found():
         *("/opt/\\xff/METADATA", "/usr/METADATA", "/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite")
     ]
     libc = next(found for found in libraries if found["name"] == "libc6")
-    assert libc["purl"] == "pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12"
+    assert libc["purl"] == "pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12&upstream=glibc"
     assert libc["properties"] == [{"name": "lazyfs:source", "value": "glibc 2.36-9"}]
     assert document["metadata"]["component"]["version"] == DIGEST
     assert document["metadata"]["timestamp"] == "2024-02-29T12:00:00+00:00"
@@ -68,11 +71,12 @@ def test_spdx_contains_every_package():
     document = spdx(bill(*PACKAGES))
     image, system, *packages = document["packages"]
     assert (image["name"], image["versionInfo"]) == ("docker://docker.io/library/x:1", DIGEST)
+    assert (system["name"], system["versionInfo"], system["summary"]) == ("debian", "12", "Debian 12")
+    assert system["primaryPackagePurpose"] == "OPERATING_SYSTEM"
     assert [found["name"] for found in packages] == ["libc6", "two", "six", "six"]
     assert packages[0]["externalRefs"][0]["referenceLocator"].startswith("pkg:deb/debian/libc6@2.36-9?")
     assert packages[0]["sourceInfo"] == "found in /var/lib/dpkg/status, built from glibc 2.36-9"
-    assert (system["name"], system["versionInfo"], system["summary"]) == ("debian", "12", "Debian 12")
-    assert system["primaryPackagePurpose"] == "OPERATING_SYSTEM"
+    assert packages[1]["sourceInfo"] == "found in /var/lib/rpm/rpmdb.sqlite"
     assert [found["licenseDeclared"] for found in packages] == [
         *("NOASSERTION", "NOASSERTION", "MIT", "MIT OR Apache-2.0")
     ]

@@ -145,6 +145,13 @@ async def test_keys_are_no_packages_and_epochs_are_shown(tmp_path):
     assert names(await found(file(b"var/lib/rpm/rpmdb.sqlite", data))) == [("rpm", "n", "0:1-2")]
 
 
+def test_what_a_header_does_not_say_is_nothing_and_its_module_is_told():
+    said = {1000: "n", 1001: "1", 1002: "2", 1014: "(none)", 1044: "(none)", 5096: "nodejs:18:8090:a75119d5"}
+    assert rpm_header.parse_header(header(said), b"") == Package(
+        "rpm", "n", "1-2", b"", module="nodejs:18:8090:a75119d5"
+    )
+
+
 HOSTILE = {
     "no database": "",
     "no packages": "CREATE TABLE Other(blob);",
@@ -368,6 +375,22 @@ PURLS = {
         "pkg:rpm/debian/x@1-2?arch=noarch&distro=debian-12&epoch=3",
     ),
     "apk": (Package("apk", "x", "1-r0", b""), "pkg:apk/debian/x@1-r0?distro=debian-12"),
+    "deb of another source": (
+        Package("deb", "x", "1", b"", source="y", source_version="2"),
+        "pkg:deb/debian/x@1?distro=debian-12&upstream=y%402",
+    ),
+    "apk of another source": (
+        Package("apk", "x", "1-r0", b"", source="y"),
+        "pkg:apk/debian/x@1-r0?distro=debian-12&upstream=y",
+    ),
+    "apk of its own source": (
+        Package("apk", "x", "1-r0", b"", source="x"),
+        "pkg:apk/debian/x@1-r0?distro=debian-12",
+    ),
+    "rpm of a module": (
+        Package("rpm", "x", "3:1-2", b"", source="x", source_version="1-2", module="x:1"),
+        "pkg:rpm/debian/x@1-2?distro=debian-12&epoch=3&rpmmod=x:1&upstream=x-1-2.src.rpm",
+    ),
     "pypi": (Package("pypi", "Flask_X", "1", b""), "pkg:pypi/flask-x@1"),
     "npm": (Package("npm", "@s/x", "1", b""), "pkg:npm/%40s/x@1"),
 }
@@ -377,3 +400,36 @@ PURLS = {
 def test_package_urls_follow_their_types(kind):
     package, purl = PURLS[kind]
     assert package.purl(DEBIAN).to_string() == purl
+
+
+@pytest.mark.parametrize(
+    ("release", "beginning"),
+    [
+        ('ID="centos"\nVERSION_ID="7"\nID_LIKE="rhel fedora"\n', "centos/x@1?distro=centos-7"),
+        ('ID="rhel"\nVERSION_ID="8.10"\n', "redhat/x@1?distro=rhel-8.10"),
+        ('ID="amzn"\nVERSION_ID="2"\n', "amzn/x@1?distro=amzn-2"),
+        ('ID="opensuse-leap"\nVERSION_ID="15.6"\n', "opensuse/x@1?distro=opensuse-leap-15.6"),
+        ('ID="opensuse-tumbleweed"\n', "opensuse/x@1?distro=opensuse-tumbleweed"),
+        ('ID="sles"\nVERSION_ID="15.6"\n', "sles/x@1?distro=sles-15.6"),
+    ],
+)
+def test_package_urls_name_vendor_and_release(release, beginning):
+    purl = Package("rpm", "x", "1", b"").purl(parse_os_release(release.encode()))
+    assert purl.to_string() == f"pkg:rpm/{beginning}"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "version"),
+    [
+        ("CentOS release 6.10 (Final)", "centos", "6.10"),
+        ("Red Hat Enterprise Linux Server release 6.10 (Santiago)", "rhel", "6.10"),
+        ("Fedora release 13 (Goddard)", "fedora", "13"),
+        ("Derived from Red Hat", "", ""),
+        (" release 6", "", ""),
+    ],
+)
+async def test_releases_before_os_release_are_known_by_a_line(line, name, version):
+    old = file(b"etc/redhat-release", f"{line}\n".encode())
+    assert (await found(old)).distribution == Distribution(name, version, line if name else "")
+    both = (file(b"etc/os-release", b"ID=centos\nVERSION_ID=7\n"), old)
+    assert (await found(*both)).distribution == Distribution("centos", "7")

@@ -84,6 +84,7 @@ def _facts(bill: Bill) -> dict[str, Any]:
                 "source": package.source,
                 "source_version": package.source_version,
                 "licence": package.licence,
+                "module": package.module,
                 "purl": package.purl(distribution).to_string(),
                 "path": "/" + shown(package.where),
             }

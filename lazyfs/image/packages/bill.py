@@ -38,6 +38,4 @@ def shown_place(package: Package) -> str:
 
 def shown_source(package: Package) -> str:
     """The source package, where that says more than the package itself; else ""."""
-    if not package.source or (package.source, package.source_version) == (package.name, package.version):
-        return ""
-    return f"{package.source} {package.source_version}".strip()
+    return f"{package.source} {package.source_version}".strip() if package.has_other_source else ""

@@ -12,14 +12,23 @@ from lazyfs.errors import NotFound
 from lazyfs.image.browse import Entry, below, children, entry_at
 from lazyfs.image.image import Image
 from lazyfs.image.packages import apk, dpkg, node, python, rpm
-from lazyfs.image.packages.package import Distribution, Package, parse_os_release
+from lazyfs.image.packages.package import (
+    Distribution,
+    Package,
+    parse_os_release,
+    parse_redhat_release,
+)
 from lazyfs.image.tasks import run_few
 
 KINDS: Final = ("deb", "apk", "rpm", "pypi", "npm")
 """All kinds of packages that are found, in the order of an inventory."""
 
-_OS_RELEASE: Final = (b"etc/os-release", b"usr/lib/os-release")
-_MAX_OS_RELEASE: Final = 64 << 10
+_RELEASES: Final = (
+    (b"etc/os-release", parse_os_release),
+    (b"usr/lib/os-release", parse_os_release),
+    (b"etc/redhat-release", parse_redhat_release),
+)
+_MAX_RELEASE: Final = 64 << 10
 _DPKG: Final = b"var/lib/dpkg/status"
 _DPKG_PARTS: Final = b"var/lib/dpkg/status.d"
 _APK: Final = (b"lib/apk/db/installed", b"usr/lib/apk/db/installed")
@@ -105,10 +114,10 @@ async def find_packages(image: Image) -> Inventory:
 
 
 async def _distribution(image: Image) -> Distribution:
-    for path in _OS_RELEASE:
+    for path, parse in _RELEASES:
         entry = _file_at(image, path)
         if entry is not None:
-            return parse_os_release(await image.read(entry.inode.nid, 0, _MAX_OS_RELEASE))
+            return parse(await image.read(entry.inode.nid, 0, _MAX_RELEASE))
     return Distribution()
 
 

@@ -19,9 +19,10 @@ _INT32, _STRING, _STRING_ARRAY, _I18N_STRING = 4, 6, 8, 9
 _MAX_STRING: Final = 4096
 
 _NAME, _VERSION, _RELEASE, _EPOCH = 1000, 1001, 1002, 1003
-_LICENSE, _ARCH, _SOURCE_RPM = 1014, 1022, 1044
-_TAGS: Final = frozenset({_NAME, _VERSION, _RELEASE, _EPOCH, _LICENSE, _ARCH, _SOURCE_RPM})
+_LICENSE, _ARCH, _SOURCE_RPM, _MODULE = 1014, 1022, 1044, 5096
+_TAGS: Final = frozenset({_NAME, _VERSION, _RELEASE, _EPOCH, _LICENSE, _ARCH, _SOURCE_RPM, _MODULE})
 _KEY: Final = "gpg-pubkey"
+_NOTHING: Final = "(none)"  # as RPM prints it, and as some packages say it
 
 
 def parse_header(blob: bytes, where: bytes) -> Package | None:
@@ -46,6 +47,7 @@ def parse_header(blob: bytes, where: bytes) -> Package | None:
         source=source,
         source_version=source_version,
         licence=licence_name(values.get(_LICENSE, "")),
+        module=values.get(_MODULE, ""),
     )
 
 
@@ -69,7 +71,7 @@ def _values(blob: bytes) -> dict[int, str]:
         tag, kind, offset, count = _ENTRY.unpack_from(blob, _COUNTS.size + number * _ENTRY.size)
         if tag in _TAGS and count:
             values.setdefault(tag, _value(blob, kind, store + offset, store + size))
-    return values
+    return {tag: value for tag, value in values.items() if value != _NOTHING}
 
 
 def _value(blob: bytes, kind: int, start: int, end: int) -> str:
