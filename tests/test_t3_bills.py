@@ -85,6 +85,15 @@ def test_spdx_contains_every_package():
     assert len(contained) == len(PACKAGES) + 1
 
 
+@pytest.mark.parametrize("depth", [40, 400])
+def test_a_licence_may_be_nested_as_deep_as_it_likes(depth):
+    licence = "MIT AND (X11 OR (" * (depth // 2) + "MIT" + "))" * (depth // 2)
+    package = Package("rpm", "deep", "1", b"", licence=licence)
+    (found,) = cyclonedx(bill(package, distribution=Distribution()))["components"]
+    assert ("expression" in found["licenses"][0]) == (depth < 50)
+    assert (spdx(bill(package))["packages"][-1]["licenseDeclared"] == "NOASSERTION") == (depth > 50)
+
+
 @pytest.mark.parametrize("write", [write_cyclonedx, write_spdx])
 def test_the_same_image_at_the_same_time_gives_the_same_bill(write):
     assert write(bill(*PACKAGES)) == write(bill(*PACKAGES))

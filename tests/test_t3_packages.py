@@ -145,6 +145,14 @@ async def test_keys_are_no_packages_and_epochs_are_shown(tmp_path):
     assert names(await found(file(b"var/lib/rpm/rpmdb.sqlite", data))) == [("rpm", "n", "0:1-2")]
 
 
+def test_a_header_may_have_a_long_licence_and_one_that_is_too_long_does_no_harm():
+    expression = " AND ".join(["(GPL-2.0-only OR BSD-3-Clause)"] * 40)
+    for licence, told in ((expression, expression), (expression * 4, "")):
+        package = rpm_header.parse_header(header({1000: "n", 1001: "1", 1014: licence}), b"")
+        assert package is not None
+        assert package.licence == told
+
+
 def test_what_a_header_does_not_say_is_nothing_and_its_module_is_told():
     said = {1000: "n", 1001: "1", 1002: "2", 1014: "(none)", 1044: "(none)", 5096: "nodejs:18:8090:a75119d5"}
     assert rpm_header.parse_header(header(said), b"") == Package(

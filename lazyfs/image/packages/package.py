@@ -121,10 +121,10 @@ def parse_redhat_release(data: bytes) -> Distribution:
     return Distribution(name, found[2], line)
 
 
-def licence_name(text: str) -> str:
-    """A licence's name, if `text` is one and not a whole licence; else ""."""
+def licence_name(text: str, longest: int = _MAX_LICENCE) -> str:
+    """A licence's name, or an expression of several, if `text` is one and not a whole licence; else ""."""
     text = " ".join(text.split())
-    return text if len(text) <= _MAX_LICENCE and text.upper() != "UNKNOWN" else ""
+    return text if len(text) <= longest and text.upper() != "UNKNOWN" else ""
 
 
 def parse_os_release(data: bytes) -> Distribution:

@@ -16,7 +16,7 @@ _MAX_TAGS: Final = 0xFFFF
 _COUNTS: Final = struct.Struct(">II")
 _ENTRY: Final = struct.Struct(">IIII")  # tag, type, offset in the store, number of values
 _INT32, _STRING, _STRING_ARRAY, _I18N_STRING = 4, 6, 8, 9
-_MAX_STRING: Final = 4096
+_MAX_STRING: Final = 4096  # licences of large packages have more than 1000; what is longer tells nothing
 
 _NAME, _VERSION, _RELEASE, _EPOCH = 1000, 1001, 1002, 1003
 _LICENSE, _ARCH, _SOURCE_RPM, _MODULE = 1014, 1022, 1044, 5096
@@ -46,7 +46,7 @@ def parse_header(blob: bytes, where: bytes) -> Package | None:
         architecture=values.get(_ARCH, ""),
         source=source,
         source_version=source_version,
-        licence=licence_name(values.get(_LICENSE, "")),
+        licence=licence_name(values.get(_LICENSE, ""), _MAX_STRING),
         module=values.get(_MODULE, ""),
     )
 
@@ -69,8 +69,8 @@ def _values(blob: bytes) -> dict[int, str]:
     values: dict[int, str] = {}
     for number in range(tags):
         tag, kind, offset, count = _ENTRY.unpack_from(blob, _COUNTS.size + number * _ENTRY.size)
-        if tag in _TAGS and count:
-            values.setdefault(tag, _value(blob, kind, store + offset, store + size))
+        if tag in _TAGS and count and tag not in values:
+            values[tag] = _value(blob, kind, store + offset, store + size)
     return {tag: value for tag, value in values.items() if value != _NOTHING}
 
 
@@ -81,7 +81,7 @@ def _value(blob: bytes, kind: int, start: int, end: int) -> str:
         return str(int.from_bytes(blob[start : start + 4], "big"))
     if kind not in (_STRING, _STRING_ARRAY, _I18N_STRING):
         raise FormatError(f"an RPM header's text has type {kind}")
-    stop = blob.find(b"\0", start, min(end, start + _MAX_STRING))
+    stop = blob.find(b"\0", start, end)
     if stop < 0:
         raise FormatError("an RPM header's text has no end")
-    return blob[start:stop].decode("utf-8", "replace")
+    return blob[start:stop].decode("utf-8", "replace") if stop - start <= _MAX_STRING else ""
