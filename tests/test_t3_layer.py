@@ -14,7 +14,8 @@ from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.plan import plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
-from lazyfs.image.traffic import Purpose, Traffic
+from lazyfs.image.traffic import Cause, Purpose, Traffic
+from lazyfs.image.waits import Wait
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
 from tests.support.tars import file, gnu_sparse, tar
 
@@ -53,7 +54,9 @@ class MemoryBlob:
 
 
 @asynccontextmanager
-async def lazy(blob: MemoryBlob, cache: Cache, built=None, **settings) -> AsyncIterator[LazyLayer]:
+async def lazy(
+    blob: MemoryBlob, cache: Cache, built=None, waited=None, **settings
+) -> AsyncIterator[LazyLayer]:
     built = built or build(blob.data)
     toc, windows = built.toc, built.windows
     async with trio.open_nursery() as nursery:
@@ -69,7 +72,7 @@ async def lazy(blob: MemoryBlob, cache: Cache, built=None, **settings) -> AsyncI
                 nursery=nursery,
                 settings=fetching,
             )
-            yield LazyLayer(toc.spans, toc.extents, entry, fetcher, fetching.read_ahead)
+            yield LazyLayer(toc.spans, toc.extents, entry, fetcher, fetching.read_ahead, waited=waited)
             nursery.cancel_scope.cancel()
 
 
@@ -118,6 +121,31 @@ async def test_whether_some_of_a_range_is_here(cache):
         assert not layer.has_some(start - 100, 100)
         assert not layer.has_some(end, 100_000)
         assert not layer.has_some(len(TAR), 100)
+
+
+@pytest.mark.expect_log("no route")
+async def test_reads_that_wait_in_vain_are_told_of_like_others(cache):
+    blob, waits = MemoryBlob(gzip_layer(TAR)), []
+
+    def note(wait: Wait) -> None:
+        waits.append((wait.start, wait.size, wait.cause, wait.came))
+
+    async with lazy(blob, cache, waited=note) as layer:
+        gate = trio.Event()
+        blob.before = gate.wait
+        with trio.move_on_after(0.01):
+            await layer.read(0, 100)
+        gate.set()
+        await layer.read(1000, 100)
+        blob.before = fail
+        with pytest.raises(Unreachable):
+            await layer.read(len(TAR) - 5000, 100)
+    assert waits[0] == (0, 100, Cause.NETWORK, False)
+    assert [wait[::3] for wait in waits[1:]] == [(1000, True), (len(TAR) - 5000, False)]
+
+
+async def fail() -> None:
+    raise Unreachable("no route")
 
 
 async def test_many_readers_of_one_span_share_one_request(cache):

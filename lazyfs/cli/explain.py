@@ -73,7 +73,9 @@ def _print(answer: dict[str, Any]) -> None:
         write_line("no reader has waited")
         return
     waits = [("waited", "for", "file")]
-    waits += [(f"{1000 * r['wait_s']:.0f} ms", r["cause"], r["path"] or "-") for r in answer["slowest"][:10]]
+    for read in answer["slowest"][:10]:
+        cause = read["cause"] if read["came"] else f"{read['cause']}, in vain"
+        waits.append((f"{1000 * read['wait_s']:.0f} ms", cause, read["path"] or "-"))
     write_table(waits, "rll")
 
 

@@ -84,6 +84,7 @@ def slowest_facts(traffic: Traffic) -> list[dict[str, Any]]:
             "start": read.start,
             "size": read.size,
             "cause": read.cause.value,
+            "came": read.came,
         }
         for read in traffic.slowest()
     ]

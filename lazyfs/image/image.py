@@ -27,7 +27,8 @@ from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
-from lazyfs.image.traffic import Cause, SlowRead, Traffic
+from lazyfs.image.traffic import SlowRead, Traffic
+from lazyfs.image.waits import Wait
 from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
 
@@ -322,8 +323,9 @@ async def open_layer(
             await trio.to_thread.run_sync(lazy.sync)
 
 
-def _tell(traffic: Traffic, layer: PackLayer, start: int, size: int, wait_s: float, cause: Cause) -> None:
-    traffic.waited(SlowRead(wait_s, trio.current_time() - wait_s, layer, start, size, cause))
+def _tell(traffic: Traffic, layer: PackLayer, wait: Wait) -> None:
+    read = SlowRead(wait.seconds, wait.asked_s, layer, wait.start, wait.size, wait.cause, wait.came)
+    traffic.waited(read)
 
 
 def _window(windows: memoryview, span: Span) -> bytes:

@@ -22,7 +22,8 @@ from lazyfs.image.landing import Landing
 from lazyfs.image.plan import Piece, tail_pieces
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.image.spare import SpareSpans
-from lazyfs.image.traffic import Cause, Purpose
+from lazyfs.image.traffic import Purpose
+from lazyfs.image.waits import Wait, Waited, waiting
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +55,6 @@ Watch = Callable[[int, int], None]
 """Told of bytes [start, end) of a layer that are read, which are not empty."""
 
 
-Waited = Callable[[int, int, float, Cause], None]
-"""Told of a read of a layer that had to wait: start, bytes, seconds, and what it waited for most."""
-
-
 class Coming(Protocol):
     """What comes of a layer without being asked for by its readers: a boot pack."""
 
@@ -78,19 +75,6 @@ class Coming(Protocol):
         """Wait for a part, as long as that is no slower than a request for `apart` bytes."""
 
 
-def _causes(pack_s: float, fetch_s: float, landings: Iterable[Landing]) -> dict[Cause, float]:
-    """Seconds that a reader waited, by what for."""
-    tickets = [landing.ticket for landing in landings]
-    queue_s = min(max((ticket.queue_s for ticket in tickets), default=0.0), fetch_s)
-    unpack_s = min(max((ticket.unpack_s for ticket in tickets), default=0.0), fetch_s - queue_s)
-    return {
-        Cause.PACK: pack_s,
-        Cause.QUEUE: queue_s,
-        Cause.UNPACK: unpack_s,
-        Cause.NETWORK: fetch_s - queue_s - unpack_s,
-    }
-
-
 class LazyLayer:
     """One layer's address space, read through the cache.
 
@@ -101,7 +85,7 @@ class LazyLayer:
         fetcher: brings what is not there.
         read_ahead: how far to run ahead of sequential readers.
         beside: knows what comes with what is waited for; None if nothing is to be brought in vain.
-        waited: told of reads that had to wait.
+        waited: told of reads that had to wait, in vain, too.
 
     Attributes:
         much_read: set once readers have wanted so much that they are likely to want all.
@@ -321,16 +305,18 @@ class LazyLayer:
         return b"".join(parts)
 
     async def _fetched_stream(self, start: int, end: int, ahead: Sequence[int]) -> bytes:
-        for _ in range(_ATTEMPTS):
-            with suppress(_Evicted):
-                return await self._brought(start, end, ahead)
+        with waiting(start, end - start, self._waited) as wait:
+            for _ in range(_ATTEMPTS):
+                with suppress(_Evicted):
+                    data = await self._brought(start, end, ahead, wait)
+                    wait.came = True
+                    return data
         raise CacheError("content is evicted from the cache faster than it can be read; give that more room")
 
-    async def _brought(self, start: int, end: int, ahead: Sequence[int]) -> bytes:
-        asked = trio.current_time()
+    async def _brought(self, start: int, end: int, ahead: Sequence[int], wait: Wait) -> bytes:
         for coming in self._coming:
             await self._wait_for(coming, start, end)
-        came = trio.current_time()
+        wait.ends_for_pack()
         parts: dict[int, bytes | None] = {}
         for number in self._spans.covering(start, end):
             first, size = self._part(number, start, end)
@@ -339,6 +325,7 @@ class LazyLayer:
             parts[number] = self._local(first, size) if spare is None else spare
         missing = [number for number, part in parts.items() if part is None]
         landings = self._fetcher.bring(missing, ahead=ahead)
+        wait.begins_for(landings.values())
         if missing and self._beside is not None:
             self._bring_beside(start, missing, self._beside)
         for number, landing in landings.items():
@@ -351,9 +338,6 @@ class LazyLayer:
             parts[number] = part
             if data is not None and self._entry.refuses:
                 self._spare.keep(number, data)
-        if self._waited is not None:
-            causes = _causes(came - asked, trio.current_time() - came, landings.values())
-            self._waited(start, end - start, trio.current_time() - asked, max(causes, key=causes.__getitem__))
         if not self.much_read.is_set() and self._fetcher.has_fetched_much:
             self.much_read.set()
         return b"".join(part for part in parts.values() if part is not None)

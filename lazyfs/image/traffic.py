@@ -56,6 +56,7 @@ class SlowRead(NamedTuple):
         start: first byte in its address space.
         size: bytes.
         cause: what it waited for most.
+        came: whether its bytes came in the end; else it failed, or was given up.
     """
 
     wait_s: float
@@ -64,6 +65,7 @@ class SlowRead(NamedTuple):
     start: int
     size: int
     cause: Cause
+    came: bool = True
 
 
 @dataclass(frozen=True, slots=True)
