@@ -39,11 +39,10 @@ class PublicKey:
 
         match self._key:
             case ec.EllipticCurvePublicKey() as key:
-                as_long = {384: hashes.SHA384, 521: hashes.SHA512}.get(key.curve.key_size, hashes.SHA256)
-                return any(
-                    _holds(partial(key.verify, signature, data, ec.ECDSA(kind())))
-                    for kind in dict.fromkeys((hashes.SHA256, as_long))
-                )
+                kinds: list[hashes.HashAlgorithm] = [hashes.SHA256()]
+                if key.curve.key_size > kinds[0].digest_size * 8:
+                    kinds.append(hashes.SHA384() if key.curve.key_size == 384 else hashes.SHA512())
+                return any(_holds(partial(key.verify, signature, data, ec.ECDSA(kind))) for kind in kinds)
             case rsa.RSAPublicKey() as key:
                 return _holds(partial(key.verify, signature, data, padding.PKCS1v15(), hashes.SHA256()))
             case ed25519.Ed25519PublicKey() as key:
