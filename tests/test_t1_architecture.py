@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 RULES = Rules(
     floors=(
         ("indexer", "demo"),
-        ("lazyfs.errors", "lazyfs.flock", "lazyfs"),
+        ("lazyfs.errors", "lazyfs.flock", "lazyfs.removal", "lazyfs"),
         ("lazyfs.oci",),
         ("lazyfs.source", "lazyfs.cache"),
         ("lazyfs.image",),

@@ -3,7 +3,11 @@
 import os
 from typing import Any
 
+import pytest
+
 from lazyfs.snapshotter.directories import Directories
+from lazyfs.snapshotter.model import DiskRefused
+from tests.support.deep_trees import make_deep
 
 
 def test_a_directory_that_two_remove_at_once_is_gone_in_the_end(tmp_path, monkeypatch) -> None:
@@ -22,3 +26,13 @@ def test_a_directory_that_two_remove_at_once_is_gone_in_the_end(tmp_path, monkey
         directories.remove(1)
     assert directories.stray(set()) == []
     directories.remove(1)
+
+
+def test_what_a_container_made_too_deep_to_measure_is_told_and_can_be_removed(tmp_path) -> None:
+    directories = Directories(tmp_path / "snapshots")
+    directories.make(1)
+    make_deep(directories.upper(1), 3000)
+    with pytest.raises(DiskRefused, match="cannot measure a snapshot: File name too long"):
+        directories.usage(1)
+    directories.remove(1)
+    assert directories.stray(set()) == []

@@ -126,6 +126,12 @@ def test_words_and_options_shape_the_process(containers, image, tmp_path):
     assert done.stderr.count("Read-only file system") == 2
 
 
+def test_directories_too_deep_for_any_path_go_with_their_container(containers, image):
+    script = """perl -e 'for (1 .. 3000) { mkdir "d" and chdir "d" or die $! } print "made"'"""
+    assert shell(containers, image, script) == ["made"]
+    assert containers.left() == []
+
+
 def test_the_root_can_be_written_and_setuid_programs_count(containers, image):
     lines = shell(
         containers, image,

@@ -13,9 +13,7 @@ import json
 import os
 import re
 import secrets
-import shutil
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from lazyfs.container.runtime import Runtime
 from lazyfs.errors import ContainerError
 from lazyfs.flock import directory_locked, try_flock
 from lazyfs.mount.syscalls import unmount_kernel
+from lazyfs.removal import remove_tree
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _SOON_S: Final = 1.0
@@ -108,19 +107,6 @@ class ContainerPlace:
             remove_tree(grave)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory with all below it, also what its modes forbid to look into."""
-
-    def allow(_function: Callable[..., Any], name: str, _error: Any) -> None:
-        with suppress(OSError):
-            Path(name).parent.chmod(stat.S_IRWXU)
-            Path(name).chmod(stat.S_IRWXU)
-            Path(name).rmdir()
-
-    with suppress(OSError):
-        shutil.rmtree(path, onerror=allow)
-
-
 class ContainerPlaces:
     """The directory of all containers of a user.
 
@@ -199,7 +185,8 @@ def clear_when_dead(path: Path) -> None:
 def _clear_if_dead(path: Path) -> bool:
     """Whether nothing is at `path` any more."""
     if path.name.startswith("."):
-        remove_tree(path)
+        with suppress(OSError):  # as in `ContainerPlace.clear`
+            remove_tree(path)
         return True
     try:
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)

@@ -6,13 +6,13 @@ without a record: `stray` finds those.
 
 import ctypes
 import os
-import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from lazyfs.removal import remove_tree
 from lazyfs.snapshotter.model import DiskRefused, Usage
 
 _BLOCK: Final = 512  # of st_blocks: stat(2)
@@ -75,13 +75,17 @@ class Directories:
         """What a snapshot's own files take; those that vanish meanwhile do not count.
 
         Hard links count once. Nothing below a mount is looked at.
+
+        Raises:
+            DiskRefused: something in it cannot be looked at, as its path is too long.
         """
         seen: set[int] = set()
         size = 0
-        for status in _statuses(os.fspath(self.upper(number))):
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                size += status.st_blocks * _BLOCK
+        with _refusals("cannot measure a snapshot"):
+            for status in _statuses(os.fspath(self.upper(number))):
+                if status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    size += status.st_blocks * _BLOCK
         return Usage(size, len(seen))
 
     def flush(self, number: int) -> None:
@@ -105,7 +109,7 @@ class Directories:
             DiskRefused: something in them cannot be removed: a mount, most often.
         """
         with _refusals("cannot remove a snapshot's directory"):
-            shutil.rmtree(self._root / str(number), onerror=_unless_gone)
+            remove_tree(self._root / str(number))
 
     def stray(self, known: Collection[int]) -> list[int]:
         """The ids of all directories but those of known snapshots."""
@@ -135,12 +139,6 @@ def _statuses(top: str) -> Iterator[os.stat_result]:
                         continue
                     with suppress(FileNotFoundError):
                         yield entry.stat(follow_symlinks=False)
-
-
-def _unless_gone(_call: Callable[..., Any], _path: str, refused: tuple[type, BaseException, Any]) -> None:
-    """Goes on where somebody else removes the same tree."""
-    if not isinstance(refused[1], FileNotFoundError):
-        raise refused[1]
 
 
 @contextmanager
