@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _DEEPEST: Final = 64
-"""Levels that are open at once. What lies deeper is moved up first: neither our stack nor our descriptors reach
+"""Levels that are open at once. What lies deeper is moved up first: neither our stack nor our descriptors go
 as deep as a container can."""
 
 _ENTER: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

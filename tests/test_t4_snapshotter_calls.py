@@ -1,6 +1,7 @@
 """The snapshotter's calls, with a daemon that is a few directories: lazy layers, mounts, wrong calls."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,6 +309,24 @@ def test_cleanup_removes_what_belongs_to_nobody(tmp_path, chains):
         assert client.names() == ["three", "two"]
 
 
+@pytest.mark.expect_log("cannot remove a snapshot's directory: Device or resource busy; it is tried again")
+def test_a_directory_that_stays_keeps_nobody_from_starting(tmp_path, chains):
+    folder = tmp_path / "root" / "snapshots"
+    for number in (7, 8, 9):
+        (folder / str(number) / "fs").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "test", folder / "8" / "fs"], check=True)
+    try:
+        with served(tmp_path / "root", chains) as client:
+            assert [path.name for path in folder.iterdir()] == ["8"]
+            with status("RESOURCE_EXHAUSTED"):
+                client.cleanup()
+            client.prepare("key")
+    finally:
+        subprocess.run(["umount", folder / "8" / "fs"], check=True)
+    with served(tmp_path / "root", chains):
+        assert [path.name for path in folder.iterdir()] == ["10"]
+
+
 def test_commit_upon_a_parent(client):
     client.prepare("base-key")
     client.commit("base", "base-key")
@@ -370,6 +389,13 @@ def test_the_socket_is_ours_alone(client, tmp_path):
 def test_paths_that_overlayfs_cannot_take_are_refused(root, tmp_path, chains):
     with pytest.raises(ConfigError, match="overlayfs"):
         trio.run(run_snapshotter, tmp_path / root, tmp_path / "sock", chains, chains)
+
+
+def test_a_root_that_holds_no_snapshots_is_refused(tmp_path, chains):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "snapshots").touch()
+    with pytest.raises(ConfigError, match="cannot keep snapshots there: cannot make"):
+        trio.run(run_snapshotter, tmp_path / "root", tmp_path / "sock", chains, chains)
 
 
 def test_a_database_of_something_else_is_refused(tmp_path, chains):

@@ -15,6 +15,7 @@ from lazyfs.snapshotter.chains import BoundedChains, Chains
 from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.metrics import SnapshotterCounts, snapshotter_metrics
+from lazyfs.snapshotter.model import DiskRefused
 from lazyfs.snapshotter.mounts import overlay_options
 from lazyfs.snapshotter.server import serving
 from lazyfs.snapshotter.snapshotter import Snapshotter
@@ -48,12 +49,11 @@ async def run_snapshotter(
 
     Raises:
         ConfigError: the root or the socket cannot be used.
-        DiskRefused: what the last run left cannot be put in order.
     """
     with _owned(root):
         store = Metastore(root / "snapshots.db")
         try:
-            directories = Directories(root / "snapshots")
+            directories = _directories(root)
             counts = counts or SnapshotterCounts()
             chains = BoundedChains(soon, patient, counts)
             async with open_tasks() as nursery:
@@ -68,6 +68,13 @@ async def run_snapshotter(
                     await trio.sleep_forever()
         finally:
             store.close()
+
+
+def _directories(root: Path) -> Directories:
+    try:
+        return Directories(root / "snapshots")
+    except DiskRefused as error:
+        raise ConfigError(f"{root}: cannot keep snapshots there: {error}") from error
 
 
 async def _collect(snapshotter: Snapshotter, counts: SnapshotterCounts) -> Iterable[Metric]:

@@ -102,7 +102,10 @@ class Snapshotter:
         """Put in order what the last run left, and tend to the daemon's mounts from now on."""
         known = await self._records(self._store.ids)
         self._last_id = max(known | {await self._disk(self._directories.highest)})
-        await self.cleanup()
+        try:
+            await self.cleanup()
+        except DiskRefused as error:  # a directory too many is no reason to leave a node without snapshots
+            _log.warning("%s; it is tried again at the next cleanup", error)
         self._must_tend.set()
         self._nursery.start_soon(self._tend)
 
@@ -221,13 +224,19 @@ class Snapshotter:
         """Remove directories that belong to no snapshot.
 
         Raises:
-            DiskRefused: one cannot be removed.
+            DiskRefused: one cannot be removed; all others are.
         """
         last, making = self._last_id, set(self._making)  # first: what is begun later is none of our business
         known = await self._records(self._store.ids)
+        refused: DiskRefused | None = None
         for number in await self._disk(self._directories.stray, known | making):
-            if number <= last:
-                await self._disk(self._directories.remove, number)
+            try:
+                if number <= last:
+                    await self._disk(self._directories.remove, number)
+            except DiskRefused as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
 
     # Lazy layers
 
