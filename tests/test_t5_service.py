@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import trio
@@ -358,6 +359,17 @@ def test_left_alone_by_sighup_a_mount_is_gone_on_with(tmp_path, python):
         while [mount["state"] for mount in daemon.ask("mounts")] != ["remade"]:
             time.sleep(0.05)
         assert (mounted.path / "etc/passwd").read_bytes()
+
+
+def test_told_to_end_between_two_workers_it_ends_and_unmounts_everything(tmp_path, python):
+    with running_daemon(tmp_path / "daemon") as daemon:
+        daemon.ask("mount", python.orders[0])
+        for _ in range(4):  # the pause before the next one grows
+            daemon.kill_worker()
+        children = Path(f"/proc/{daemon.keeper.pid}/task/{daemon.keeper.pid}/children")
+        wait_until(lambda: not children.read_text())
+        daemon.stop()
+        assert mounts_below(tmp_path) == []
 
 
 def test_an_orphan_with_nothing_to_serve_ends(daemon, python):

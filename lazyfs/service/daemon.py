@@ -82,23 +82,40 @@ async def run_service(
         LazyfsError: it cannot begin; or the forest's mount was taken from us.
     """
     with _owned(options):
-        cache = await trio.to_thread.run_sync(open_cache, config)
-        ledger = Ledger(options.root, kernel_boot_id())
-        state = await trio.to_thread.run_sync(ledger.load)
-        # Who cannot listen has to end before anything is mounted and kept: else the keeper tries again.
-        with _listening(options.socket, supervisor) as (listener, is_kept):
-            heritage = inherit(state, options, supervisor, read_mount_table())
-            connection = heritage.connection
-            if connection is None:
-                rest = [entry.name for entry in heritage.adopted]
-                await trio.to_thread.run_sync(take_down_rest, options, rest)
-                await trio.to_thread.run_sync(take_down, options.forest)
-                connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
-            if not is_kept:
-                supervisor.store(_QUESTIONS, listener.fileno())
-            supervisor.drop_rest()
-            service = _Service(options, config, cache, ledger, supervisor)
-            await service.run(heritage, connection, listener, wait_leave)
+        try:
+            await _begin(options, config, supervisor, wait_leave)
+        except trio.Cancelled:  # before there was anything that takes down what it serves
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_take_down_all, options, supervisor)
+            raise
+
+
+async def _begin(
+    options: ServiceOptions, config: Config, supervisor: Supervisor, wait_leave: WaitLeave
+) -> None:
+    cache = await trio.to_thread.run_sync(open_cache, config)
+    ledger = Ledger(options.root, kernel_boot_id())
+    state = await trio.to_thread.run_sync(ledger.load)
+    # Who cannot listen has to end before anything is mounted and kept: else the keeper tries again.
+    with _listening(options.socket, supervisor) as (listener, is_kept):
+        heritage = inherit(state, options, supervisor, read_mount_table())
+        connection = heritage.connection
+        if connection is None:
+            rest = [entry.name for entry in heritage.adopted]
+            await trio.to_thread.run_sync(take_down_rest, options, rest)
+            await trio.to_thread.run_sync(take_down, options.forest)
+            connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
+        if not is_kept:
+            supervisor.store(_QUESTIONS, listener.fileno())
+        supervisor.drop_rest()
+        service = _Service(options, config, cache, ledger, supervisor)
+        await service.run(heritage, connection, listener, wait_leave)
+
+
+def _take_down_all(options: ServiceOptions, supervisor: Supervisor) -> None:
+    supervisor.drop_rest()  # first: whoever reads by what nobody serves must not be waited for
+    take_down_rest(options, ())
+    take_down(options.forest)
 
 
 def _new_connection(options: ServiceOptions, supervisor: Supervisor) -> Connection | None:

@@ -123,8 +123,11 @@ class Keeper:
             return os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1])
 
     def _start(self, theirs: int) -> int:
+        # In the child until it knows what to do with them: until then our own handlers are there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return child
         try:
             environment = dict(os.environ)
@@ -132,8 +135,6 @@ class Keeper:
             descriptors.pass_on(environment, list(self._kept), os.getpid())
             numbers = _moved([*self._kept.values(), theirs, self._told])
             command = [sys.executable, *_COMMAND, *map(str, numbers[-2:])]
-            # Until it knows what to do with them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             os.execve(sys.executable, command, environment)  # noqa: S606  # the environment says its own pid
         finally:
             os._exit(127)
