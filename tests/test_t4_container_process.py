@@ -25,6 +25,7 @@ from lazyfs.container.process import (
     signal_number,
     working_dir_of,
 )
+from lazyfs.container.root_tree import RootTree
 from lazyfs.container.runtime_spec import ContainerSpec, runtime_spec
 from lazyfs.container.user_namespace import IdRange, parse_subordinates
 from lazyfs.errors import ContainerError
@@ -266,3 +267,18 @@ def test_a_host_may_be_called_so(name):
 def test_a_host_is_not_called_so(name):
     with pytest.raises(ContainerError, match="--hostname is at most 63"):
         checked_hostname(name)
+
+
+def test_a_path_of_an_image_leads_nowhere_else(tmp_path):
+    """Neither by links nor by what C takes for the end of a string."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_bytes(b"inside" * 300_000)
+    (tmp_path / "outside").touch()
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "round").symlink_to("round")
+    with RootTree(root) as tree:
+        assert tree.read("/file", 10) == b"insideinsi"
+        assert tree.read("/file", 4 << 20) == (root / "file").read_bytes()
+        for path in ("/link", "/../outside", "/file/x", "/file\0x", "/" + "x" * 300, "/round", "/absent"):
+            assert (tree.status(path), tree.read(path, 10)) == (None, b""), path

@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.containers import Containers, until
+from tests.support.images import build_image, write_layout
 from tests.support.runner import LazyfsRunner, executable
+from tests.support.tars import directory, file, tar
 
 FOR_EVER = "while :; do sleep 0.05; done"
 
@@ -324,6 +326,23 @@ def test_an_interrupted_start_leaves_nothing(containers, image):
             time.sleep(0.1)
             process.kill()
         until(lambda: not containers.left(), f"what {delay_s} seconds made goes")
+
+
+def test_who_a_process_is_does_not_depend_on_what_can_be_fetched(containers, tmp_path):
+    accounts = tar(directory(b"etc"), file(b"etc/passwd", b"app:x:1000:1234::/:/bin/sh\n"))
+    program = tar(file(b"program", b"#!/none\n", mode=0o755))
+    built = build_image([accounts, program], process={"Cmd": ["/program"]})
+    layout = write_layout(tmp_path / "image", {"latest": built})
+    containers("index", f"oci:{layout}:latest")
+    digest = str(built.json["layers"][0]["digest"])
+    containers("cache", "rm", digest)
+    blob = layout / "blobs/sha256" / digest.removeprefix("sha256:")
+    blob.write_bytes(bytes(blob.stat().st_size))
+    for user in ("1000", "app", "0:app", ""):
+        done = containers("run", "--user", user, f"oci:{layout}:latest", exit_code=125)
+        assert done.stderr.splitlines()[-1] == (
+            "lazyfs: /etc/passwd cannot be looked at in the container: Input/output error"
+        )
 
 
 def test_the_cache_may_lie_behind_a_symlink(containers, image, tmp_path):

@@ -1,6 +1,7 @@
 """The kernel's calls for containers that Python lacks: unshare, setns, prctl, mount, openat2(2)."""
 
 import ctypes
+import errno
 import os
 from typing import Final
 
@@ -66,8 +67,10 @@ def open_in_root(root: int, path: bytes, flags: int) -> int:
     Symbolic links and ".." lead nowhere else.
 
     Raises:
-        OSError: as openat2(2) says; ENOSYS before Linux 5.6.
+        OSError: as openat2(2) says; ENOSYS before Linux 5.6; EAGAIN where a path with ".." is being moved.
     """
+    if b"\0" in path:  # the kernel would see what stands before it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
     size = ctypes.c_long(ctypes.sizeof(how))
     number, directory = ctypes.c_long(_OPENAT2), ctypes.c_long(root)

@@ -1,16 +1,25 @@
-"""Looks into a container's root from outside as if from inside: no link of an image leads to the host."""
+"""Looks into a container's root from outside as if from inside: no link of an image leads to the host.
 
+What cannot be looked at, as its layer cannot be fetched now, counts as an error, not as absent: who a process
+is, and what it runs, must not depend on the network.
+"""
+
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from lazyfs.container.kernel import open_in_root
 from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
 
-_ANY_EXECUTE = 0o111
+_ANY_EXECUTE: Final = 0o111
+_NOT_THERE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.ENXIO}
+)
+_PIECE: Final = 1 << 20
 
 
 class RootTree:
@@ -30,27 +39,44 @@ class RootTree:
         os.close(self._root)
 
     def status(self, path: str) -> os.stat_result | None:
-        """What a path leads to; None where nothing is."""
-        try:
-            with self._opened(path, os.O_PATH) as descriptor:
-                return os.fstat(descriptor)
-        except OSError:
-            return None
+        """What a path leads to; None where nothing is.
+
+        Raises:
+            ContainerError: that cannot be found out.
+        """
+        with self._opened(path, os.O_PATH) as descriptor:
+            return None if descriptor is None else os.fstat(descriptor)
 
     def read(self, path: str, limit: int) -> bytes:
-        """The first bytes of a regular file; b"" where there is none that can be read."""
-        with suppress(OSError), self._opened(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return os.read(descriptor, limit)
-        return b""
+        """The first bytes of a regular file; b"" where there is none that may be read.
+
+        Raises:
+            ContainerError: that cannot be found out.
+        """
+        with self._opened(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+            if descriptor is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return b""
+            pieces = bytearray()
+            while len(pieces) < limit and (piece := os.read(descriptor, min(limit - len(pieces), _PIECE))):
+                pieces += piece
+            return bytes(pieces)
 
     @contextmanager
-    def _opened(self, path: str, flags: int) -> Iterator[int]:
-        descriptor = open_in_root(self._root, os.fsencode(path.lstrip("/") or "."), flags)
+    def _opened(self, path: str, flags: int) -> Iterator[int | None]:
+        """A descriptor of what is at a path; None if nothing is."""
+        descriptor = None
         try:
+            try:
+                descriptor = open_in_root(self._root, os.fsencode(path.lstrip("/") or "."), flags)
+            except OSError as error:
+                if error.errno not in _NOT_THERE:
+                    raise
             yield descriptor
+        except OSError as error:
+            raise ContainerError(f"{path} cannot be looked at in the container: {error.strerror}") from error
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def missing(self, targets: Sequence[str]) -> list[str]:
         """Those of the paths where nothing is, with what is missing of their parents before them."""
