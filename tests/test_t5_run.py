@@ -318,14 +318,15 @@ def test_whoever_is_killed_nothing_is_left(containers, image, driver):
     assert containers.left() == []
 
 
-def test_an_interrupted_start_leaves_nothing(containers, image):
-    for delay_s in (0.05, 0.2, 0.4, 0.6):
-        with containers.started(image("base"), "sleep", "1000") as process:
+def test_an_interrupted_start_ends_and_leaves_nothing(containers, image):
+    for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5):
+        with containers.started("--stop-signal", "KILL", image("base"), "sleep", "1000") as process:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            until(lambda path=children: len(path.read_text().split()) > 1, "the image's server starts")
             time.sleep(delay_s)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.1)
-            process.kill()
-        until(lambda: not containers.left(), f"what {delay_s} seconds made goes")
+            process.terminate()
+            assert process.wait(30) in {128 + signal.SIGTERM, 128 + signal.SIGKILL}
+        assert containers.left() == []
 
 
 def test_who_a_process_is_does_not_depend_on_what_can_be_fetched(containers, tmp_path):

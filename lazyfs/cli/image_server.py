@@ -13,7 +13,7 @@ from typing import Any, Final
 from lazyfs.cli.daemon_events import follow
 from lazyfs.container.kernel import die_with_parent
 from lazyfs.container.process import ImageProcess
-from lazyfs.container.run import detach
+from lazyfs.container.run import ENDING, detach
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import BUG
 
@@ -45,9 +45,11 @@ class ForkedServer:
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         sys.stdout.flush()
-        self._pid, self._events = _fork(json.dumps(told).encode())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        self._pid, self._events = _fork(json.dumps(told).encode(), before)
         self._process = os.pidfd_open(self._pid)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ready = self._follow()
         except BaseException:
             self.close()
@@ -76,12 +78,13 @@ class ForkedServer:
         return event
 
 
-def _fork(told: bytes) -> tuple[int, int]:
-    """A process that runs the daemon; its number, and what it tells."""
+def _fork(told: bytes, signals: set[int]) -> tuple[int, int]:
+    """A process that runs the daemon, with these signals blocked; its number, and what it tells."""
     order = os.memfd_create("order", os.MFD_CLOEXEC)
     os.write(order, told)
     os.lseek(order, 0, os.SEEK_SET)
     events, tell = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         os.close(order)
@@ -89,10 +92,14 @@ def _fork(told: bytes) -> tuple[int, int]:
         return pid, events
     code = BUG
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an order to end counts before there is a daemon, too
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         os.dup2(order, _STDIN)
         os.dup2(tell, _STDOUT)
         detach(keep=(_STDIN, _STDOUT))
         die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:  # it was faster
+            return os._exit(code)
         logging.getLogger().handlers.clear()
         gc.disable()  # what is imported stays: looking through it meanwhile takes a tenth of the time
         from lazyfs import daemon  # noqa: PLC0415  # while the parent is waiting for it

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from lazyfs.container import kernel
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
@@ -35,6 +35,9 @@ from lazyfs.container.terminal import Terminal, window_size
 from lazyfs.container.user_namespace import become_root, check_mapped
 from lazyfs.errors import ContainerError
 from lazyfs.mount.mounts import Busy, unmount
+
+ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+"""What we are told to end by. Blocked in forks: what a handler raises in the middle of one is lost."""
 
 
 class ImageServer(Protocol):
@@ -99,6 +102,7 @@ def enter_namespaces() -> bool:
 @contextmanager
 def undertaken(place: ContainerPlace) -> Iterator[None]:
     """A process beside us clears the place if we are killed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException):
@@ -106,6 +110,7 @@ def undertaken(place: ContainerPlace) -> Iterator[None]:
             clear_when_dead(place.path)
         os._exit(0)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -115,8 +120,6 @@ def undertaken(place: ContainerPlace) -> Iterator[None]:
 def detach(keep: Sequence[int] = ()) -> None:
     """Let go, in a forked process, of our terminal, its signals, and all descriptors but those to keep."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         if descriptor not in keep:
