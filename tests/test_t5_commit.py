@@ -2,13 +2,16 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lazyfs.removal import remove_tree
 from tests.support.containers import Containers, until
+from tests.support.deep_trees import make_deep
 from tests.support.lab_registry import docker_registry
 from tests.support.oracle import compare_trees
 from tests.support.runner import LazyfsRunner
@@ -135,6 +138,51 @@ def test_a_running_container_is_committed_by_its_name(containers, image, tmp_pat
         containers("commit", "busy", f"oci:{tmp_path / 'out'}:1")
         assert process.poll() is None
     assert containers("run", f"oci:{tmp_path / 'out'}:1", "cat", "/file").stdout == "early\n"
+
+
+PAUSING = """
+import sys
+from pathlib import Path
+from lazyfs.container.places import ContainerPlace
+
+place = ContainerPlace(Path(sys.argv[1]))
+with place.runtime().paused(place.facts.identifier):
+    print("paused", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_container_that_is_paused_goes_on_whatever_becomes_of_who_paused_it(containers, image):
+    with containers.started("--name", "busy", image("base"), "sh", "-c", "while :; do date > /busy; done"):
+        root = Path(f"/proc/{containers.pid('busy')}/root")
+        until((root / "busy").exists, "it has begun")
+        command = [sys.executable, "-c", PAUSING, containers.places / "busy"]
+        for end in (subprocess.Popen.kill, lambda process: process.stdin.close()):
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+                assert process.stdout.readline() == b"paused\n"
+                written = (root / "busy").stat().st_mtime_ns
+                assert (root / "busy").stat().st_mtime_ns == written
+                end(process)
+                until(lambda since=written: (root / "busy").stat().st_mtime_ns > since, "it goes on")
+
+
+def test_changes_of_another_kind_of_user_are_not_taken_for_ours(containers, image, shm, tmp_path):
+    """Their owners and marks would be read as something else."""
+    kept = shm / "kept"
+    containers("run", "--upper", kept, image("base"), "rm", "/etc/issue")
+    facts = json.loads((kept / "container.json").read_text())
+    (kept / "container.json").write_text(json.dumps(facts | {"user_namespace": True}))
+    done = containers("commit", kept, f"oci:{tmp_path / 'out'}:1", exit_code=125)
+    assert done.stderr == f"lazyfs: {kept} was made without root, and can only be used so\n"
+
+
+def test_directories_too_deep_for_a_layer_are_told_in_a_line(containers, image, shm, tmp_path):
+    kept = shm / "kept"
+    containers("run", "--upper", kept, image("base"), "true")
+    make_deep(kept / "upper", 3000)
+    done = containers("commit", kept, f"oci:{tmp_path / 'out'}:1", exit_code=125)
+    assert done.stderr == f"lazyfs: {kept / 'upper'}: its directories are too deep for a layer\n"
+    remove_tree(kept)
 
 
 def test_the_same_changes_give_the_same_image_and_tags_move(containers, image, shm, tmp_path):

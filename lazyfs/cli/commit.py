@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
-from lazyfs.container.changes import Changes, load_changes
+from lazyfs.container.changes import Changes, check_maker, load_changes
 from lazyfs.container.layer_file import WrittenLayer, write_layer
 from lazyfs.container.new_image import Making, NewImage, apply_edit, new_image
-from lazyfs.container.places import ContainerPlace, ContainerPlaces
+from lazyfs.container.places import ContainerPlaces
 from lazyfs.container.upper import upper_members
 from lazyfs.container.user_namespace import become_root
 from lazyfs.errors import ContainerError
@@ -79,30 +79,30 @@ def commit(
         apply_edit({}, edit)
     named = parse_image(target)
     making = Making(f"{build_time(os.environ):%Y-%m-%dT%H:%M:%SZ}", author, message, edits)
-    places = container_places(config)
-    if os.geteuid() != 0:
+    rootless = os.geteuid() != 0
+    found, still = _changes(changes, image, container_places(config), rootless=rootless)
+    if rootless:
         become_root()  # its files belong to users of the container's namespace
-    with _changes(changes, image, places) as found:
-        base = _base_name(found)
+    base = _base_name(found)
 
-        async def work(workshop: Workshop) -> dict[str, Any]:
-            resolved = await workshop.resolve()
-            if found.digest and found.digest != resolved.descriptor.digest:
-                raise ContainerError(
-                    f"{found.directory} has changes to {found.image} as it was then, {found.digest}, "
-                    "which is not there any more"
-                )
-            async with _written(workshop, resolved, found, compression, making) as (made, store):
-                async with open_image_store(named, source_settings(config), base=base) as images:
-                    await images.store(store)
-                return {
-                    "image": str(named),
-                    "digest": made.manifest_link.digest,
-                    "layer": made.layer_link.digest,
-                    "size": made.layer_link.size,
-                }
+    async def work(workshop: Workshop) -> dict[str, Any]:
+        resolved = await workshop.resolve()
+        if found.digest and found.digest != resolved.descriptor.digest:
+            raise ContainerError(
+                f"{found.directory} has changes to {found.image} as it was then, {found.digest}, "
+                "which is not there any more"
+            )
+        async with _written(workshop, resolved, found, still, compression, making) as (made, store):
+            async with open_image_store(named, source_settings(config), base=base) as images:
+                await images.store(store)
+            return {
+                "image": str(named),
+                "digest": made.manifest_link.digest,
+                "layer": made.layer_link.digest,
+                "size": made.layer_link.size,
+            }
 
-        facts = with_workshop(config, str(base), work)
+    facts = with_workshop(config, str(base), work)
     if push_index:
         facts["published"] = _publish(config, named, facts["digest"])
     if as_json:
@@ -111,21 +111,22 @@ def commit(
         write_line(facts["digest"])
 
 
-@contextmanager
-def _changes(named: str, image: str | None, places: ContainerPlaces) -> Iterator[Changes]:
-    """The changes that a name means; a container that makes more of them is stopped meanwhile."""
+def _changes(
+    named: str, image: str | None, places: ContainerPlaces, *, rootless: bool
+) -> tuple[Changes, AbstractContextManager[None]]:
+    """The changes that a name means, and a context in which a container makes no more of them."""
     directory = Path(named).absolute()
     if image is not None:
         if not directory.is_dir():
             raise ContainerError(f"{named}: no directory")
-        yield _Bare(directory, image, "")
-        return
+        return _Bare(directory, image, ""), nullcontext()
     place = places.find(named)
-    if place is None:
-        yield _kept(directory, named)
-        return
-    with _paused(place):
-        yield _kept(Path(place.facts.changes), named)
+    found = _kept(directory if place is None else Path(place.facts.changes), named)
+    check_maker(found, rootless=rootless)
+    runtime = place.runtime() if place is not None else None
+    if place is None or runtime is None:
+        return found, nullcontext()
+    return found, runtime.paused(place.facts.identifier)
 
 
 class _Bare(Changes):
@@ -146,17 +147,6 @@ def _kept(directory: Path, named: str) -> Changes:
     return found
 
 
-@contextmanager
-def _paused(place: ContainerPlace) -> Iterator[None]:
-    runtime, identifier = place.runtime(), place.facts.identifier
-    paused = runtime is not None and runtime.control("pause", identifier)
-    try:
-        yield
-    finally:
-        if runtime is not None and paused:
-            runtime.control("resume", identifier)
-
-
 def _base_name(changes: Changes) -> ImageName:
     """The image below, by digest where it has one."""
     name = parse_image(changes.image)
@@ -167,16 +157,23 @@ def _base_name(changes: Changes) -> ImageName:
 
 @asynccontextmanager
 async def _written(
-    workshop: Workshop, resolved: ResolvedImage, changes: Changes, compression: str, making: Making
+    workshop: Workshop,
+    resolved: ResolvedImage,
+    changes: Changes,
+    still: AbstractContextManager[None],
+    compression: str,
+    making: Making,
 ) -> AsyncIterator[tuple[NewImage, ImageToStore]]:
     """The new image, its layer in a file without a name, indexed."""
     with tempfile.TemporaryFile(dir=workshop.cache.root / "tmp", prefix="layer-") as file:
 
         def write() -> WrittenLayer:
+            members = upper_members(changes.upper, changes.mount_points)
             try:
-                return write_layer(
-                    upper_members(changes.upper, changes.mount_points), file.fileno(), compression
-                )
+                with still:
+                    return write_layer(members, file.fileno(), compression)
+            except RecursionError as error:
+                raise ContainerError(f"{changes.upper}: its directories are too deep for a layer") from error
             except OSError as error:
                 raise ContainerError(f"{changes.upper} cannot be made a layer: {error}") from error
 

@@ -93,11 +93,20 @@ def continued(known: Changes | None, wanted: Changes, missing: Iterable[str]) ->
             f"{known.directory} has changes to {known.image} as it was then ({known.digest}), "
             f"not to {wanted.digest}: name the image with that digest, or another directory"
         )
-    if known.user_namespace != wanted.user_namespace:
-        by = "without" if known.user_namespace else "with"
-        raise ContainerError(f"{known.directory} was made {by} root, and can only be used so")
+    check_maker(known, rootless=wanted.user_namespace)
     points = dict.fromkeys([*known.mount_points, *missing])
     return Changes(known.directory, known.image, known.digest, tuple(points), known.user_namespace)
+
+
+def check_maker(known: Changes, *, rootless: bool) -> None:
+    """See that owners and marks mean to us what they meant to who made them.
+
+    Raises:
+        ContainerError: they were made in another kind of user namespace.
+    """
+    if known.user_namespace != rootless:
+        by = "without" if known.user_namespace else "with"
+        raise ContainerError(f"{known.directory} was made {by} root, and can only be used so")
 
 
 @contextmanager

@@ -5,8 +5,8 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -84,13 +84,25 @@ class Runtime:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 
-    def control(self, verb: str, identifier: str) -> bool:
-        """Have a container paused or resumed; whether that was done."""
-        done = subprocess.run(
-            [*self._command(), verb, identifier],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+    @contextmanager
+    def paused(self, identifier: str) -> Iterator[None]:
+        """A container does nothing while the block lasts, if that can be had.
+
+        A process of its own lets it go on, when we close its standard input, or die.
+        """
+        resuming = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; exec "$@"', "sh", *self._command(), "resume", identifier],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
-        return done.returncode == 0
+        with resuming:
+            done = subprocess.run(
+                [*self._command(), "pause", identifier],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+            if done.returncode:  # it is none of ours to let go on
+                resuming.kill()
+            yield
 
     def words_to_exec(self, identifier: str, process: Path) -> list[str]:
         """The command that starts one more process in a container, as a file says, and waits for its end."""
