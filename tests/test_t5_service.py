@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lazyfs.errors import BadReference, NotFound
+from lazyfs.errors import BadReference, MountError, NotFound
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.handover import is_locked
 from tests.support.images import build_image
@@ -379,6 +379,20 @@ def test_an_orphan_with_nothing_to_serve_ends(daemon, python):
     daemon.ask("release", mounted.name)
     wait_until(lambda: not is_locked(daemon.root))
     daemon.start()
+
+
+def test_where_no_mount_point_can_be_made_only_the_order_fails(any_daemon, python):
+    worker, mounts = any_daemon.worker, any_daemon.root / "mounts"
+    mounts.rmdir()
+    mounts.touch()
+    with pytest.raises(MountError, match=r"cannot make .*: Not a directory"):
+        any_daemon.ask("mount", python.orders[0])
+    assert any_daemon.worker == worker
+    mounts.unlink()
+    (mounts / "of somebody else").mkdir(parents=True)
+    (mounts / "of somebody else/file").touch()
+    any_daemon.kill_worker()  # the next one lets alone what is none of its own
+    assert (any_daemon.ask("mount", python.orders[0]).path / "etc/passwd").exists()
 
 
 def test_a_second_daemon_is_refused(daemon, tmp_path):

@@ -97,8 +97,20 @@ async def unmounted_at_end(mount_point: Path, driver: str) -> AsyncIterator[str]
 
 def _take_away(mount_point: Path) -> None:
     take_down(mount_point)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it is not there, or holds what is none of ours
         mount_point.rmdir()
+
+
+def make_mount_point(path: Path) -> None:
+    """Make the directory for a mount, if it is not there.
+
+    Raises:
+        MountError: it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MountError(f"cannot make {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

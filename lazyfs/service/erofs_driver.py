@@ -8,7 +8,7 @@ import trio
 
 from lazyfs.mount.forest_mount import Trunks, mount_from_forest
 from lazyfs.mount.fuse_mount import MountOptions
-from lazyfs.service.chains import NoteDevices, unmounted_at_end
+from lazyfs.service.chains import NoteDevices, make_mount_point, unmounted_at_end
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Entry
 from lazyfs.service.tree import Trees
@@ -52,5 +52,5 @@ class ErofsDriver:
 
 
 def _mount(trunks: Trunks, mount_point: Path, options: MountOptions) -> None:
-    mount_point.mkdir(mode=0o700, exist_ok=True)
+    make_mount_point(mount_point)
     mount_from_forest(trunks, mount_point, options)

@@ -28,7 +28,7 @@ from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.tree_answers import TreeAnswers
 from lazyfs.mount.tuning import set_read_ahead
 from lazyfs.mount.wire import InitFlag
-from lazyfs.service.chains import NoteDevices, unmounted_at_end
+from lazyfs.service.chains import NoteDevices, make_mount_point, unmounted_at_end
 from lazyfs.service.layers import Layers, ShownLayer
 from lazyfs.service.ledger import Entry, SavedTree
 from lazyfs.service.supervisor import Supervisor
@@ -122,11 +122,13 @@ class FuseDriver:
                     mounted = True
                     task_status.started(None)
                     await session.gone.wait()
-        except (IndexerError, LazyfsError) as error:
+        except Exception as error:  # noqa: BLE001  # it must reach who waits, not end the daemon
             if not mounted:
                 task_status.started(error)
-            else:
+            elif isinstance(error, IndexerError | LazyfsError):
                 _log.warning("%s: %s", mount_point, message_of(error))
+            else:
+                _log.exception("a bug in %s", mount_point)
 
     def go_on(self, inherited: Iterable[InheritedTree]) -> None:
         """Serve trees of a daemon before us, as soon as their layers can be opened again; readers wait."""
@@ -186,7 +188,7 @@ class FuseDriver:
 
 
 def _connected(entry: Entry, mount_point: Path) -> Connection:
-    mount_point.mkdir(mode=0o700, exist_ok=True)
+    make_mount_point(mount_point)
     options = MountOptions(entry.order.image, setuid=True, devices=True)
     return connect(check_mount_point(mount_point), options)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,4 +85,5 @@ def take_down_rest(options: ServiceOptions, kept: Collection[str]) -> None:
         take_down(Path(os.fsdecode(point)))
     for path in options.mounts.iterdir():
         if os.fsencode(path) not in stay:
-            path.rmdir()
+            with suppress(OSError):  # it holds what is none of ours
+                path.rmdir()
