@@ -114,6 +114,7 @@ FORMAT_ERRORS: dict[str, bytes] = {
     "not UTF-8": b'{"a":"\xff"}',
     "UTF-16": json.dumps({"schemaVersion": 2}).encode("utf-16"),
     "NaN": b'{"schemaVersion": NaN}',
+    "no finite number": b'{"schemaVersion": 2, "x": -1e999}',
     "huge number": b'{"schemaVersion": ' + b"9" * 5000 + b"}",
     "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "no version": changed(IMAGE.data, schemaVersion=...),

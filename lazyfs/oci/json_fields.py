@@ -5,6 +5,7 @@ lists and maps), and refuses a value of another type instead of converting it.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -133,7 +134,9 @@ def _load(data: bytes, where: str, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise LimitExceeded(f"{where}: {len(data)} bytes, more than {max_bytes}")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
     except FormatError as error:
         raise FormatError(f"{where}: {error.what}") from None
     except RecursionError:
@@ -151,3 +154,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise FormatError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number that can be written down again: infinity cannot."""
+    number = float(text)
+    if math.isinf(number):
+        raise FormatError("a number is too large")
+    return number
