@@ -281,6 +281,24 @@ def test_a_terminal_has_our_size_and_what_is_typed(containers, image):
         os.close(slave)
 
 
+def test_a_terminal_that_hangs_up_takes_the_containers_with_it(containers, image):
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [executable(), "run", "-it", image("base"), "sh"],
+        env=containers.environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        assert select.select([master], [], [], 60)[0]
+        assert b"# " in os.read(master, 4096)
+        os.close(master)
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+    assert containers.left() == []
+
+
 def test_a_terminal_cannot_be_made_of_a_pipe(containers, image):
     done = containers("run", "-it", image("base"), "id", exit_code=64)
     assert "takes a terminal" in done.stderr

@@ -15,6 +15,7 @@ _MOST_LEFT: Final = 1 << 20
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
+_CLOSED: Final = -1
 
 
 def window_size() -> tuple[int, int] | None:
@@ -54,13 +55,14 @@ class Terminal:
             self._show_rest()
         finally:  # also where nobody sees it any more
             if self._saved is not None:
-                termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._saved)
-            os.close(self._master)
+                with suppress(termios.error):  # it hung up
+                    termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._saved)
+            self._close()
 
     def resize(self) -> None:
         """Give the terminal the size of ours."""
         size = window_size()
-        if size is not None:
+        if size is not None and self._master != _CLOSED:
             termios.tcsetwinsize(self._master, size)
 
     def register(self, selector: selectors.BaseSelector) -> None:
@@ -72,14 +74,21 @@ class Terminal:
     def move(self, descriptor: int, selector: selectors.BaseSelector) -> None:
         """Pass on what a descriptor has, or can take: one piece, so that signals have their turn too."""
         if descriptor == _STDIN:
-            self._typed = os.read(_STDIN, _PIECE)
+            self._typed = _read(_STDIN)
             selector.unregister(_STDIN)  # until that has been taken
-            if not self._typed:
+            if not self._typed:  # our terminal hung up: so does the container's, which nobody will see again
+                selector.unregister(self._master)
+                self._close()
                 return
         elif self._show() == b"":
             self._watch_no_more(selector)
             return
         self._type(selector)
+
+    def _close(self) -> None:
+        if self._master != _CLOSED:
+            os.close(self._master)
+            self._master = _CLOSED
 
     def _watch_no_more(self, selector: selectors.BaseSelector) -> None:
         """Nobody has the other side open any more: nothing is shown, and what is typed is for nobody."""
@@ -106,14 +115,19 @@ class Terminal:
     def _show(self) -> bytes | None:
         """Show a piece, and return it; None if there is none now, b"" if there will be none."""
         try:
-            piece = os.read(self._master, _PIECE)
+            data = piece = _read(self._master) if self._master != _CLOSED else b""
         except BlockingIOError:
             return None
-        except OSError as error:
-            if error.errno != errno.EIO:  # the other side is closed (pty(7))
-                raise
-            return b""
-        data = piece
         while data:
             data = data[os.write(_STDOUT, data) :]
         return piece
+
+
+def _read(terminal: int) -> bytes:
+    """A piece of what there is; b"" if there will be none, as the other side is closed (pty(7))."""
+    try:
+        return os.read(terminal, _PIECE)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
