@@ -5,6 +5,7 @@ that may end the mount, or cost more than a few descriptors.
 """
 
 import json
+import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ import trio
 
 from lazyfs.acceptor import accept_connections
 from lazyfs.errors import LazyfsError
+
+_log = logging.getLogger(__name__)
 
 _LINE_LIMIT: Final = 1024
 _TIMEOUT_S: Final = 10.0
@@ -38,5 +41,15 @@ async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
             line += more
             if not more or len(line) > _LINE_LIMIT:
                 return
-        reply = answer(str(json.loads(line)["ask"]))
-        await stream.send_all(json.dumps(reply).encode() + b"\n")
+        await stream.send_all(_reply(answer, str(json.loads(line)["ask"])))
+
+
+def _reply(answer: Answer, question: str) -> bytes:
+    """The line that answers a question; none where a bug is in the way."""
+    try:
+        return json.dumps(answer(question)).encode() + b"\n"
+    except _NONSENSE:
+        raise
+    except Exception:  # noqa: BLE001  # it fails one answer, not the mount
+        _log.exception("a bug in the answer to %s", question)
+        return b""
