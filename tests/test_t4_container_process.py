@@ -37,6 +37,7 @@ broken line
 app:x:1000:1001:An App:/home/app:/bin/sh
 7:x:1007:1007::relative:/bin/sh
 huge:x:99999999999:0::/:/bin/sh
+few:x:1234:567
 """
 GROUP = b"""root:x:0:
 wheel:x:10:app,other
@@ -44,6 +45,7 @@ app:x:1001:
 audio:x:29:other,app
 tty:x:5:root
 bad:x:-1:app
+few:x:30
 """
 
 
@@ -61,6 +63,8 @@ bad:x:-1:app
         ("7", Identity(7, 0, (), "/")),
         ("1007", Identity(1007, 1007, (), "/")),
         (":29", Identity(0, 29, (), "/root")),
+        ("few", Identity(1234, 567, (), "/")),
+        ("few:few", Identity(1234, 30, (), "/")),
     ],
 )
 def test_an_identity_is_looked_up_as_docker_does(user, identity):
@@ -161,6 +165,7 @@ def test_variables_come_from_words_files_and_our_environment():
     assert list(parse_env("MINE", ours)) == ["MINE=here"]
     assert list(parse_env("OTHER", ours)) == []
     assert parse_env_file("# no\n\n A=1\nMINE\nOTHER\nB=\n", ours) == ["A=1", "MINE=here", "B="]
+    assert parse_env_file("A=1\x0c2\u20283\r4\r\nB=5", ours) == ["A=1\x0c2\u20283\r4", "B=5"]
     with pytest.raises(ContainerError):
         parse_env("=x", ours)
 

@@ -23,7 +23,7 @@ def variables(files: Iterable[Path], words: Iterable[str], environment: Mapping[
     """
     for file in files:
         try:
-            yield from parse_env_file(file.read_text("utf-8"), environment)
+            yield from parse_env_file(file.read_bytes().decode("utf-8"), environment)
         except UnicodeDecodeError:
             raise ContainerError(f"{file}: variables are UTF-8, one NAME=VALUE a line") from None
         except ContainerError as error:

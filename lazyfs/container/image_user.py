@@ -115,7 +115,8 @@ def parse_groups(group: bytes) -> Iterator[Group]:
 
 
 def _lines(data: bytes, count: int) -> Iterator[list[str]]:
+    """The fields of each line; those that are missing at its end are empty."""
     for line in data.decode("utf-8", "surrogateescape").split("\n"):
         fields = line.strip().split(":")
-        if len(fields) >= count and fields[0] and not fields[0].startswith("#"):
-            yield fields
+        if fields[0] and not fields[0].startswith("#"):
+            yield [*fields, *[""] * (count - len(fields))]

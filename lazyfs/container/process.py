@@ -191,7 +191,7 @@ def parse_env(text: str, environment: Mapping[str, str]) -> Iterable[str]:
 
 def parse_env_file(text: str, environment: Mapping[str, str]) -> Sequence[str]:
     """The pairs of a file with one a line; empty lines and comments with # count nothing, as for docker."""
-    lines = (line.lstrip() for line in text.splitlines())
+    lines = (line.removesuffix("\r").lstrip() for line in text.split("\n"))
     return [
         pair for line in lines if line and not line.startswith("#") for pair in parse_env(line, environment)
     ]
