@@ -336,6 +336,16 @@ def test_whoever_is_killed_nothing_is_left(containers, image, driver):
     assert containers.left() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_container_wrote_goes_though_its_runner_is_killed_while_it_clears(containers, image, number):
+    script = "mkdir /many && cd /many && seq 50000 | xargs touch"
+    with containers.started("--name", "writer", image("base"), "sh", "-c", script) as process:
+        until(lambda: any(containers.places.glob(".writer.*")), "it has ended, and is cleared")
+        process.send_signal(number)
+        process.wait(30)
+    until(lambda: not containers.left(), "the rest goes")
+
+
 def test_an_interrupted_start_ends_and_leaves_nothing(containers, image):
     for delay_s in (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5):
         with containers.started("--stop-signal", "KILL", image("base"), "sleep", "1000") as process:

@@ -171,7 +171,7 @@ class ContainerPlaces:
 
 
 def clear_when_dead(path: Path) -> None:
-    """Wait until nobody holds a place's lock, and clear it if it is still there; for a process of its own."""
+    """Wait until nobody holds a place's lock, and clear what is still there; for a process of its own."""
     try:
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -180,6 +180,9 @@ def clear_when_dead(path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_lock_of(descriptor, path):
             ContainerPlace(path).clear()
+        for grave in path.parent.glob(f".{path.name}.*"):
+            with suppress(OSError):
+                remove_tree(grave)
 
 
 def _clear_if_dead(path: Path) -> bool:

@@ -101,7 +101,7 @@ def enter_namespaces() -> bool:
 
 @contextmanager
 def undertaken(place: ContainerPlace) -> Iterator[None]:
-    """A process beside us clears the place if we are killed."""
+    """The place is cleared after the block; by a process beside us if we are killed, also while we clear."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
@@ -113,6 +113,7 @@ def undertaken(place: ContainerPlace) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield
     finally:
+        place.clear()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
