@@ -34,6 +34,7 @@ EXPECTED_WARNINGS = {
     "Changes to another image": ("lazyfs: the image is for linux/s390x: its programs may not run here",),
 }
 LAYER = GOOD.json["layers"][0]["digest"]
+ROOTLESS = '{"image": "app", "digest": "", "mount_points": [], "user_namespace": true}'
 
 
 def stopped_holder(world: World) -> Done:
@@ -406,6 +407,9 @@ CASES: dict[str, Callable[[World], Done]] = {
     "No such container": lambda w: w.run("exec", "absent", "id"),
     "A name that no container can have": lambda w: contain(w, "x", options=("--name", "a/b")),
     "Changes to another image": changes_to_another,
+    "Changes that were made without root": lambda w: w.run(
+        "commit", w.file("k/container.json", ROOTLESS).parent, "oci:o:1"
+    ),
     "No place for changes": lambda w: contain(w, "x", options=("--upper", w.file("up/x", "").parent)),
     "Nothing to commit": lambda w: w.run("commit", w.tmp / "absent", f"oci:{w.tmp}/out:1"),
     "A change that is none": lambda w: w.run("commit", "--change", "RUN x", w.tmp, f"oci:{w.tmp}/out:1"),
