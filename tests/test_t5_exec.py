@@ -65,7 +65,9 @@ def test_the_exit_code_is_the_processs_or_says_why_there_was_none(containers, bo
 def test_a_terminal_is_one(containers, box):
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (33, 77))
-    words = ["exec", "-it", "box", "sh", "-c", "test -t 0 && stty size; read line; echo got $line"]
+    # crun gives the terminal its size once the process runs already.
+    sized = "while test \"$(stty size)\" = '0 0'; do :; done; stty size"
+    words = ["exec", "-it", "box", "sh", "-c", f"test -t 0 && {sized}; read line; echo got $line"]
     process = subprocess.Popen(
         [executable(), *words], env=containers.environment, stdin=slave, stdout=slave, stderr=slave,
         start_new_session=True,
