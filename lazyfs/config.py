@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lazyfs.errors import ConfigError
+from lazyfs.oci.image_name import anchored, parse_image
 
 _SYSTEM_FILE: Final = Path("/etc/lazyfs/config.toml")
 _BOUNDS: Final = {
@@ -126,8 +127,14 @@ class Config:
             parse_address(address)  # now, not when something is mounted already
 
     def as_flags(self) -> dict[str, Any]:
-        """The same as `load_config` takes it from the command line, fit for JSON, from any directory."""
+        """The same as `load_config` takes it from the command line, fit for JSON, from any directory.
+
+        Raises:
+            BadReference: `index_repo` names no place.
+        """
         values = {name: getattr(self, name) for name in _NAMES}
+        if self.index_repo:
+            values["index_repo"] = str(anchored(parse_image(self.index_repo)))
         values |= {name: [str(path.absolute()) for path in values[name]] for name in _PATH_LISTS}
         told = {name: value for name, value in values.items() if value is not None}
         return {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in told.items()}

@@ -113,6 +113,19 @@ def test_the_cache_is_where_xdg_says(tmp_path: Path) -> None:
     assert load_config({}, {"cache_dir": tmp_path}).cache_dir == tmp_path
 
 
+def test_what_a_daemon_is_told_holds_in_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = Config(Path("c"), index_repo="oci:layouts/i", trusted_keys=(Path("k.pub"),)).as_flags()
+    assert told["cache_dir"] == f"{tmp_path}/c"
+    assert told["index_repo"] == f"oci:{tmp_path}/layouts/i"
+    assert told["trusted_keys"] == [f"{tmp_path}/k.pub"]
+    repository = Config(tmp_path, index_repo="registry.example/i").as_flags()["index_repo"]
+    assert repository == "docker://registry.example/i:latest"
+    assert Config(tmp_path).as_flags()["index_repo"] == ""
+
+
 def test_credentials_are_looked_for_where_podman_and_docker_keep_them() -> None:
     def files(**environment: str) -> list[str]:
         return [str(path) for path in load_config(environment, {"cache_dir": Path("/c")}).auth_files]
