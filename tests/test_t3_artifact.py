@@ -85,6 +85,13 @@ def test_the_same_index_gives_the_same_bytes() -> None:
     assert index_of(image) == index_of(image)
 
 
+def test_what_an_image_is_called_where_it_was_found_stays_there() -> None:
+    found = replace(SUBJECT, annotations={"org.opencontainers.image.ref.name": "1"}, artifact_type="a/b")
+    assert build_artifact(found, [LayerFiles(LAYER_A, b"head a", b"")]) == build_artifact(
+        SUBJECT, [LayerFiles(LAYER_A, b"head a", b"")]
+    )
+
+
 def test_every_blob_of_the_manifest_is_brought() -> None:
     manifest = json.loads(ARTIFACT.data)
     wanted = [manifest["config"]["digest"], *(link["digest"] for link in manifest["layers"])]

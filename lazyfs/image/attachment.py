@@ -28,7 +28,8 @@ def build_attachment(
 
     Args:
         artifact_type: what kind of artifact it is.
-        subject: link to the image's manifest, with its type and size.
+        subject: link to the image's manifest, with its type and size. What else it says of the place where
+            it was found is left out: the same content is the same artifact.
         blobs: links to its layers, and their bytes.
         annotations: of the manifest, and of links to it.
     """
@@ -39,7 +40,7 @@ def build_attachment(
         "artifactType": artifact_type,
         "config": descriptor_fields(config) | {"data": _EMPTY_BASE64},
         "layers": [descriptor_fields(link) for link, _ in blobs],
-        "subject": descriptor_fields(subject),
+        "subject": descriptor_fields(Descriptor(subject.media_type, subject.digest, subject.size)),
     }
     if annotations:
         manifest["annotations"] = dict(annotations)
