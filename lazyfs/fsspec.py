@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from lazyfs.api import Image, open_image
-from lazyfs.errors import NotFound, WrongKind
+from lazyfs.errors import BadReference, NotFound, WrongKind
 from lazyfs.image.browse import Entry
 
 _BLOCK: Final = 256 << 10
@@ -36,13 +36,19 @@ class LazyFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships 
     Args:
         image: its name, as on the command line.
         settings: fields of `lazyfs.config.Config` to change.
+
+    Raises:
+        BadReference: no image is named.
+        IndexerError, LazyfsError: it cannot be opened.
     """
 
     protocol = "lazyfs"
     root_marker = "/"
     cachable = True
 
-    def __init__(self, image: str, **settings: Any) -> None:
+    def __init__(self, image: str = "", **settings: Any) -> None:
+        if not image:
+            raise BadReference("no image is named: write lazyfs://IMAGE!/path, or give image=IMAGE")
         super().__init__(image=image, **settings)
         ours = {name: value for name, value in settings.items() if name not in _OF_FSSPEC}
         self.image = open_image(image, **ours)

@@ -334,4 +334,4 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, capsys):
     exec(compile(text.replace("python:3.13-slim", f"{layout}:new"), DOCUMENTED, "exec"), {})
     LazyFileSystem.clear_instance_cache()
     assert len(examples) == 4
-    assert "A b'usr/lib' []" in capsys.readouterr().out
+    assert "A usr/lib []" in capsys.readouterr().out

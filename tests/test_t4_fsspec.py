@@ -11,6 +11,7 @@ from io import BytesIO
 import fsspec
 import pytest
 
+from lazyfs.errors import BadReference
 from lazyfs.fsspec import LazyFileSystem
 from tests.support.images import build_image, write_layout
 from tests.support.tars import char, directory, file, symlink, tar
@@ -128,6 +129,12 @@ def test_what_is_not_there_raises_what_a_file_system_raises(fs):
     with pytest.raises(NotImplementedError, match="read-only"):
         fs.open("/data/large.csv", "wb")
     assert not fs.exists("/nothing")
+
+
+@pytest.mark.parametrize("url", ["lazyfs://python:3.12-slim/etc/passwd", "lazyfs:///etc/passwd"])
+def test_a_url_without_an_image_says_how_one_is_written(url, options):
+    with pytest.raises(BadReference, match="lazyfs://IMAGE!/path"):
+        fsspec.open(url, **options).open()
 
 
 def test_a_file_system_travels_by_what_it_was_made_of(fs):
