@@ -282,6 +282,7 @@ def _listed_for(artifact: Any) -> Any:
 # Trust
 
 
+@pytest.mark.expect_log("the image is named by its digest, and no trusted key signed the index")
 async def test_a_pinned_image_takes_packs_like_indexes(registry: Registry, tmp_path: Path) -> None:
     key = new_key()
     (tmp_path / "key.pub").write_bytes(public_pem(key))

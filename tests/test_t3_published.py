@@ -167,6 +167,10 @@ async def test_none_makes_an_index_whatever_there_is(registry: Registry, tmp_pat
 # Trust
 
 
+UNUSED = "the index in the image's repository is not used: the image is named by its digest"
+
+
+@pytest.mark.expect_log(UNUSED)
 async def test_an_unsigned_index_beside_a_pinned_image_is_not_used(
     registry: Registry, tmp_path: Path
 ) -> None:
@@ -174,9 +178,19 @@ async def test_an_unsigned_index_beside_a_pinned_image_is_not_used(
     async with image_of(name(registry, IMAGE.digest), tmp_path / "cache") as opened:
         assert opened.origins == MADE
         assert await opened.content(b"f3") == CONTENTS[3]
-    assert registry.requests["GET", "referrers"] == 0  # none could count
+    assert registry.requests["GET", "referrers"] == 1  # to say so
 
 
+@pytest.mark.parametrize("fault", [None, Status(500)])
+async def test_of_a_pinned_image_without_an_index_nothing_is_said(
+    registry: Registry, tmp_path: Path, fault: Status | None
+) -> None:
+    if fault:
+        registry.faults.add("referrers", fault)
+    assert await origins(name(registry, IMAGE.digest), tmp_path / "cache") == MADE
+
+
+@pytest.mark.expect_log(UNUSED)
 async def test_trust_index_says_otherwise_for_once(registry: Registry, tmp_path: Path) -> None:
     put(registry, "app", index_of(IMAGE))
     pinned = name(registry, IMAGE.digest)
@@ -186,12 +200,14 @@ async def test_trust_index_says_otherwise_for_once(registry: Registry, tmp_path:
     assert await origins(pinned, tmp_path / "other") == MADE
 
 
+@pytest.mark.expect_log(UNUSED)
 async def test_what_a_tag_brought_in_is_not_used_for_a_digest(registry: Registry, tmp_path: Path) -> None:
     put(registry, "app", index_of(IMAGE))
     assert await origins(name(registry), tmp_path / "cache") == FOUND
     assert await origins(name(registry, IMAGE.digest), tmp_path / "cache") == MADE
 
 
+@pytest.mark.expect_log(UNUSED)
 async def test_an_index_signed_by_a_configured_key_is_used(
     registry: Registry, tmp_path: Path, key_file: Path
 ) -> None:

@@ -168,6 +168,7 @@ async def test_a_tag_that_moves_is_noticed(registry, tmp_path, clock):
         assert await images.assess(order(registry, manifest=""))
 
 
+@pytest.mark.expect_log("the image is named by its digest, and no trusted key signed the index")
 async def test_what_is_demanded_is_demanded_of_the_name_as_it_was_given(registry, tmp_path):
     put(registry, "app", index_of(IMAGE))
     pinned = f"{registry.host}/app@{IMAGE.digest}"

@@ -227,10 +227,14 @@ def test_verify_says_what_is_wrong_and_exits_with_65(
 
 
 def test_an_unsigned_index_beside_a_pinned_image_is_not_used(
-    registry: Registry, mounted: Callable[..., Path]
+    elsewhere: LazyfsRunner, registry: Registry, mounted: Callable[..., Path]
 ) -> None:
     put(registry, "app", index_of(IMAGE, hide(b"motd")))
-    point = mounted(f"{registry.host}/app@{IMAGE.digest}")
+    pinned = f"{registry.host}/app@{IMAGE.digest}"
+    refused = elsewhere("ls", "--index", "registry", pinned, exit_code=66).stderr.splitlines()
+    assert "--trust-index uses it all the same" in refused[0]
+    assert "was published that may be used here" in refused[1]
+    point = mounted(pinned)
     assert (point / "motd").read_bytes() == b"hello\n"
     assert pulled(registry)
 

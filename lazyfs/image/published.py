@@ -30,7 +30,7 @@ from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.kept import KeptTocs
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
-from lazyfs.image.trust import Demands
+from lazyfs.image.trust import Demands, IndexTrust
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.attachments import Attachments
@@ -166,7 +166,7 @@ class PublishedIndexes:
             if not missing:
                 break
             if not may_count(place, self._demands):
-                _log.info("no index is looked for in %s: none would count", place.name)
+                await self._tell_of_unused(place, resolved)
                 continue
             try:
                 for link in await self._candidates(place, resolved.descriptor.digest):
@@ -177,6 +177,19 @@ class PublishedIndexes:
             except (LazyfsError, IndexerError) as error:
                 _log.warning("indexes in %s are passed by: %s", place.name, error)
         return found
+
+    async def _tell_of_unused(self, place: Place, resolved: ResolvedImage) -> None:
+        """Say that an index is there, where it is no rule of the policy that keeps it from sparing a pull."""
+        if self._demands.indexes is not IndexTrust.TABLE:
+            _log.info("no index is looked for in %s: none would count", place.name)
+            return
+        with suppress(LazyfsError, IndexerError):  # it would not be used anyway
+            if await place.attachments.referrers(resolved.descriptor.digest, INDEX_TYPE):
+                _log.warning(
+                    "the index in %s is not used: the image is named by its digest, and no trusted key signed"
+                    " the index; --trust-index uses it all the same",
+                    place.name,
+                )
 
     async def _candidates(self, place: Place, digest: str) -> list[Descriptor]:
         """Links to indexes that count: signed ones first, then those that were added last."""
