@@ -141,9 +141,9 @@ class Workshop:
         published = self._published(offline=self.config.offline)
         await published.foresee(repository_of(self.name), manifest)
 
-    async def kept_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
-        """The indexes of an image's layers that are on this machine, by layer digest. Asks nobody."""
-        return await find_indexes(resolved, self.indexer, self._finders(offline=True))
+    async def known_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
+        """The indexes by which a mount would read an image's layers at once, by layer digest; makes none."""
+        return await find_indexes(resolved, self.indexer, self.finders)
 
     def _finders(self, *, offline: bool) -> Sequence[IndexFinder]:
         if not looks_elsewhere(self.config):

@@ -183,6 +183,19 @@ def test_nothing_is_built_elsewhere(
     assert not pulled(registry)
 
 
+def test_inspect_knows_of_an_index_that_was_published(
+    lazyfs: LazyfsRunner, elsewhere: LazyfsRunner, registry: Registry
+) -> None:
+    assert json.loads(elsewhere("inspect", "--json", tag(registry)).stdout)["indexed"] is False
+    published(lazyfs, tag(registry))
+    registry.journal.clear()
+    told = elsewhere("inspect", tag(registry)).stdout.splitlines()
+    assert "indexed     yes: mounts are immediate" in told
+    assert sum(line.endswith("  an index of lazyfs that was found") for line in told) == len(IMAGE.layers)
+    assert not pulled(registry)
+    assert json.loads(elsewhere("--offline", "inspect", "--json", tag(registry)).stdout)["indexed"] is True
+
+
 def test_an_index_repository_of_ones_own_serves_images_that_are_read_only(
     lazyfs: LazyfsRunner, registry: Registry, mounted: Callable[..., Path], tmp_path: Path
 ) -> None:

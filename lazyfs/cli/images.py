@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,6 +13,7 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
+from lazyfs.image.explain import why_lazy
 from lazyfs.image.foreign import announces_table
 from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexing import IndexedLayer
@@ -20,6 +21,8 @@ from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import ImageConfig, chain_ids
 from lazyfs.source.push_artifact import Publisher
+
+_UNINDEXED: Final = "no; the first mount, or lazyfs index, does it"
 
 
 @click.command()
@@ -93,11 +96,14 @@ def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any
 @click.argument("image")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(config: Config, image: str, as_json: bool) -> None:
-    """Show IMAGE's manifest, configuration, history and layers, and whether it is indexed. Pulls no layer."""
+    """Show IMAGE's manifest, configuration, history and layers, and by which indexes they would be read.
+
+    An index is one that is here, or that a mount would find. Pulls no layer.
+    """
 
     async def work(workshop: Workshop) -> None:
         resolved = await workshop.resolve()
-        facts = _image_facts(resolved, await workshop.kept_indexes(resolved))
+        facts = _image_facts(resolved, await workshop.known_indexes(resolved))
         if as_json:
             print_json(facts)
         else:
@@ -140,6 +146,7 @@ def _origin(found: IndexedLayer) -> dict[str, str]:
         "toc_digest": found.head.digest,
         "kind": found.kind.value,
         "vouched_by": found.vouched_by.value,
+        "why": why_lazy(found),
     }
 
 
@@ -154,12 +161,12 @@ def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
         ("command", _words(*config.cmd) or "none"),
         ("user", config.user or "root"),
         ("working dir", config.working_dir or "/"),
-        ("indexed", "yes" if facts["indexed"] else "no; the first mount, or lazyfs index, does it"),
+        ("indexed", "yes: mounts are immediate" if facts["indexed"] else _UNINDEXED),
     ):
         write_line(f"{name:12}{value}")
     write_line("layers")
     for layer in facts["layers"]:
-        mark = "indexed" if layer["index"] else "-"
+        mark = layer["index"]["why"] if layer["index"] else "-"
         write_line(f"  {layer['digest']}  {layer['size']:>12}  {mark}")
     write_line("history")
     for step in config.history:
