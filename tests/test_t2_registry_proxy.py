@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from indexer.digest import sha256_digest
 from lazyfs.errors import Unreachable
+from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.open import open_registry
@@ -74,10 +76,14 @@ async def test_a_proxy_may_be_given_by_an_ipv6_address() -> None:
             await source.resolve()
 
 
-async def test_a_proxy_that_is_not_there_is_an_error(server: Registry) -> None:
+async def test_a_proxy_that_is_not_there_is_named_without_its_password(server: Registry) -> None:
     with ForwardProxy(server.port) as proxy:
-        pass
-    settings = replace(SETTINGS, proxy=proxy_rules({"all_proxy": proxy.url}))
+        address = proxy.url.removeprefix("http://")
+    settings = replace(SETTINGS, proxy=proxy_rules({"all_proxy": f"http://me:secret@{address}"}))
+    told = rf"cannot connect to https://registry\.test through the proxy http://{address}: Connection refused"
     async with open_registry(NAME, settings) as source:
-        with pytest.raises(Unreachable, match=r"cannot connect to https://registry\.test"):
+        with pytest.raises(Unreachable, match=told):
             await source.resolve()
+        layer = Descriptor("application/vnd.oci.image.layer.v1.tar", sha256_digest(b"x"), 1)
+        with pytest.raises(Unreachable, match=told):
+            await source.blob(layer).fetch(0, 1, bytes)

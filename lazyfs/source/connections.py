@@ -16,7 +16,7 @@ from http.client import HTTPResponse
 from typing import Final
 
 from lazyfs.source.proxy import Proxy, ProxyRules
-from lazyfs.source.refusals import final_refusal, reason_of
+from lazyfs.source.refusals import final_refusal, reason_of, way_to
 from lazyfs.source.retry import Transient
 from lazyfs.source.urls import Origin, check_peer
 
@@ -162,7 +162,8 @@ class Connections:
         except (OSError, http.client.HTTPException) as error:
             http_connection.close()
             final = final_refusal(origin, error, proxy)
-            raise final or Transient(f"cannot connect to {origin}: {reason_of(error)}") from error
+            why = f"cannot connect to {way_to(origin, proxy)}: {reason_of(error)}"
+            raise final or Transient(why) from error
         except BaseException:
             http_connection.close()
             raise

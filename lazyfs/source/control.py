@@ -19,7 +19,8 @@ from lazyfs.errors import SourceError
 from lazyfs.source.answers import EXCERPT_BYTES
 from lazyfs.source.connections import IDLE_S
 from lazyfs.source.counters import Counters
-from lazyfs.source.refusals import final_refusal, reason_of, was_refused
+from lazyfs.source.proxy import Proxy
+from lazyfs.source.refusals import final_refusal, reason_of, was_refused, way_to
 from lazyfs.source.retry import Transient
 from lazyfs.source.settings import SourceSettings, user_agent
 from lazyfs.source.urls import Origin, check_peer, origin_of, shown
@@ -117,8 +118,9 @@ class ControlClient:
             raise SourceError(f"not a URL: {shown(url)}") from None
         except httpx.TransportError as error:
             origin = origin_of(url)
-            final = final_refusal(origin, error, self._proxy.proxy_for(origin))
-            raise final or Transient(_reason(error, url), refused=was_refused(error)) from error
+            proxy = self._proxy.proxy_for(origin)
+            final = final_refusal(origin, error, proxy)
+            raise final or Transient(_reason(error, origin, proxy), refused=was_refused(error)) from error
 
     async def _bounded(self, response: httpx.Response, url: str, max_bytes: int) -> bytes:
         encoding = response.headers.get("content-encoding", "identity").lower()
@@ -202,12 +204,11 @@ class _ProxyingTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def _reason(error: httpx.TransportError, url: str) -> str:
-    origin = origin_of(url)
+def _reason(error: httpx.TransportError, origin: Origin, proxy: Proxy | None) -> str:
     if isinstance(error, httpx.TimeoutException):
-        return f"{origin} timed out"
+        return f"{way_to(origin, proxy)} timed out"
     if isinstance(error, httpx.ConnectError):
-        return f"cannot connect to {origin}: {reason_of(error)}"
+        return f"cannot connect to {way_to(origin, proxy)}: {reason_of(error)}"
     if isinstance(error, httpx.ProxyError):
         return f"the proxy to {origin} refused"
     hint = {

@@ -53,6 +53,11 @@ def was_refused(error: BaseException) -> bool:
     return any(isinstance(cause, OSError) and cause.errno == ECONNREFUSED for cause in _causes(error))
 
 
+def way_to(origin: Origin, proxy: Proxy | None) -> str:
+    """Where a connection was to lead, in words; without the proxy's password."""
+    return f"{origin} through the proxy {proxy.origin}" if proxy else str(origin)
+
+
 def reason_of(error: BaseException) -> str:
     """Why a connection failed, in few words and without what was sent on it."""
     for cause in _causes(error):
