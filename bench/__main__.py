@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     micro = commands.add_parser("micro", help="the parts, one by one")
-    micro.add_argument("--only", metavar="GROUPS", help=f"of {','.join(MICRO)}; default: all")
+    micro.add_argument("--only", metavar="GROUPS", help=f"with commas, of {', '.join(MICRO)}; default: all")
     micro.add_argument("--repeat", type=int, default=3, metavar="N", help="samples of each (default: 3)")
     micro.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     micro.add_argument(

@@ -247,7 +247,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         if must_exist or not isinstance(error, FileNotFoundError):
-            raise ConfigError(f"{path}: {error.strerror}") from error
+            raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from error
         return {}
     try:
         values = tomllib.loads(data.decode("utf-8"))
@@ -256,7 +256,10 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
     for name in values:
         if name not in _NAMES:
             raise ConfigError(f"{path}: unknown key {name!r}; known are {', '.join(_NAMES)}")
-    return values
+    try:
+        return {name: _typed(name, value) for name, value in values.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 _PATH_LISTS: Final = frozenset({"auth_files", "trusted_keys"})

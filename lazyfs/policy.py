@@ -37,12 +37,12 @@ def demands_of(config: Config, name: ImageName) -> Demands:
 def _key(base: Path, file: str) -> PublicKey:
     """A key; the policy file names it relative to itself."""
     path = base / Path(file).expanduser()
-    return parse_key(_read(path), str(path))
+    return parse_key(_read(path, "the trusted key"), str(path))
 
 
 def _document(path: Path) -> dict[str, Any]:
     """The policy file, in JSON if its name ends so, else in TOML."""
-    data = _read(path)
+    data = _read(path, "the policy file")
     try:
         document = json.loads(data) if path.suffix == ".json" else tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
@@ -52,12 +52,12 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
     if len(data) > _LARGEST:
-        raise ConfigError(f"{path}: larger than {_LARGEST} bytes")
+        raise ConfigError(f"{what} {path}: larger than {_LARGEST} bytes")
     return data

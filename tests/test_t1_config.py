@@ -180,6 +180,13 @@ def test_a_file_with_a_mistake_is_refused_in_words(text: str, words: str, tmp_pa
     assert words in str(error.value)
 
 
+def test_a_value_of_the_wrong_kind_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    file = write(tmp_path / ".config/lazyfs/config.toml", retries="5")
+    with pytest.raises(ConfigError) as error:
+        load_config({"HOME": str(tmp_path)}, {})
+    assert str(error.value) == f"{file}: retries: expected a whole number, got '5'"
+
+
 @pytest.mark.parametrize("key", ["retries", "offline", "read_timeout_s", "plain_http"])
 def test_a_variable_with_a_mistake_is_refused_by_its_name(key: str) -> None:
     with pytest.raises(ConfigError, match=f"LAZYFS_{key.upper()}: expected"):

@@ -393,6 +393,7 @@ CASES: dict[str, Callable[[World], Done]] = {
         w, env={"REGISTRY_AUTH_FILE": str(w.file("x", "").parent / "x/auth.json")}
     ),
     "A credential helper that fails": failing_helper,
+    "A key or a policy that is missing": lambda w: ask(w, "good", "--trusted-key", str(w.tmp / "nowhere")),
     "No key to check signatures with": lambda w: ask(w, "good", "--require-signature"),
     "No command to run": contain,
     "A user that the image does not know": lambda w: contain(w, "x", options=("--user", "nobodyelse")),
