@@ -130,6 +130,28 @@ def test_a_chain_shows_what_its_layers_unpack_to(any_daemon, python, base, unpac
     assert not mounted.path.exists()
 
 
+def test_stats_tell_what_the_daemon_serves(daemon, base, lazyfs):
+    words = ("stats", "--daemon", daemon.socket)
+    assert lazyfs(*words).stdout.splitlines()[-1].split() == [
+        "image",
+        "layers",
+        "state",
+        "driver",
+        "mounted",
+        "at",
+    ]
+    mounted = daemon.ask("mount", base.whole)
+    (mounted.path / "etc/os-release").read_bytes()
+    facts = json.loads(lazyfs(*words, "--json").stdout)
+    assert facts["pid"] == daemon.ask("statistics")["pid"]
+    assert [(one["name"], one["state"]) for one in facts["mounts"]] == [(mounted.name, "live")]
+    lines = lazyfs(*words).stdout.splitlines()
+    row = [base.whole.image, str(base.whole.layers), "live", mounted.driver, str(mounted.path)]
+    assert lines[-1].split() == row
+    moved = facts["source"]["control_bytes"] + facts["source"]["data_bytes"]
+    assert f"fetched         {moved} bytes in " in "\n".join(lines)
+
+
 def test_chains_are_named_by_their_layers_and_share_them(daemon, python, base):
     mounts = [daemon.ask("mount", order) for order in python.orders]
     assert [mount.name for mount in mounts] == [

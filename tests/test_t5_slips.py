@@ -117,7 +117,15 @@ def test_another_platform_than_the_one_asked_for_is_told(lazyfs, tmp_path):
 @pytest.mark.parametrize("command", ["stats", "explain"])
 def test_no_mounts_are_told_of_in_words(command, lazyfs):
     done = lazyfs(command)
-    assert (done.stdout, done.stderr) == ("", "lazyfs: no image is mounted\n")
+    assert done.stdout == ""
+    assert done.stderr.startswith("lazyfs: no image is mounted")  # and more, where lazyfs daemon runs
+
+
+def test_statistics_are_of_a_mount_or_of_the_service(lazyfs, tmp_path):
+    absent = tmp_path / "daemon.sock"
+    failed = lazyfs("stats", "--daemon", absent, exit_code=75)
+    assert failed.stderr.startswith(f"lazyfs: no data daemon answers at {absent}: ")
+    assert "either a directory or --daemon" in lazyfs("stats", "--daemon", absent, "/", exit_code=64).stderr
 
 
 def test_stat_speaks_to_people(lazyfs, image):

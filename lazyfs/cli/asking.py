@@ -4,15 +4,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lazyfs.cli.containers import container_places
 from lazyfs.cli.output import complain, write_line
+from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.container.places import ContainerPlace
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.mount.mounts import resolve_mount_point
 from lazyfs.mount_states import MountStates, runtime_directory
+
+_OF_CONTAINERD: Final = " by lazyfs mount or run; lazyfs stats --daemon tells of containerd's containers"
 
 
 def ask_mounts(config: Config, directory: Path | None, question: str) -> list[dict[str, Any]]:
@@ -39,7 +42,8 @@ def ask_mounts(config: Config, directory: Path | None, question: str) -> list[di
 def write_each(answers: Sequence[dict[str, Any]], write: Callable[[dict[str, Any]], None]) -> None:
     """Answers on stdout, an empty line between two; where there is none, a line on stderr says so."""
     if not answers:
-        complain("no image is mounted")
+        served = os.path.exists(DAEMON_SOCKET)  # noqa: PTH110  # also where it may not be looked at
+        complain(f"no image is mounted{_OF_CONTAINERD if served else ''}")
     for number, answer in enumerate(answers):
         if number:
             write_line("")

@@ -47,7 +47,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
-    "stats": ("stats", "stats --json /mnt"),
+    "stats": ("stats", "stats --json /mnt", "stats --daemon"),
     "exec": ("exec web nginx -s reload", "exec -it web bash"),
     "explain": ("explain /mnt", "explain --json"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),

@@ -8,18 +8,30 @@ import click
 from lazyfs.cli.asking import ask_mounts, write_each
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import print_json, write_line
+from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 
 
 @click.command()
 @configured
 @click.argument("directory", type=PATH, required=False)
+@click.option(
+    "--daemon", type=PATH, is_flag=False, flag_value=DAEMON_SOCKET, metavar="[SOCKET]",
+    help=f"Of what containerd's containers read, by lazyfs daemon [default: at {DAEMON_SOCKET}].",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(config: Config, directory: Path | None, as_json: bool) -> None:
+def stats(config: Config, directory: Path | None, daemon: Path | None, as_json: bool) -> None:
     """What the mount at DIRECTORY has fetched, hit and waited for; without DIRECTORY, of all mounts.
 
     DIRECTORY may be the name of a container that `lazyfs run` runs.
     """
+    if daemon is not None:
+        if directory is not None:
+            raise click.UsageError("either a directory or --daemon")
+        from lazyfs.cli.service_stats import tell_of_daemon  # noqa: PLC0415  # few want it
+
+        tell_of_daemon(daemon, as_json=as_json)
+        return
     answers = ask_mounts(config, directory, "stats")
     if as_json:
         print_json(answers[0] if directory is not None else answers)
