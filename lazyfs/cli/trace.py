@@ -48,7 +48,13 @@ def show(config: Config, target: str, as_json: bool) -> None:
     if as_json:
         print_json({**_facts(found), "files": [_row(touch._asdict()) for touch in files]})
         return
-    for name, value in _facts(found).items():
+    for name, value in (
+        ("image", found.image),
+        ("manifest", found.manifest),
+        ("command", found.command or "not known"),
+        ("precise", "yes" if found.precise else "no"),
+        ("touched", f"{human(found.size)} in {len(found.touches)} pieces"),
+    ):
         write_line(f"{name:10}{value}")
     rows = [("ms", "bytes", "layer", "path")]
     for touch in files:
@@ -70,9 +76,10 @@ def _facts(found: Trace) -> dict[str, Any]:
     return {
         "image": found.image,
         "manifest": found.manifest,
-        "command": found.command or "not known",
+        "command": found.command,
         "precise": found.precise,
-        "touched": f"{human(found.size)} in {len(found.touches)} pieces",
+        "size": found.size,
+        "pieces": len(found.touches),
     }
 
 
