@@ -12,10 +12,16 @@ import pytest
 from lazyfs.cli.main import group
 from tests.support.images import build_image, write_layout
 from tests.support.runner import LazyfsRunner
-from tests.support.tars import char, file, symlink, tar
+from tests.support.tars import char, directory, file, symlink, tar
 
 PAGE = Path(__file__).parents[1] / "docs" / "json.md"
-LOWER = tar(file(b"a", b"first"), file(b"etc/os-release", b"ID=debian\n"))
+STATUS = b"Package: p\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n\n"
+LOWER = tar(
+    file(b"a", b"first"),
+    file(b"etc/os-release", b"ID=debian\n"),
+    directory(b"var/lib/dpkg"),
+    file(b"var/lib/dpkg/status", STATUS),
+)
 UPPER = tar(
     file(b"a", b"again"), file(b"x", b"x", xattrs={b"user.a": b"1"}), symlink(b"l", b"a"), char(b"n", 1, 3)
 )
