@@ -260,3 +260,5 @@ def test_inspect_tells_everything_without_a_layer(lazyfs):
         assert registry.requests["GET", "blob"] == 1  # the configuration
         lazyfs("index", f"{registry.host}/app")
         assert json.loads(lazyfs("inspect", f"{registry.host}/app", "--json").stdout)["indexed"] is True
+        registry.push("app", build_image([tar(file(b"a", CONTENT)), tar(file(b"b"))]), tag="more")
+        assert "indexed     in part; the first mount" in lazyfs("inspect", f"{registry.host}/app:more").stdout

@@ -1,10 +1,10 @@
 """index, inspect."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -21,8 +21,6 @@ from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import ImageConfig, chain_ids
 from lazyfs.source.push_artifact import Publisher
-
-_UNINDEXED: Final = "no; the first mount, or lazyfs index, does it"
 
 
 @click.command()
@@ -161,7 +159,7 @@ def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
         ("command", _words(*config.cmd) or "none"),
         ("user", config.user or "root"),
         ("working dir", config.working_dir or "/"),
-        ("indexed", "yes: mounts are immediate" if facts["indexed"] else _UNINDEXED),
+        ("indexed", _indexed(facts["layers"])),
     ):
         write_line(f"{name:12}{value}")
     write_line("layers")
@@ -172,6 +170,14 @@ def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
     for step in config.history:
         empty = " (no layer)" if step.empty_layer else ""
         write_line(f"  {_words(step.created_by)[:100]}{empty}")
+
+
+def _indexed(layers: Sequence[Mapping[str, Any]]) -> str:
+    known = [bool(layer["index"]) for layer in layers]
+    if all(known):
+        return "yes: mounts are immediate"
+    left = "in part; the first mount, or lazyfs index, does the rest"
+    return left if any(known) else "no; the first mount, or lazyfs index, does it"
 
 
 def _words(*texts: str) -> str:
