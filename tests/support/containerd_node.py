@@ -92,6 +92,8 @@ class Node:
         self.snapshots.list()  # containerd would back off from a snapshotter that is not there yet
         self.start("containerd")
         self.cri.images()  # waits for it
+        # One that dies before it was ready for the first time is not started again.
+        trio.run(ServiceClient(self.socket("daemon")).mounts)
 
     def close(self) -> None:
         """End everything, whatever state it is in."""
