@@ -114,6 +114,12 @@ def test_another_platform_than_the_one_asked_for_is_told(lazyfs, tmp_path):
         assert run.stderr.splitlines()[0].startswith(told)
 
 
+@pytest.mark.parametrize("option", ["--linger", "--hung-after"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_seconds_are_finite(lazyfs, option, seconds):
+    assert f"Invalid value for '{option}'" in lazyfs("daemon", option, seconds, exit_code=64).stderr
+
+
 @pytest.mark.parametrize("command", ["stats", "explain"])
 def test_no_mounts_are_told_of_in_words(command, lazyfs):
     done = lazyfs(command)

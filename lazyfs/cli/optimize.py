@@ -13,7 +13,7 @@ import trio
 from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, opened
 from lazyfs.cli.followed import run_followed
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import PATH, Seconds, configured
 from lazyfs.cli.output import complain, human, print_json, write_line
 from lazyfs.cli.run import BEGUN, run
 from lazyfs.cli.running import with_workshop
@@ -52,7 +52,7 @@ class _ImageThenCommand(click.Command):
 @click.argument("command", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
 @click.option(
-    "--for", "for_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--for", "for_s", type=Seconds(min=0, min_open=True), metavar="SECONDS",
     help="End COMMAND after so many seconds.",
 )  # fmt: skip
 @click.option("--push", is_flag=True, help="Publish the pack beside the image, or in --index-repo.")

@@ -1,6 +1,7 @@
 """Options that all commands share, before or after the command's name."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,17 @@ class GivenPath(click.Path):
         if value == "":
             self.fail("the name is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds on the command line."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, which is finite: no range keeps "nan" out."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 PATH: Final = GivenPath(path_type=Path)

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import PATH, Seconds, configured
 from lazyfs.config import Config
 from lazyfs.service.options import CONTAINERD_STORE, HUNG_AFTER_S, LINGER_S, ServiceOptions, encode_options
 
@@ -37,11 +37,11 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
     help="At SIGTERM, leave everything mounted: for a service manager that keeps our descriptors.",
 )  # fmt: skip
 @click.option(
-    "--hung-after", type=click.FloatRange(min=0), default=HUNG_AFTER_S, show_default=True, metavar="SECONDS",
+    "--hung-after", type=Seconds(min=0), default=HUNG_AFTER_S, show_default=True, metavar="SECONDS",
     help="Without a sign of life for so long, the process that works is killed and started anew; 0: never.",
 )  # fmt: skip
 @click.option(
-    "--linger", type=click.FloatRange(min=0), default=LINGER_S, show_default=True, metavar="SECONDS",
+    "--linger", type=Seconds(min=0), default=LINGER_S, show_default=True, metavar="SECONDS",
     help="Keep a mount that nobody uses any more for so long: the next container starts faster.",
 )  # fmt: skip
 def daemon(
