@@ -148,7 +148,7 @@ def test_the_slowest_reads_are_remembered_and_no_more():
     layer = PackLayer("sha256:1", "sha256:2")
     waits = random.Random(4).sample(range(1000), 200)
     for wait in waits:
-        traffic.waited(SlowRead(wait / 1000, 0.0, layer, 0, 1, Cause.NETWORK))
+        traffic.waited(SlowRead(wait / 1000, 0.0, layer, 0, 1, Cause.NETWORK, came=True))
     assert [round(read.wait_s * 1000) for read in traffic.slowest()] == sorted(waits, reverse=True)[:SLOWEST]
 
 

@@ -35,7 +35,12 @@ class PublicKey:
         first for all curves, and take the second today (protobuf-specs, `PublicKeyDetails`).
         """
         from cryptography.hazmat.primitives import hashes  # noqa: PLC0415  # most runs have no keys
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import (  # noqa: PLC0415  # most runs have no keys
+            ec,
+            ed25519,
+            padding,
+            rsa,
+        )
 
         match self._key:
             case ec.EllipticCurvePublicKey() as key:
@@ -68,8 +73,12 @@ def parse_key(pem: bytes, name: str) -> PublicKey:
         ConfigError: it is none, or of a kind that is not used for signatures here.
     """
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # most runs have no keys
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # most runs have no keys
+    from cryptography.hazmat.primitives.asymmetric import (  # noqa: PLC0415  # most runs have no keys
+        ec,
+        ed25519,
+        rsa,
+    )
 
     if b"PRIVATE KEY" in pem:
         raise ConfigError(f"{name}: a private key; the public one is wanted, and this one ought to be hidden")

@@ -65,7 +65,7 @@ class SlowRead(NamedTuple):
     start: int
     size: int
     cause: Cause
-    came: bool = True
+    came: bool
 
 
 @dataclass(frozen=True, slots=True)

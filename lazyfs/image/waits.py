@@ -51,8 +51,9 @@ class Wait:
     def cause(self) -> Cause:
         """What it has waited for most."""
         tickets = [landing.ticket for landing in self._landings]
-        pack_s = self.seconds if self._pack_s is None else self._pack_s
-        fetch_s = self.seconds - pack_s
+        seconds = self.seconds
+        pack_s = seconds if self._pack_s is None else self._pack_s
+        fetch_s = seconds - pack_s
         queue_s = min(max((ticket.queue_s for ticket in tickets), default=0.0), fetch_s)
         unpack_s = min(max((ticket.unpack_s for ticket in tickets), default=0.0), fetch_s - queue_s)
         causes = {
