@@ -8,9 +8,8 @@ from typing import Final, Generic, TypeVar, TypeVarTuple
 
 import trio
 
-_GLANCE: Final = (
-    0.2  # seconds; a signal that CPython noted just before it began to wait is acted on after this
-)
+_GLANCE: Final = 0.2
+"""Seconds after which a signal is acted on that CPython noted just before it began to wait."""
 
 T = TypeVar("T")
 R = TypeVar("R")
