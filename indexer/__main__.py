@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = commands.add_parser("compile", help="merge layers into an EROFS metadata image")
     compile_.add_argument("image", type=Path)
     compile_.add_argument("tocs", type=Path, nargs="+", metavar="TOC")
+    compile_.add_argument("--alone", action="store_true", help="what the last layer changes, for overlayfs")
     compile_.set_defaults(run=_compile)
     return parser
 
@@ -150,7 +151,7 @@ def _compile(options: argparse.Namespace) -> None:
 
     heads = [decode_head(path.read_bytes()) for path in options.tocs]
     with options.image.open("wb") as file:
-        compile_image(heads, file)
+        compile_image(heads, file, alone=options.alone)
 
 
 if __name__ == "__main__":

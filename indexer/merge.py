@@ -79,6 +79,13 @@ class Merger:
                 self._add(member)
         self._bind_forward_links()
 
+    def describe(self, node: Node, member: Member) -> None:
+        """Change a node that stands in the tree already, as a later header of it says."""
+        if node.children is None:
+            _describe_linked(node, member)
+        else:
+            _describe(node, member)
+
     def _spend(self, entries: int) -> None:
         self._room -= entries
         if self._room < 0:
@@ -147,7 +154,7 @@ class Merger:
         elif kind == Kind.DIRECTORY and old is not None and old.children is not None:
             # "its attributes MUST be replaced" (Changeset over existing files); its children stay. Choice:
             # all xattrs are replaced, also between two entries of one layer; extraction keeps old ones.
-            _describe(old, member)
+            self.describe(old, member)
             return
         else:
             # Choice: a path twice in one layer is an error by the specification, and happens: as in
@@ -160,7 +167,7 @@ class Merger:
         # Choice: the root's own entry is applied; containerd and moby skip it. Without one: 0755, root, 1970.
         if member.kind != Kind.DIRECTORY:
             raise FormatError("the root is not a directory")
-        _describe(self.root, member)
+        self.describe(self.root, member)
 
     def _new_node(self, member: Member) -> Node:
         xattrs = member.xattrs
@@ -222,7 +229,7 @@ class Merger:
         # Choice: a target that only lower layers have is accepted (the specification leaves it open), and
         # the inode is shared. What this layer whites out is no target. A symlink is linked itself.
         _check_target(target, member)
-        _describe_linked(target, member)
+        self.describe(target, member)
         self._linked.add(member.path)
         return target
 
@@ -245,7 +252,7 @@ class Merger:
             siblings[name] = target
             bound.append((member, target))
         for member, target in reversed(bound):
-            _describe_linked(target, member)
+            self.describe(target, member)
 
     def _find(self, path: bytes) -> Node | None:
         if not path:
