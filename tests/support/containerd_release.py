@@ -4,8 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.debian_tools import installed
 from tests.support.lab import Lab
-from tests.support.lab_build import LabError, run
+from tests.support.lab_build import run
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MIRROR = "http://deb.debian.org/debian"
@@ -40,10 +41,7 @@ def release(lab: Lab, version: str) -> Release:
         LabError: it is not installed, or cannot be downloaded.
     """
     if not SUITES[version]:
-        found = shutil.which("containerd")
-        if found is None:
-            raise LabError("containerd is missing: run scripts/setup test")
-        return Release(version, Path(found).parent)
+        return Release(version, installed("containerd"))
     unpacked = lab.once(f"tools/containerd-{version}-1", lambda out: _unpack(SUITES[version], out))
     return Release(version, unpacked / "usr" / "bin")
 

@@ -6,7 +6,6 @@ Debian's packages of a later release, unpacked and run by their own loader: noth
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.support import debian_tools
+from tests.support.debian_tools import Tools
 from tests.support.lab import Lab, push_layout, recipe_hash
 from tests.support.lab_build import PRIVATE_MOUNTS, run
 from tests.support.lab_process import running
@@ -64,33 +65,9 @@ def serve_foreign(lab: Lab, name: str) -> Iterator[str]:
 # Tools
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """Programs of a later release.
-
-    Attributes:
-        home: where their packages and all they depend on are unpacked.
-    """
-
-    home: Path
-
-    def command(self, name: str) -> list[str]:
-        """How one of them is run: by its own loader, with its own libraries."""
-        (loader,) = self.home.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*")
-        return [str(loader), "--library-path", str(loader.parent), str(self.home / "usr" / "bin" / name)]
-
-
 def tools(lab: Lab) -> Tools:
     """The programs, unpacked when first asked for."""
-    recipe = sha256(" ".join((SUITE, *TOOLS)).encode()).hexdigest()[:12]
-
-    def make(out: Path) -> None:
-        include = f"--include={','.join(TOOLS)}"
-        run("mmdebstrap", "--quiet", "--variant=extract", include, SUITE, str(out))
-        for part in ("usr/share", "usr/libexec", "usr/sbin", "var", "etc"):
-            shutil.rmtree(out / part, ignore_errors=True)
-
-    return Tools(lab.once(f"tools/{SUITE}-{recipe}", make))
+    return debian_tools.tools(lab, SUITE, SUITE, TOOLS)
 
 
 @contextmanager
