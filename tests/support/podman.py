@@ -1,0 +1,174 @@
+"""podman on storage of its own, with none of the machine's configuration."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.support.containers import until
+from tests.support.mounts import mounts_below, unmount_lazily
+from tests.support.podman_release import Release
+
+TIMEOUT_S = 240
+
+
+class Podman:
+    """One podman; what it keeps and mounts lies below one directory.
+
+    Args:
+        top: an empty directory; its path is short, for sockets.
+        release: which podman.
+        registries: hosts with ports that speak plain HTTP.
+        layer_stores: directories of additional layer stores, looked into by image and layer.
+
+    Attributes:
+        storage: where its layers are.
+    """
+
+    def __init__(
+        self,
+        top: Path,
+        release: Release,
+        *,
+        registries: Sequence[str] = (),
+        layer_stores: Sequence[Path] = (),
+    ) -> None:
+        self.storage = top / "storage"
+        self._top = top
+        self._program = release.programs / "podman"
+        policies = top / "home" / ".config" / "containers"
+        policies.mkdir(parents=True)
+        (policies / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        (top / "storage.conf").write_text(_storage_text(top, layer_stores))
+        (top / "containers.conf").write_text(_containers_text(top, release))
+        (top / "registries.conf").write_text("".join(map(_registry_text, registries)))
+        (top / "auth.json").write_text("{}")
+        for folder in ("tmp", "hooks"):
+            (top / folder).mkdir()
+
+    def run(self, *words: str | Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+        """What `podman WORDS` said, once it has ended with `exit_code`."""
+        done = subprocess.run(
+            self.command(*words),
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == exit_code, (
+            f"podman {' '.join(map(str, words))}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+        return done
+
+    def pull(self, reference: str) -> str:
+        """Pull an image; what was said on the way, for warnings."""
+        return self.run("pull", "--quiet", reference).stderr
+
+    def start(self, reference: str, *command: str) -> str:
+        """The standard output of a command in a new container of an image that is here."""
+        return self.run("run", "--rm", "--network", "none", "--pull", "never", reference, *command).stdout
+
+    def rmi(self, *references: str) -> str:
+        """Remove images; what was said on the way, for warnings."""
+        return self.run("rmi", *references).stderr
+
+    def layers(self) -> dict[str, Path]:
+        """By diffID, the directories of the layers that the overlay driver has."""
+        file = self.storage / "overlay-layers" / "layers.json"
+        layers = json.loads(file.read_text()) if file.exists() else []
+        return {layer.get("diff-digest", ""): self.storage / "overlay" / layer["id"] for layer in layers}
+
+    def command(self, *words: str | Path) -> list[str]:
+        """How a subcommand of it is run, in `environment()`."""
+        # Not --root: podman forgets the storage's options then.
+        return [
+            *(str(self._program), "--tmpdir", str(self._top / "libpod"), "--cgroup-manager", "cgroupfs"),
+            *("--events-backend", "file", "--network-config-dir", str(self._top / "networks")),
+            *("--hooks-dir", str(self._top / "hooks"), *map(str, words)),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """All that it is told beside its arguments."""
+        return {
+            "PATH": f"{os.defpath}:/usr/sbin:/sbin",
+            "HOME": str(self._top / "home"),
+            "TMPDIR": str(self._top / "tmp"),
+            "CONTAINERS_CONF": str(self._top / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self._top / "storage.conf"),
+            "CONTAINERS_REGISTRIES_CONF": str(self._top / "registries.conf"),
+            "REGISTRY_AUTH_FILE": str(self._top / "auth.json"),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+        }
+
+    def close(self) -> None:
+        """End its containers, take away its mounts and its directory, whatever state they are in."""
+        with suppress(subprocess.TimeoutExpired, AssertionError):
+            self.run("rm", "--all", "--force", "--time", "0")
+        until(self._ended, f"processes of {self._top} end")
+        for point in mounts_below(self._top):
+            unmount_lazily(point)
+        shutil.rmtree(self._top)
+
+    def _ended(self) -> bool:
+        """Whether it has no process; those it has are killed."""
+        ours = [pid for pid in _pids() if bytes(self._top) + b"/" in _read(pid, "cmdline")]
+        for pid in ours:
+            with suppress(OSError, ValueError):
+                # A container is a child of its conmon, and names nothing of us.
+                for child in map(int, _read(pid, f"task/{pid}/children").split()):
+                    os.kill(child, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        return not ours
+
+
+@contextmanager
+def podman(
+    top: Path, release: Release, *, registries: Sequence[str] = (), layer_stores: Sequence[Path] = ()
+) -> Iterator[Podman]:
+    """A podman for as long as the block lasts."""
+    top.mkdir(parents=True)
+    made = Podman(top, release, registries=registries, layer_stores=layer_stores)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _storage_text(top: Path, layer_stores: Sequence[Path]) -> str:
+    stores = json.dumps([f"{store}:ref" for store in layer_stores])  # JSON's strings are TOML's
+    return f'[storage]\ndriver = "overlay"\ngraphroot = "{top}/storage"\nrunroot = "{top}/run"\n' + (
+        f"[storage.options]\nadditionallayerstores = {stores}\n" if layer_stores else ""
+    )
+
+
+def _containers_text(top: Path, release: Release) -> str:
+    return (
+        '[containers]\ndefault_ulimits = ["nofile=1024:4096", "nproc=1024:1024"]\n'
+        '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\n'
+        'events_logger = "file"\nlock_type = "file"\n'
+        f'image_copy_tmp_dir = "{top}/tmp"\nhelper_binaries_dir = ["{release.programs}"]\n'
+        f'[network]\nnetwork_config_dir = "{top}/networks"\n'
+    )
+
+
+def _registry_text(host: str) -> str:
+    return f'[[registry]]\nlocation = "{host}"\ninsecure = true\n'
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _read(pid: int, file: str) -> bytes:
+    """A file of a process; empty if that is gone."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:
+        return b""
