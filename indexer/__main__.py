@@ -3,7 +3,8 @@
 build LAYER OUT.toc         index a layer blob; windows go to OUT.windows
 show OUT.toc                what it holds, as text or JSON
 verify OUT.toc LAYER        read the whole layer again and compare everything
-compile OUT.erofs TOC...    the merged tree of layers, lowest first, as an EROFS image
+compile OUT.erofs TOC...    the merged tree of layers, lowest first, as an EROFS image; --alone: what the
+                            last of them changes, as a lower directory of overlayfs
 """
 
 import argparse
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = commands.add_parser("compile", help="merge layers into an EROFS metadata image")
     compile_.add_argument("image", type=Path)
     compile_.add_argument("tocs", type=Path, nargs="+", metavar="TOC")
-    compile_.add_argument("--alone", action="store_true", help="what the last layer changes, for overlayfs")
+    compile_.add_argument("--alone", action="store_true", help="only what the last layer changes")
     compile_.set_defaults(run=_compile)
     return parser
 

@@ -17,11 +17,12 @@ from tests.support import kernel_erofs
 from tests.support.erofs_images import (
     CONTENTS,
     DEVICE_SIZE,
-    LAYERS,
     compiled,
+    content_files,
     expected,
     file,
     stacks,
+    without_hidden_xattrs,
     written,
 )
 from tests.support.kernel_erofs import Seen
@@ -29,11 +30,7 @@ from tests.support.kernel_erofs import Seen
 
 @pytest.fixture(scope="module")
 def layer_files(tmp_path_factory) -> list[Path]:
-    where = tmp_path_factory.mktemp("layers")
-    paths = [where / f"layer{number}" for number in range(LAYERS)]
-    for path, content in zip(paths, CONTENTS, strict=True):
-        path.write_bytes(content)
-    return paths
+    return content_files(tmp_path_factory.mktemp("layers"))
 
 
 def seen_by_kernel(image: bytes, devices: list[Path], where: Path) -> dict[bytes, Seen]:
@@ -41,19 +38,6 @@ def seen_by_kernel(image: bytes, devices: list[Path], where: Path) -> dict[bytes
     (where / "image").write_bytes(image)
     with kernel_erofs.mounted(where / "image", devices) as mnt:
         return kernel_erofs.walk(mnt)
-
-
-def without_hidden_xattrs(layers: list[list[Member]]) -> list[list[Member]]:
-    plain = (Kind.REGULAR, Kind.DIRECTORY)
-    return [
-        [
-            member
-            if member.kind in plain
-            else member._replace(xattrs=tuple(x for x in member.xattrs if x[0][:5] != b"user."))
-            for member in members
-        ]
-        for members in layers
-    ]
 
 
 def test_the_kernel_reads_what_was_written(layer_files, tmp_path_factory):

@@ -8,32 +8,8 @@ from indexer.merge import merge
 from indexer.tar_pax import MAX_XATTRS
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, Node
+from tests.support.members import directory, file, hardlink, opaque, symlink, whiteout
 from tests.support.trees import Refused, applied, layer_stacks, shown_by_tree, tree_paths
-
-
-def file(path: bytes, size: int = 1, **attributes) -> Member:
-    return Member(path, Kind.REGULAR, size=size, **attributes)
-
-
-def directory(path: bytes, **attributes) -> Member:
-    return Member(path, Kind.DIRECTORY, **{"mode": 0o700, **attributes})
-
-
-def symlink(path: bytes, link: bytes = b"anywhere") -> Member:
-    return Member(path, Kind.SYMLINK, link=link)
-
-
-def hardlink(path: bytes, link: bytes, **attributes) -> Member:
-    return Member(path, Kind.HARDLINK, link=link, **attributes)
-
-
-def whiteout(path: bytes) -> Member:
-    head, slash, name = path.rpartition(b"/")
-    return Member(head + slash + b".wh." + name, Kind.REGULAR)
-
-
-def opaque(path: bytes) -> Member:
-    return Member(path + b"/" * bool(path) + b".wh..wh..opq", Kind.REGULAR)
 
 
 def merged(*layers: list[Member]) -> dict[bytes, Node]:

@@ -4,6 +4,7 @@ import io
 import os
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from stat import S_ISDIR, S_ISLNK
 
 from hypothesis import strategies as st
@@ -38,6 +39,14 @@ def compiled(*members: Member, devices: Sequence[Device] = DEVICES) -> bytes:
 
 def file(path: bytes, size: int = 0, data_start: int = 0, **attributes) -> Member:
     return Member(path, Kind.REGULAR, size=size, data_start=data_start, **attributes)
+
+
+def content_files(where: Path) -> list[Path]:
+    """The layers' bytes as files."""
+    paths = [where / f"layer{number}" for number in range(LAYERS)]
+    for path, content in zip(paths, CONTENTS, strict=True):
+        path.write_bytes(content)
+    return paths
 
 
 def expected(root: Node) -> dict[bytes, Seen]:
@@ -82,6 +91,20 @@ def shown(image: MetadataImage) -> dict[bytes, Seen]:
 
 def stacks() -> st.SearchStrategy[list[list[Member]]]:
     return tree_members(layers=LAYERS, device_size=DEVICE_SIZE)
+
+
+def without_hidden_xattrs(layers: list[list[Member]]) -> list[list[Member]]:
+    """Layers without the xattrs that Linux gives only to files and directories."""
+    plain = (Kind.REGULAR, Kind.DIRECTORY)
+    return [
+        [
+            member
+            if member.kind in plain
+            else member._replace(xattrs=tuple(x for x in member.xattrs if x[0][:5] != b"user."))
+            for member in members
+        ]
+        for members in layers
+    ]
 
 
 LINKS = [

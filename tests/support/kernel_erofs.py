@@ -2,14 +2,18 @@
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
+from indexer.erofs_read import MetadataImage
+
 # The new mount calls have the same numbers on every architecture.
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_AT_FDCWD, _FROM_DESCRIPTOR = -100, 4
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +51,20 @@ def mounted(image: Path, devices: Sequence[Path]) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{mount}")
     finally:
         os.close(mount)
+
+
+@contextmanager
+def attached(images: Sequence[Path], devices: Sequence[Path], where: Path) -> Iterator[list[Path]]:
+    """Images, each over as many of the layers' files as it has, mounted below `where`."""
+    points = [where / image.name for image in images]
+    with ExitStack() as stack:
+        for image, point in zip(images, points, strict=True):
+            point.mkdir(parents=True)
+            count = len(MetadataImage(image.read_bytes()).devices)
+            with mounted(image, devices[:count]) as mount:
+                _call(_MOVE_MOUNT, int(mount.name), b"", _AT_FDCWD, bytes(point), _FROM_DESCRIPTOR)
+            stack.callback(subprocess.run, ["umount", point], check=True)
+        yield points
 
 
 def _call(number: int, *arguments: object) -> int:

@@ -297,6 +297,7 @@ def layer_members(draw: st.DrawFn) -> list[Member]:
                 size=number + 1 if kind == Kind.REGULAR else 0,
                 data_start=512 * number if kind == Kind.REGULAR else 0,
                 link=draw(_joined(_PLAIN, _PLAIN)) if kind in (Kind.HARDLINK, Kind.SYMLINK) else b"",
+                device=draw(st.sampled_from([(0, 0), (1, 3)])) if kind == Kind.CHARACTER else (0, 0),
                 xattrs=draw(_XATTRS),
             )
         )

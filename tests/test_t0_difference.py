@@ -1,0 +1,412 @@
+"""One layer alone: what it shows in every case, and that overlayfs makes the merged tree of all of them."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from indexer.compile import compile_image, image_key
+from indexer.difference import OPAQUE_XATTR, top_layer
+from indexer.erofs_read import MetadataImage
+from indexer.errors import FormatError, LimitExceeded
+from indexer.merge import merge
+from indexer.toc import Kind, Member
+from indexer.toc_codec import decode_head, encode_toc
+from indexer.tree import MAX_DEPTH, Node
+from tests.support import kernel_erofs, layers, tars
+from tests.support.erofs_images import (
+    LAYERS,
+    content_files,
+    expected,
+    stacks,
+    without_hidden_xattrs,
+    written,
+)
+from tests.support.kernel_erofs import Seen
+from tests.support.members import directory, file, hardlink, opaque, symlink, whiteout
+from tests.support.overlay import is_whiteout, overlaid, overlay_mounted
+from tests.support.trees import Shown, layer_stacks, shown_by_tree, tree_paths
+
+X, Y = (b"user.x", b"1"), (b"user.y", b"2")
+
+
+def alone(*stack: list[Member]) -> dict[bytes, Node]:
+    return dict(tree_paths(top_layer(stack)))
+
+
+def names(*stack: list[Member]) -> set[bytes]:
+    return set(alone(*stack)) - {b""}
+
+
+def hidden(tree: dict[bytes, Node]) -> set[bytes]:
+    return {path for path, node in tree.items() if is_whiteout(node)}
+
+
+def marked(tree: dict[bytes, Node]) -> set[bytes]:
+    return {path for path, node in tree.items() if OPAQUE_XATTR in node.xattrs}
+
+
+# What is gone.
+
+
+def test_a_name_that_is_gone_is_a_device_0_0():
+    tree = alone([file(b"a"), file(b"b")], [whiteout(b"a")])
+    assert set(tree) == {b"", b"a"}
+    node = tree[b"a"]
+    assert (node.kind, node.device, node.mode, node.uid) == (Kind.CHARACTER, (0, 0), 0, 0)
+
+
+def test_a_directory_that_is_gone_is_one_whiteout():
+    tree = alone([file(b"d/e/x"), file(b"d/y")], [whiteout(b"d")])
+    assert set(tree) == hidden(tree) | {b""} == {b"", b"d"}
+
+
+def test_whiteouts_are_names_of_one_inode():
+    tree = alone([file(b"a"), file(b"b/c"), file(b"b/d")], [whiteout(b"a"), whiteout(b"b/c")])
+    assert hidden(tree) == {b"a", b"b/c"}
+    assert tree[b"a"] is tree[b"b/c"]
+    assert tree[b"a"].nlink == 2
+
+
+@pytest.mark.parametrize("lower", [[], [file(b"b")], [file(b"a"), file(b"d/x"), whiteout(b"c")]])
+def test_a_whiteout_of_nothing_is_not_shown(lower):
+    assert names(lower, [whiteout(b"c"), opaque(b"e"), whiteout(b"d/y"), whiteout(b"g/h")]) == set()
+
+
+def test_a_whiteout_of_what_a_layer_between_took_away_is_not_shown():
+    assert names([file(b"a")], [whiteout(b"a")], [whiteout(b"a")]) == set()
+
+
+@pytest.mark.parametrize("path", [b"d", b""])
+def test_what_an_opaque_mark_hides_is_a_whiteout_each_as_roots_cannot_be_opaque(path):
+    prefix = path + b"/" * bool(path)
+    lower = [directory(b"d", uid=3), file(prefix + b"old/deep"), file(prefix + b"same"), file(prefix + b"z")]
+    tree = alone(lower, [opaque(path), file(prefix + b"same", 2), file(prefix + b"new")])
+    assert marked(tree) == set()
+    assert {prefix + b"old", prefix + b"z"} <= hidden(tree)
+    assert tree[prefix + b"same"].size == 2
+    assert path == b"" or tree[b"d"].uid == 3
+
+
+# What stands in the place of something else.
+
+
+def test_a_file_in_the_place_of_its_own_whiteout_needs_none():
+    tree = alone([file(b"a")], [whiteout(b"a"), file(b"a", 2)])
+    assert set(tree) == {b"", b"a"}
+    assert tree[b"a"].size == 2
+
+
+@pytest.mark.parametrize("given_again", [[directory(b"d", uid=4)], [file(b"d/new"), directory(b"d", uid=4)]])
+def test_a_directory_in_the_place_of_its_own_whiteout_is_opaque(given_again):
+    tree = alone([directory(b"d", xattrs=(X,)), file(b"d/old")], [whiteout(b"d"), *given_again])
+    assert tree[b"d"].xattrs == (OPAQUE_XATTR,)
+    assert tree[b"d"].uid == 4
+    assert hidden(tree) == set()
+
+
+def test_a_file_over_a_directory_is_the_file():
+    assert names([file(b"d/x/y")], [file(b"d")]) == {b"d"}
+
+
+@pytest.mark.parametrize("lower", [file(b"d"), symlink(b"d"), Member(b"d", Kind.CHARACTER)])
+@pytest.mark.parametrize("upper", [[directory(b"d")], [file(b"d/x")]])
+def test_a_directory_over_anything_else_is_opaque(lower, upper):
+    assert marked(alone([lower], upper)) == {b"d"}
+
+
+def test_a_directory_that_was_a_file_within_the_layer_is_another_one():
+    tree = alone([file(b"d/old")], [file(b"d"), directory(b"d", xattrs=(X, (b"a", b""))), file(b"d/x")])
+    assert tree[b"d"].xattrs == ((b"a", b""), OPAQUE_XATTR, X)
+    assert set(tree) == {b"", b"d", b"d/x"}
+
+
+def test_a_directory_over_nothing_is_not_opaque():
+    lower = [file(b"d/x"), directory(b"e")]
+    assert marked(alone(lower, [whiteout(b"e")], [directory(b"e"), file(b"d/new/x"), file(b"n/x")])) == set()
+
+
+def test_a_replaced_directory_has_all_that_is_in_it():
+    tree = alone([file(b"d/s/x")], [whiteout(b"d"), file(b"d/s/x"), hardlink(b"d/h", b"d/s/x")])
+    assert set(tree) == {b"", b"d", b"d/s", b"d/s/x", b"d/h"}
+
+
+# What is passed through.
+
+
+def test_what_is_as_before_is_not_shown():
+    assert names([file(b"a"), file(b"d/x"), file(b"e/y")], [file(b"e/z")]) == {b"e", b"e/z"}
+
+
+def test_implied_directories_have_the_attributes_of_lower_ones():
+    lower = [directory(b"d", uid=3, mode=0o2750, mtime_ns=5, xattrs=(X,)), directory(b"d/e", gid=4)]
+    tree = alone(lower, [], [file(b"d/e/n/x")])
+    assert set(tree) == {b"", b"d", b"d/e", b"d/e/n", b"d/e/n/x"}
+    node = tree[b"d"]
+    assert (node.uid, node.mode, node.mtime_ns, node.xattrs) == (3, 0o2750, 5, (X,))
+    assert (tree[b"d/e"].gid, tree[b"d/e/n"].mode) == (4, 0o755)
+    assert [tree[path].nlink for path in (b"", b"d", b"d/e", b"d/e/n")] == [3, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "change", [{"uid": 1}, {"mode": 0o711}, {"gid": 1}, {"mtime_ns": 1}, {"xattrs": (X,)}]
+)
+def test_a_directory_with_other_attributes_is_shown_without_what_is_in_it(change):
+    tree = alone([directory(b"d"), file(b"d/x"), directory(b"d/e")], [directory(b"d", **change)])
+    assert set(tree) == {b"", b"d"}
+    assert (tree[b"d"].nlink, tree[b"d"].children) == (2, {})
+    assert marked(tree) == set()
+
+
+def test_a_directory_that_is_described_as_it_was_is_not_shown():
+    lower = [directory(b"d", xattrs=(X,)), file(b"d/x")]
+    assert names(lower, [directory(b"d"), directory(b"d", xattrs=(X,))]) == set()
+
+
+def test_the_root_has_its_merged_attributes_always():
+    lower = [directory(b"", uid=4, xattrs=(X,)), file(b"a")]
+    assert (alone(lower, [])[b""].uid, alone(lower, [])[b""].xattrs) == (4, (X,))
+    assert (alone(lower, [directory(b"", uid=5)])[b""].uid, names(lower, [directory(b"", uid=5)])) == (
+        5,
+        set(),
+    )
+
+
+# Hard links.
+
+
+def test_a_hard_link_to_a_lower_file_is_a_name_with_that_layers_content():
+    lower = [file(b"a", 5, data_start=512, mode=0o600)]
+    tree = alone([], lower, [hardlink(b"b", b"a", mode=0o600)])
+    assert set(tree) == {b"", b"b"}
+    assert (tree[b"b"].layer, tree[b"b"].data_start, tree[b"b"].size, tree[b"b"].nlink) == (1, 512, 5, 1)
+
+
+def test_all_names_of_an_inode_that_a_hard_link_changed_are_shown():
+    lower = [file(b"a"), hardlink(b"d/b", b"a"), file(b"d/c"), hardlink(b"e", b"a"), file(b"f")]
+    tree = alone(lower, [whiteout(b"e"), hardlink(b"g", b"d/b", uid=7)])
+    assert set(tree) == {b"", b"a", b"d", b"d/b", b"e", b"g"}
+    assert tree[b"a"] is tree[b"d/b"] is tree[b"g"]
+    assert (tree[b"a"].uid, tree[b"a"].nlink, hidden(tree)) == (7, 3, {b"e"})
+
+
+def test_a_change_stays_when_the_hard_link_that_made_it_does_not():
+    tree = alone([file(b"a")], [hardlink(b"b", b"a", xattrs=(X,)), file(b"b", 9)])
+    assert (tree[b"a"].xattrs, tree[b"b"].size) == ((X,), 9)
+
+
+def test_a_hard_link_that_comes_before_the_other_of_its_layer_changes_the_lower_file_too():
+    tree = alone([file(b"a")], [hardlink(b"c", b"b", uid=1), hardlink(b"b", b"a", uid=2)])
+    assert set(tree) == {b"", b"a", b"b", b"c"}
+    assert {tree[path].uid for path in (b"a", b"b", b"c")} == {1}
+    assert tree[b"a"].nlink == 3
+
+
+def test_hard_links_within_the_layer_are_one_inode():
+    tree = alone([file(b"z")], [file(b"a"), hardlink(b"d/b", b"a")])
+    assert tree[b"a"] is tree[b"d/b"]
+    assert tree[b"a"].nlink == 2
+
+
+# Layers and limits.
+
+
+@pytest.mark.parametrize("lower", [[], [[]], [[file(b"d/a")]], [[file(b"d/a")], [whiteout(b"d")]]])
+def test_an_empty_layer_is_an_empty_root(lower):
+    assert names(*lower, []) == set()
+    assert alone(*lower, [])[b""].nlink == 2
+
+
+def test_no_layers_are_an_empty_root():
+    root = top_layer([])
+    assert (root.kind, root.mode, root.nlink, root.children) == (Kind.DIRECTORY, 0o755, 2, {})
+
+
+def test_layers_may_come_one_by_one():
+    stack = [[file(b"a"), directory(b"d")], [file(b"d/x")], [whiteout(b"a")]]
+    assert hidden(dict(tree_paths(top_layer(iter(stack))))) == {b"a"}
+
+
+def test_a_device_0_0_of_the_image_stays_one():
+    tree = alone([file(b"a")], [Member(b"b", Kind.CHARACTER, uid=3)])
+    assert (tree[b"b"].device, tree[b"b"].uid) == ((0, 0), 3)
+
+
+def test_changes_may_lie_as_deep_as_a_tree_may_be():
+    deepest = b"/".join([b"d"] * MAX_DEPTH)
+    assert len(names([file(deepest)], [whiteout(deepest)])) == MAX_DEPTH
+
+
+def test_entries_are_counted_over_all_layers():
+    stack = [[file(b"a/b/x"), file(b"a/b/y")], [file(b"c")]]
+    top_layer(stack, max_entries=5)
+    with pytest.raises(LimitExceeded):
+        top_layer(stack, max_entries=4)
+
+
+# All layers of a stack.
+
+
+def looks(shown: Shown) -> Shown:
+    """What overlayfs shows of it, but for other names of the same inode."""
+    xattrs = tuple(pair for pair in shown.xattrs if pair != OPAQUE_XATTR)
+    return shown._replace(xattrs=xattrs, nlink=0, names=())
+
+
+def up_to_each(stack: list[list[Member]]) -> list[Node]:
+    """The differences of a stack of at least one layer, the lowest first."""
+    return [top_layer(stack[: number + 1]) for number in range(max(len(stack), 1))]
+
+
+@settings(max_examples=500, deadline=None)
+@given(layer_stacks())
+def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
+    try:
+        merged = merge(stack)
+    except FormatError as error:
+        event("refused")
+        with pytest.raises(FormatError, match=re.escape(str(error))):
+            top_layer(stack)
+        return
+    event("merged")
+    differences = up_to_each(stack)
+    shown = [shown_by_tree(difference) for difference in differences]
+    seen = overlaid(differences)
+    wanted = {path: node for path, node in tree_paths(merged) if not is_whiteout(node)}
+    asked = {path: looks(what) for path, what in shown_by_tree(merged).items() if path in wanted}
+    assert {path: looks(shown[number][path]) for path, (number, _) in seen.items()} == asked
+    # Names of one layer's difference are hard links of each other just where they are in the merged tree.
+    inodes = {(number, id(node), id(wanted[path])) for path, (number, node) in seen.items()}
+    assert len(inodes) == len({inode[:2] for inode in inodes}) == len({inode[::2] for inode in inodes})
+    for names_of in shown:
+        assert all(what.nlink == len(what.names) for what in names_of.values() if what.kind != Kind.DIRECTORY)
+
+
+@settings(max_examples=300, deadline=None)
+@given(layer_stacks())
+def test_a_difference_has_nothing_that_hides_or_changes_nothing(stack):
+    try:
+        merged = shown_by_tree(merge(stack))
+    except FormatError:
+        return
+    below = dict(tree_paths(merge(stack[:-1])))
+    tree = alone(*stack)
+    for path, node in tree.items():
+        parent = below.get(path.rpartition(b"/")[0])
+        assert not is_whiteout(node) or path in merged or (path in below and parent.children is not None)
+        assert OPAQUE_XATTR not in node.xattrs or path in below
+    again = [*stack, []]
+    assert names(*again) == set()
+
+
+@given(st.lists(st.sampled_from([b"a", b"a/b", b"b/a", b"b"]), unique=True))
+def test_the_lowest_layer_alone_is_the_merged_tree(paths):
+    members = [directory(path, uid=number) for number, path in enumerate(paths)]
+    assert written(top_layer([members])) == written(merge([members]))
+
+
+# As metadata images.
+
+
+def test_a_compiled_layer_alone_has_all_layers_as_devices():
+    blobs = [tars.tar(tars.file(b"a", b"lower")), tars.tar(tars.hardlink(b"b", b"a"), tars.whiteout(b"a"))]
+    heads = [decode_head(encode_toc(layers.build(blob).toc)) for blob in blobs]
+    out = io.BytesIO()
+    with pytest.raises(FormatError, match="to nothing"):
+        compile_image(heads, out, alone=True)
+    heads[1] = decode_head(encode_toc(layers.build(tars.tar(tars.hardlink(b"b", b"a"))).toc))
+    compile_image(heads, out, alone=True)
+    image = MetadataImage(out.getvalue())
+    assert [device.tag.decode() for device in image.devices] == [h.header.layer_digest[7:] for h in heads]
+    found = {path: image.extent(inode.nid) for path, inode in image.walk()}
+    assert found.keys() == {b"", b"b"}
+    assert found[b"b"][:2] == (0, 512)
+
+
+def test_a_layer_alone_has_a_key_of_its_own():
+    digests = ["sha256:" + "1" * 64, "sha256:" + "2" * 64]
+    whole = "9fb55e8207da9d08372ca717a4bd30313059abf6ed06e5e0510a95414b653873"
+    keys = [image_key(digests), image_key(digests, alone=True), image_key(digests[:1], alone=True)]
+    assert keys[0] == whole
+    assert len(set(keys)) == 3
+
+
+@pytest.fixture(scope="module")
+def layer_files(tmp_path_factory) -> list[Path]:
+    return content_files(tmp_path_factory.mktemp("layers"))
+
+
+def seen_by_kernel(stack: list[list[Member]], devices: list[Path], where: Path) -> dict[bytes, Seen]:
+    """What the kernel's overlayfs shows of the layers' images, and that each shows what was written."""
+    images = []
+    for number, root in enumerate(up_to_each(stack)):
+        path = where / f"image{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(written(root))
+        images.append((path, expected(root)))
+    with kernel_erofs.attached([path for path, _ in images], devices, where / "mnt") as lowers:
+        assert [kernel_erofs.walk(lower) for lower in lowers] == [seen for _, seen in images]
+        with overlay_mounted(lowers, where) as mnt:
+            return kernel_erofs.walk(mnt)
+
+
+def comparable(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
+    return {path: what._replace(ino=0, nlink=0) for path, what in seen.items()}
+
+
+def without_devices_0_0(stack: list[list[Member]]) -> list[list[Member]]:
+    """Overlayfs would take them for whiteouts, and list them where nothing is merged."""
+    return [
+        [m._replace(device=(1, 3)) if m.kind == Kind.CHARACTER and m.device == (0, 0) else m for m in members]
+        for members in stack
+    ]
+
+
+def test_the_kernels_overlay_of_the_layers_is_the_merged_tree(layer_files, tmp_path_factory):
+    where = tmp_path_factory.mktemp("kernel")
+    numbers = iter(range(10_000))
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.one_of(stacks(), layer_stacks().map(lambda stack: stack[:LAYERS])))
+    def check(stack):
+        stack = without_devices_0_0(without_hidden_xattrs(stack))
+        try:
+            root = merge(stack)
+        except FormatError:
+            return
+        written(root)  # gives the numbers that `expected` tells
+        seen = seen_by_kernel(stack, layer_files, where / str(next(numbers)))
+        assert comparable(seen) == comparable(expected(root))
+
+    check()
+
+
+def test_the_kernel_takes_every_mark(layer_files, tmp_path):
+    stack = [
+        [
+            *(file(b"gone/%d" % n) for n in range(3)),
+            *(file(path) for path in (b"d/old/x", b"d/kept/y", b"file", b"mark/a", b"mark/b", b"root")),
+            directory(b"same", uid=7, xattrs=(X,)),
+            file(b"same/kept"),
+            file(b"linked", 513, data_start=512),
+        ],
+        [
+            *(whiteout(path) for path in (b"gone/0", b"gone/2", b"d/old", b"root")),
+            *(file(b"d/old/new"), file(b"file/below"), opaque(b"mark"), file(b"mark/c")),
+            *(
+                file(b"same/new"),
+                hardlink(b"other", b"linked", uid=9),
+                hardlink(b"same/third", b"other", uid=9),
+            ),
+        ],
+        [opaque(b""), file(b"d/old/last"), file(b"only")],
+    ]
+    roots = [merge(stack[: number + 1]) for number in range(3)]
+    for number, root in enumerate(roots):
+        written(root)
+        seen = seen_by_kernel(stack[: number + 1], layer_files, tmp_path / str(number))
+        assert comparable(seen) == comparable(expected(root))
+    assert set(seen) == {b"", b"d", b"d/old", b"d/old/last", b"only"}
