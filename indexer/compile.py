@@ -10,6 +10,7 @@ from indexer.erofs_format import LAYOUT_VERSION, Device
 from indexer.erofs_write import write_image
 from indexer.merge import merge
 from indexer.toc_codec import TocHead
+from indexer.tree import number_layers
 
 
 def image_key(toc_digests: Sequence[str], *, alone: bool = False) -> str:
@@ -27,7 +28,7 @@ def compile_image(heads: Sequence[TocHead], out: BinaryIO, *, alone: bool = Fals
     """Write the metadata image of layers, the lowest first. Two layers' members are in memory at a time.
 
     Args:
-        heads: the layers' tables; each is a device of the image.
+        heads: the layers' tables; each is a device of the image, or alone, each that has contents in it.
         out: what takes the image.
         alone: not the merged tree but what the topmost layer changes of it (`indexer.difference`).
 
@@ -35,6 +36,10 @@ def compile_image(heads: Sequence[TocHead], out: BinaryIO, *, alone: bool = Fals
         IndexerError: a table is damaged, or the layers make no tree.
     """
     layers = (head.members() for head in heads)
-    root = top_layer(layers) if alone else merge(layers)
+    if alone:
+        root = top_layer(layers)
+        heads = [heads[number] for number in number_layers(root)]
+    else:
+        root = merge(layers)
     devices = [Device(digest_hex(h.header.layer_digest).encode(), h.header.device_size) for h in heads]
     write_image(root, devices, out)

@@ -5,6 +5,9 @@ that is remembered; then what is still as it was leaves the tree. So the layers 
 make under overlayfs the tree that `merge` makes of them; only hard links between layers become files of their
 own.
 
+What a layer hides it hides whatever is below: another image may have the same layer over other ones, and who
+keeps both of their layers by digest has it once.
+
 To remember takes a copy of each directory's names, and the attributes of those nodes that the topmost layer
 describes again: directories, and what its hard links name.
 """
@@ -12,7 +15,7 @@ describes again: directories, and what its hard links name.
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from indexer.merge import MAX_ENTRIES, Merger
+from indexer.merge import AUFS, MAX_ENTRIES, OPAQUE, WHITEOUT, Merger, is_reserved
 from indexer.toc import Kind, Member
 from indexer.tree import Node, count_links
 
@@ -25,10 +28,10 @@ _Attributes = tuple[int, int, int, int, tuple[tuple[bytes, bytes], ...]]
 def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIES) -> Node:
     """What the topmost of these layers changes over those below it, as a lower directory of overlayfs.
 
-    A name that is gone is a character device 0:0 ("whiteouts and opaque directories"); all of them are names
-    of one node. A directory that replaces something is opaque. The root, and a directory that is there for
-    what is in it, have their attributes of the merged tree. A name for a file of a lower layer has that
-    layer's number.
+    A name that is hidden is a character device 0:0 ("whiteouts and opaque directories"), also where nothing
+    below has it, but its directory; all of them are names of one node. A directory that replaces something is
+    opaque, and so is one with an opaque mark. The root, and a directory that is there for what is in it, have
+    their attributes of the merged tree. A name for a file of a lower layer has that layer's number.
 
     Args:
         layers: the members of each layer, bottom first; each is gone through twice, in order, and two are
@@ -47,6 +50,7 @@ def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_EN
         number, held = number + 1, members
     comparer.remember()
     comparer.apply(number, held)
+    comparer.hide(held)
     root = comparer.changes()
     count_links(root)
     return root
@@ -59,11 +63,38 @@ class _Comparer(Merger):
         super().__init__(max_entries)
         self._names: list[tuple[Node, dict[bytes, Node]]] = []
         self._described: dict[Node, _Attributes] = {}
+        self._whiteout = Node(Kind.CHARACTER, mode=0)
+        self._opaque: set[Node] = set()
+        self._hidden: dict[Node, set[bytes]] = {}
 
     def describe(self, node: Node, member: Member) -> None:
         """Remember a node's attributes before they change."""
         self._described.setdefault(node, _attributes(node))
         super().describe(node, member)
+
+    def hide(self, members: Iterable[Member]) -> None:
+        """Have marks for all that these members of the topmost layer hide, be it only above other layers."""
+        for member in members:
+            if not is_reserved(member.path):
+                continue
+            head, _, base = member.path.rpartition(b"/")
+            directory = self._directory_at(head)
+            if base == OPAQUE:
+                self._mark_opaque(directory)
+            elif not base.startswith(AUFS) and directory is not None and directory.children is not None:
+                name = base.removeprefix(WHITEOUT)
+                self._mark_opaque(directory.children.get(name))
+                self._hidden.setdefault(directory, set()).add(name)
+
+    def _directory_at(self, path: bytes) -> Node | None:
+        if not path:
+            return self.root
+        head, _, name = path.rpartition(b"/")
+        return (self._children_at(head) or {}).get(name)
+
+    def _mark_opaque(self, node: Node | None) -> None:
+        if node is not None and node.children is not None and node is not self.root:
+            self._opaque.add(node)
 
     def remember(self) -> None:
         """What changes, changes from now on."""
@@ -78,34 +109,38 @@ class _Comparer(Merger):
 
     def changes(self) -> Node:
         """The root of what has changed, made of the tree, which is no longer whole."""
-        described = {node for node, old in self._described.items() if _attributes(node) != old}
-        whiteout = Node(Kind.CHARACTER, mode=0)
+        kept = {node for node, old in self._described.items() if _attributes(node) != old} | self._opaque
         # A directory stands after its parent. One that is not there is new, and all that is in it.
-        for directory, names in reversed(self._names):
+        for directory, before in reversed(self._names):
+            is_merged = directory not in self._opaque  # elsewhere overlayfs would list whiteouts
+            names = before if is_merged else {}
             children = directory.children or {}
-            directory.children = _changed(children, names, described)
-            directory.children.update(dict.fromkeys(sorted(names.keys() - children.keys()), whiteout))
+            directory.children = self._changed(children, names, kept)
+            hidden = self._hidden.get(directory, set()) if is_merged else set()
+            gone = sorted((names.keys() | hidden) - children.keys())
+            directory.children.update(dict.fromkeys(gone, self._whiteout))
+        for directory in self._opaque:
+            directory.xattrs = tuple(sorted((*directory.xattrs, OPAQUE_XATTR)))
         return self.root
+
+    def _changed(
+        self, now: dict[bytes, Node], before: dict[bytes, Node], kept: set[Node]
+    ) -> dict[bytes, Node]:
+        """Those children of a directory that are others than before, or are to be kept, or hold what is.
+
+        Choice: a directory is opaque where the name was something else, or a mark says so. The root has no
+        mark of its own: there, a layer's mark becomes a whiteout for each name.
+        """
+        changed = {}
+        for name, node in now.items():
+            old = before.get(name)
+            if node is not old or node.children or node in kept:
+                changed[name] = node
+            if old is not None and node is not old:
+                self._mark_opaque(node)
+        return changed
 
 
 def _attributes(node: Node) -> _Attributes:
     """All of a node that may change once it stands in the tree."""
     return node.mode, node.uid, node.gid, node.mtime_ns, node.xattrs
-
-
-def _changed(now: dict[bytes, Node], before: dict[bytes, Node], described: set[Node]) -> dict[bytes, Node]:
-    """Those children of a directory that are others than before, or have changed, or hold what has.
-
-    Choice: a directory is opaque only where the name was something else. The root has no mark of its own:
-    overlayfs would not look at it, so an opaque mark of a layer becomes a whiteout for each name.
-    """
-    changed = {}
-    for name, node in now.items():
-        old = before.get(name)
-        if node is not old:
-            if old is not None and node.children is not None:
-                node.xattrs = tuple(sorted((*node.xattrs, OPAQUE_XATTR)))
-            changed[name] = node
-        elif node.children or node in described:
-            changed[name] = node
-    return changed

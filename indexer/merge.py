@@ -27,7 +27,9 @@ WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 """The name that hides all that lower layers have in its directory."""
 
-_AUFS: Final = b".wh..wh."
+AUFS: Final = b".wh..wh."
+"""What names of aufs's own metadata begin with."""
+
 _OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 
 
@@ -106,7 +108,7 @@ class Merger:
         for name in head.split(b"/"):
             # Choice: metadata of aufs (".wh..wh.plnk/..." and the like) is dropped, as moby does;
             # containerd takes it for a whiteout of ".wh.plnk".
-            if name.startswith(_AUFS):
+            if name.startswith(AUFS):
                 return
             if name.startswith(WHITEOUT):
                 raise FormatError(f"a member below a whiteout: {path[:200]!r}")
@@ -114,7 +116,7 @@ class Merger:
         if base == OPAQUE:
             if children is not None:
                 children.clear()
-        elif not base.startswith(_AUFS):
+        elif not base.startswith(AUFS):
             hidden = base.removeprefix(WHITEOUT)
             # ".wh." alone is invalid by the specification; one that names the directory itself or its parent
             # is an error in moby too.

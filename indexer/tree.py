@@ -1,5 +1,6 @@
 """The merged tree of an image: what `merge` makes and `erofs_write` compiles."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,3 +68,21 @@ def count_links(root: Node) -> None:
                 child.nlink = 2
                 directory.nlink += 1
                 stack.append(child)
+
+
+def number_layers(root: Node) -> list[int]:
+    """Number the layers that hold contents of a tree anew, from 0 on; returns their numbers of before."""
+    files = {node for node in _nodes(root) if node.size}
+    used = sorted({node.layer for node in files})
+    numbers = {layer: number for number, layer in enumerate(used)}
+    for node in files:
+        node.layer = numbers[node.layer]
+    return used
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += (node.children or {}).values()
