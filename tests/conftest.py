@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from trio.testing import MockClock
 
 from tests.support.containers import Containers, until
 from tests.support.lab import Lab, LabRegistry, default_lab, serve
@@ -81,6 +82,13 @@ def _take_away(top: Path) -> None:
         unmount_lazily(point)
     if left:
         pytest.fail("left mounted: " + ", ".join(map(str, left)), pytrace=False)
+
+
+@pytest.fixture
+def clock(mock_clock: MockClock) -> MockClock:
+    """A clock that goes on by itself, as a registry's threads do, and can be put forward."""
+    mock_clock.rate = 1
+    return mock_clock
 
 
 @pytest.fixture

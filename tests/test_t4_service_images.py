@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from lazyfs.assembly import open_cache
 from lazyfs.image.image import index_layers
@@ -34,13 +33,6 @@ def registry() -> Iterator[Registry]:
     with Registry(referrers=False) as running:
         running.push("app", IMAGE, tag="1")
         yield running
-
-
-@pytest.fixture
-def clock(mock_clock: MockClock) -> MockClock:
-    """A clock that goes on by itself, as the registry's threads do, and can be put forward."""
-    mock_clock.rate = 1
-    return mock_clock
 
 
 @asynccontextmanager

@@ -71,6 +71,16 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
     yield "Containerfile", json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
+def test_with_podmans_drop_in_the_daemon_shows_layers_where_its_storage_looks() -> None:
+    (line,) = settings_of(DEPLOY / "systemd/lazyfs-daemon.service")["ExecStart"]
+    forgotten, with_store = settings_of(DEPLOY / "podman/lazyfs-daemon.conf")["ExecStart"]
+    storage = tomllib.loads((DEPLOY / "podman/storage.conf").read_text())["storage"]
+    (store,) = storage["options"]["additionallayerstores"]
+    assert forgotten == ""
+    assert with_store == f"{line} --layer-store {store.removesuffix(':ref')}"
+    assert store.endswith(":ref")
+
+
 @pytest.mark.parametrize(("where", "words"), list(command_lines()))
 def test_every_command_line_is_one(where: str, words: list[str]) -> None:
     """Parsed by the real command, with nothing left over."""

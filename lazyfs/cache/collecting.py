@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from indexer.compile import image_key
+from indexer.errors import FormatError
 from lazyfs.cache.catalogue import KeptImage
 from lazyfs.cache.files import read_bounded
 from lazyfs.cache.inventory import allocated, directories, entry_paths, is_in_use
@@ -92,12 +94,20 @@ class Collector:
                 yield path
         layers = {layer for layer, _ in entries}
         yield from (path for path in directories(root / "tocs") if path.name not in layers)
-        metadata = {image.metadata for image in kept}
+        metadata = {key for image in kept for key in _metadata_keys(image)}
         yield from (path for path in _files(root / "images") if path.stem not in metadata)
         manifests = {image.manifest[7:] for image in kept}
         for part in ("traces", "packs"):
             yield from (path for path in directories(root / part) if path.name not in manifests)
         yield from _unreferred_documents(root, kept)
+
+
+def _metadata_keys(image: KeptImage) -> Iterator[str]:
+    """The keys of an image's tree, and of each of its layers alone."""
+    yield image.metadata
+    tocs = [toc for _, toc in image.layers]
+    with suppress(FormatError):  # a record of digests that are none
+        yield from (image_key(tocs[:number], alone=True) for number in range(1, len(tocs) + 1))
 
 
 def _unreferred_documents(root: Path, kept: Sequence[KeptImage]) -> Iterator[Path]:

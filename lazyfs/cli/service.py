@@ -44,6 +44,10 @@ DEFAULT_SOCKET: Final = Path("/run/lazyfs/daemon.sock")
     "--linger", type=Seconds(min=0), default=LINGER_S, show_default=True, metavar="SECONDS",
     help="Keep a mount that nobody uses any more for so long: the next container starts faster.",
 )  # fmt: skip
+@click.option(
+    "--layer-store", type=PATH, metavar="DIR",
+    help="Show layers there to Podman and CRI-O, made if need be; docs/podman.md says how these are told.",
+)  # fmt: skip
 def daemon(
     config: Config,
     root: Path,
@@ -53,17 +57,20 @@ def daemon(
     leave: bool,
     hung_after: float,
     linger: float,
+    layer_store: Path | None,
 ) -> None:
     """Serve the data of lazily mounted containers, in the foreground, until SIGTERM.
 
-    The snapshotter asks it, over a socket that only root may open. Two processes: a small one keeps the
-    connection to the kernel, and has the other one, which does the work, go on where it was killed:
-    containers that are reading notice nothing. At SIGTERM everything is unmounted; at SIGHUP nothing is.
+    The snapshotter asks it, over a socket that only root may open; Podman looks into --layer-store. Two
+    processes: a small one keeps the connections to the kernel, and has the other one, which does the work,
+    go on where it was killed: containers that are reading notice nothing. At SIGTERM everything is
+    unmounted; at SIGHUP nothing is.
     """
     if content_store is None and CONTAINERD_STORE.is_dir():
         content_store = CONTAINERD_STORE
     root = Path(os.path.realpath(root))
-    options = ServiceOptions(root, socket.absolute(), content_store, driver, hung_after, linger)
+    store = Path(os.path.realpath(layer_store)) if layer_store else None
+    options = ServiceOptions(root, socket.absolute(), content_store, driver, hung_after, linger, store)
     told = os.memfd_create("lazyfs-daemon", 0)
     os.write(told, encode_options(options, config))
     os.chdir("/")

@@ -160,10 +160,18 @@ async def index_layers(
     return indexed
 
 
-async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache) -> Path:
+async def compiled(
+    resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache, *, alone: bool = False
+) -> Path:
     """The metadata image of the image's merged tree, compiled unless the cache has it.
 
     The cache's catalogue knows of the image from then on.
+
+    Args:
+        resolved: the image.
+        indexed: the indexes of its layers, by digest.
+        cache: where it is kept.
+        alone: whether it is to be of the topmost layer alone, as overlayfs takes a lower directory.
 
     Raises:
         IndexerError: the layers make no tree.
@@ -171,15 +179,16 @@ async def compiled(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer],
     """
     heads = [indexed[layer.descriptor.digest].head for layer in resolved.layers]
     tocs = [head.digest for head in heads]
-    key = image_key(tocs)
+    key = image_key(tocs, alone=alone)
     path = cache.images.path(key)
     if path is None:
         async with cache.named_lock(f"compile-{key}"):
             path = cache.images.path(key)
             if path is None:
-                publish = partial(cache.images.publish, key, partial(compile_image, heads))
+                publish = partial(cache.images.publish, key, partial(compile_image, heads, alone=alone))
                 path = await trio.to_thread.run_sync(publish)
-    await trio.to_thread.run_sync(cache.catalogue.note, kept_image(resolved, tocs))
+    if not alone:
+        await trio.to_thread.run_sync(cache.catalogue.note, kept_image(resolved, tocs))
     return path
 
 
@@ -190,6 +199,8 @@ async def indexed_tree(
     cache: Cache,
     finders: Sequence[IndexFinder] = (),
     here: Mapping[str, IndexedLayer] | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[dict[str, IndexedLayer], Path]:
     """Indexes of all layers by layer digest, and their metadata image; as `index_layers` and `compiled` say.
 
@@ -205,7 +216,7 @@ async def indexed_tree(
     while True:
         indexed = await index_layers(resolved, source, indexer, finders, here, refused)
         try:
-            return indexed, await compiled(resolved, indexed, cache)
+            return indexed, await compiled(resolved, indexed, cache, alone=alone)
         except IndexerError as error:
             here = {digest: index for digest, index in indexed.items() if index.audited}
             judge = partial(refused.add, digests, indexed, here.keys(), error)

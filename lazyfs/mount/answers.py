@@ -83,7 +83,7 @@ class Answers(ABC):
         }
 
     @abstractmethod
-    def lookup(self, parent: int, name: bytes) -> bytes:
+    def lookup(self, parent: int, name: bytes) -> Data | Later:
         """The entry `name` of a directory, as `wire.encode_entry` has it."""
 
     @abstractmethod

@@ -41,7 +41,7 @@ _HELP: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How an image is mounted. It is always read-only, and permissions are always checked by the kernel.
+    """How an image is mounted. Permissions are always checked by the kernel.
 
     Attributes:
         image: what the mount table shows as the source, after "lazyfs:".
@@ -53,6 +53,7 @@ class MountOptions:
         devices: device nodes can be opened; else as for `setuid`.
         read_ahead_kb: how many KiB the kernel reads ahead of a sequential reader.
         knob: told where that can be turned later.
+        read_only: whether the kernel refuses changes by itself, without asking.
     """
 
     image: str
@@ -61,6 +62,7 @@ class MountOptions:
     devices: bool = False
     read_ahead_kb: int = DEFAULT_READ_AHEAD_KB
     knob: ReadAheadKnob | None = None
+    read_only: bool = True
 
     @property
     def source(self) -> bytes:
@@ -72,7 +74,7 @@ class MountOptions:
         """The flags of fsmount(2)."""
         no_setuid = 0 if self.setuid else MOUNT_NO_SETUID
         no_devices = 0 if self.devices else MOUNT_NO_DEVICES
-        return MOUNT_READ_ONLY | no_setuid | no_devices
+        return (MOUNT_READ_ONLY if self.read_only else 0) | no_setuid | no_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,8 @@ def mount_detached(device_fd: int, options: MountOptions, *, allow_other: bool) 
         context.flag("default_permissions")
         if allow_other:
             context.flag("allow_other")
-        context.flag("ro")
+        if options.read_only:
+            context.flag("ro")
         return context.mount(options.attributes)
 
 

@@ -124,6 +124,7 @@ _GETXATTR_OUT: Final = Struct("=II")
 _KSTATFS: Final = Struct("=QQQQQIIII24x")
 _READ_IN: Final = Struct("=QQIIQII")
 _INTERRUPT_IN: Final = Struct("=Q")
+_CREATE_IN: Final = Struct("=IIII")
 _INIT_IN: Final = Struct("=IIII")  # and flags2, if INIT_EXT
 _FLAGS2: Final = Struct("=I")
 _INIT_OUT: Final = Struct("=IIIIHHIIHHI28x")
@@ -320,18 +321,28 @@ def decode_interrupt(body: memoryview) -> int:
     return int(unique)
 
 
-def encode_entry(inode: Inode) -> bytes:
-    """The answer to a LOOKUP that finds this inode (`struct fuse_entry_out`)."""
-    return _ENTRY_OUT.pack(inode.nid, 0, FOREVER_S, FOREVER_S, 0, 0, *_attr(inode))
+def decode_create(body: memoryview) -> bytes:
+    """The name in the body of CREATE.
+
+    Raises:
+        WireError: it is cut off.
+    """
+    _unpack(_CREATE_IN, body)
+    return decode_name(body[_CREATE_IN.size :])
+
+
+def encode_entry(inode: Inode, valid_s: int = FOREVER_S) -> bytes:
+    """The answer to a LOOKUP that finds this inode, which counts so long (`struct fuse_entry_out`)."""
+    return _ENTRY_OUT.pack(inode.nid, 0, valid_s, valid_s, 0, 0, *_attr(inode))
 
 
 NO_ENTRY: Final = _ENTRY_OUT.pack(0, 0, FOREVER_S, *[0] * 19)
 """The answer to a LOOKUP that the kernel may remember: there is no such name."""
 
 
-def encode_attributes(inode: Inode) -> bytes:
-    """The answer to GETATTR (`struct fuse_attr_out`)."""
-    return _ATTR_OUT.pack(FOREVER_S, 0, 0, *_attr(inode))
+def encode_attributes(inode: Inode, valid_s: int = FOREVER_S) -> bytes:
+    """The answer to GETATTR, which counts so long (`struct fuse_attr_out`)."""
+    return _ATTR_OUT.pack(valid_s, 0, 0, *_attr(inode))
 
 
 def _attr(inode: Inode) -> tuple[int, ...]:

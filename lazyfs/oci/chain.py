@@ -18,7 +18,7 @@ class ChainOrder:
         layer: digest of the topmost of them, compressed.
         chain_id: the chainID of these layers that containerd expects (OCI image specification, config.md,
             "Layer ChainID"); "" where unknown.
-
+        alone: whether of these layers only the topmost is wanted, as a lower directory of overlayfs.
     """
 
     image: str
@@ -26,12 +26,15 @@ class ChainOrder:
     layers: int
     layer: str
     chain_id: str
+    alone: bool = False
 
 
-def chain_name(layers: Sequence[str]) -> str:
+def chain_name(layers: Sequence[str], *, alone: bool = False) -> str:
     """The name of the mount of a chain, by which the snapshotter and the daemon mean the same: 32 hex digits.
 
     Args:
         layers: the layers' digests, compressed, the lowest first.
+        alone: as ChainOrder.alone says.
     """
-    return sha256("\n".join(layers).encode()).hexdigest()[:32]
+    text = "\n".join([*layers, "alone"] if alone else layers)
+    return sha256(text.encode()).hexdigest()[:32]

@@ -173,7 +173,15 @@ class Chains:
         """
         async with self._images.lease(order) as image:
             layers = [layer.descriptor.digest for layer in image.lowest(order).layers]
-            return await self._ensure(Entry(chain_name(layers), image.pinned(order)), "live")
+            name = chain_name(layers, alone=order.alone)
+            return await self._ensure(Entry(name, image.pinned(order)), "live")
+
+    async def again(self, name: str) -> Mounted | None:
+        """What has this name, if it is mounted and stays: no image is opened for it."""
+        chain = self._chains.get(name)
+        if chain is None or chain.error is not None or not await self._used(chain):
+            return None
+        return Mounted(name, chain.path, chain.entry.driver)
 
     async def _ensure(self, entry: Entry, state: str) -> Mounted:
         """The mount of an entry, made if there is none."""

@@ -1,4 +1,4 @@
-"""The data daemon: puts grove, images, layers, chains and server together, and takes them down again.
+"""The data daemon: puts forest, images, layers, chains and server together, and takes them down again.
 
 At its end, by SIGTERM, everything is unmounted; what is in use goes lazily, and reads of it that the page
 cache cannot answer fail from then on. Orders stay: the next daemon makes all mounts again. One that is
@@ -25,6 +25,7 @@ from lazyfs.flock import flock_within, holder_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
+from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.mounts import read_mount_table
 from lazyfs.service.chains import Chains
@@ -32,16 +33,19 @@ from lazyfs.service.desk import Desk
 from lazyfs.service.either_driver import FirstThatWorks
 from lazyfs.service.erofs_driver import ErofsDriver
 from lazyfs.service.fuse_driver import FuseDriver
-from lazyfs.service.grove import Connection, Grove, new_connection
 from lazyfs.service.heritage import Heritage, inherit, take_down_rest
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
+from lazyfs.service.kept_session import Connection, KeptSession, new_connection
+from lazyfs.service.layer_store import LayerStock
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
+from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, is_at, listen
 from lazyfs.service.starts import Starts
+from lazyfs.service.store_front import StoreFront
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 from lazyfs.source.open import get_ready
@@ -114,6 +118,8 @@ async def _begin(
 
 def _take_down_all(options: ServiceOptions, supervisor: Supervisor) -> None:
     supervisor.drop_rest()  # first: whoever reads by what nobody serves must not be waited for
+    if options.layer_store:
+        take_down(options.layer_store)
     take_down_rest(options, ())
     take_down(options.forest)
 
@@ -125,7 +131,7 @@ def _new_connection(options: ServiceOptions, supervisor: Supervisor) -> Connecti
     reason = why_not_erofs()
     if reason is None:
         try:
-            return new_connection(options.forest, supervisor)
+            return new_connection("forest", options.forest, supervisor)
         except MountError as error:
             reason = str(error)
     if options.driver == "erofs":
@@ -156,15 +162,19 @@ class _Service:
         """Serve, going on with what is there."""
 
         def compose() -> State:
-            session = grove.saved() if grove else None
-            files = layers.saved() if grove else ()
-            return State(session, files, fuse.saved(), chains.entries(), chains.idle())
+            saved = session.saved(forest.last) if session else None
+            files = layers.saved() if session else ()
+            store = front.saved() if front else None
+            return State(saved, files, fuse.saved(), chains.entries(), chains.idle(), store)
 
         options, config, cache = self._options, self._config, self._cache
         timeout_s = config.read_timeout_s
         scribe = Scribe(self._ledger, compose)
         forest = Forest(heritage.last)
-        grove = Grove(forest, connection, timeout_s) if connection else None
+        session = KeptSession(ForestAnswers(forest, timeout_s), connection) if connection else None
+        front = None
+        if options.layer_store:
+            front = StoreFront(options.layer_store, self._supervisor, heritage.store)
         async with open_tasks() as lasting:
             fetching = fetch_settings(config)
             images = Images(lasting, config, cache, fetching.traffic)
@@ -175,8 +185,10 @@ class _Service:
             trees = Trees(images, layers, starts, cache)
             fuse = FuseDriver(lasting, trees, layers, self._supervisor, timeout_s, scribe.soon)
             fuse.go_on(heritage.trees)
-            erofs = ErofsDriver(trees, layers, options.forest) if grove and options.driver != "fuse" else None
-            shown = grove.shown(options.forest, self._supervisor) if grove else nullcontext()
+            erofs = (
+                ErofsDriver(trees, layers, options.forest) if session and options.driver != "fuse" else None
+            )
+            shown = session.shown(options.forest, self._supervisor) if session else nullcontext()
             async with shown, open_tasks() as nursery:
                 driver = FirstThatWorks(erofs, fuse) if options.driver == "auto" else erofs or fuse
                 chains = Chains(
@@ -197,9 +209,13 @@ class _Service:
                 if config.metrics:
                     nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
                 nursery.start_soon(answer_questions, listener, desk.answer)
-                self._supervisor.ready()
-                await wait_leave(lambda: bool(fuse.saved()) or any(file.opens for file in layers.saved()))
-                await _leave(layers)
+                blobs = RawBlobs(nursery, images, cache.root / "tmp")
+                stock = LayerStock(nursery, images, starts, chains, blobs)
+                async with front.shown(stock, timeout_s) if front else nullcontext():
+                    await scribe.write()
+                    self._supervisor.ready()
+                    await wait_leave(lambda: bool(fuse.saved()) or any(file.opens for file in layers.saved()))
+                    await _leave(layers)
 
 
 async def _leave(layers: Layers) -> None:
@@ -219,7 +235,7 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
     """
     taken = {mount.mount_point for mount in read_mount_table()}  # what is mounted may have nobody who answers
     try:
-        for path in (options.root, options.forest, options.mounts):
+        for path in filter(None, (options.root, options.forest, options.mounts, options.layer_store)):
             if os.fsencode(path) not in taken:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(options.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

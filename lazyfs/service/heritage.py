@@ -11,7 +11,7 @@ from lazyfs.mount.forest import ROOT
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.mounts import Mount, read_mount_table
 from lazyfs.service.fuse_driver import InheritedTree, inherited_trees
-from lazyfs.service.grove import Connection, inherited_connection
+from lazyfs.service.kept_session import Connection, inherited_connection
 from lazyfs.service.ledger import Entry, SavedFile, State
 from lazyfs.service.options import ServiceOptions
 from lazyfs.service.supervisor import Supervisor
@@ -25,6 +25,7 @@ class Heritage:
 
     Attributes:
         connection: that of the forest; None if there is none to go on with.
+        store: that of the layer store; None likewise.
         last: the highest number that was given to a file of the forest.
         files: the forest's files.
         trees: trees beside the forest.
@@ -33,6 +34,7 @@ class Heritage:
     """
 
     connection: Connection | None
+    store: Connection | None
     last: int
     files: tuple[SavedFile, ...]
     trees: tuple[InheritedTree, ...]
@@ -44,10 +46,12 @@ def inherit(
     state: State, options: ServiceOptions, supervisor: Supervisor, mounts: Iterable[Mount]
 ) -> Heritage:
     """What there is, given what was written down, kept, and is mounted."""
-    connection = inherited_connection(state.session, supervisor)
+    connection = inherited_connection("forest", state.session, supervisor)
     trees = tuple(inherited_trees(state.trees, supervisor))
     served = {tree.saved.name for tree in trees}
     fstypes = {mount.mount_point: mount.fstype for mount in mounts}
+    is_store_there = options.layer_store is not None and os.fsencode(options.layer_store) in fstypes
+    store = inherited_connection("store", state.store, supervisor) if is_store_there else None
 
     def is_there(entry: Entry) -> bool:
         fstype = fstypes.get(os.fsencode(options.mounts / entry.name))
@@ -59,10 +63,10 @@ def inherit(
     lost = (entry for entry in state.entries if not is_there(entry))
     orders = tuple(entry for entry in lost if entry.mounted or entry.again)
     if connection is None or state.session is None:
-        return Heritage(None, ROOT, (), trees, adopted, orders)
+        return Heritage(None, store, ROOT, (), trees, adopted, orders)
     unnoted = [entry for entry in state.entries if is_there(entry) and not entry.mounted]
     files = _counted(state.files, unnoted)
-    return Heritage(connection, state.session.last, files, trees, adopted, orders)
+    return Heritage(connection, store, state.session.last, files, trees, adopted, orders)
 
 
 def _counted(files: Iterable[SavedFile], unnoted: Iterable[Entry]) -> tuple[SavedFile, ...]:

@@ -117,6 +117,7 @@ class State:
 
     Attributes:
         session: the forest's connection; None where there is none to go on with.
+        store: that of the layer store; None likewise.
         files: the forest's files.
         trees: trees beside the forest.
         entries: the mounts.
@@ -129,6 +130,7 @@ class State:
     trees: tuple[SavedTree, ...] = ()
     entries: tuple[Entry, ...] = ()
     idle: tuple[Entry, ...] = ()
+    store: SavedSession | None = None
 
 
 class Ledger:
@@ -156,9 +158,10 @@ class Ledger:
             return State(entries=_entries(orders)) if orders else State()
         entries = _entries(fields)
         with suppress(IndexerError, BadReference):
-            session = _session(fields.child("session")) if "session" in fields else None
+            session, store = _session(fields, "session"), _session(fields, "store")
             files = tuple(map(_file, fields.children("files", _MOST)))
-            return State(session, files, tuple(map(_tree, fields.children("trees", _MOST))), entries)
+            trees = tuple(map(_tree, fields.children("trees", _MOST)))
+            return State(session, files, trees, entries, store=store)
         return State(entries=entries)
 
     def save(self, state: State) -> None:
@@ -216,6 +219,7 @@ class Ledger:
 def _plain(state: State) -> dict[str, Any]:
     return {
         "session": asdict(state.session) if state.session else None,
+        "store": asdict(state.store) if state.store else None,
         "files": [asdict(file) for file in state.files],
         "trees": [
             asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
@@ -251,10 +255,13 @@ def _entry(fields: Fields) -> Entry | None:
 
 def _order(fields: Fields) -> ChainOrder:
     texts = {name: fields.text(name) for name in ("image", "manifest", "layer", "chain_id")}
-    return parse_order({**texts, "layers": fields.number("layers")})
+    return parse_order({**texts, "layers": fields.number("layers"), "alone": fields.flag("alone")})
 
 
-def _session(fields: Fields) -> SavedSession:
+def _session(state: Fields, name: str) -> SavedSession | None:
+    if name not in state:
+        return None
+    fields = state.child(name)
     token, minor = fields.text("token"), fields.number("minor")
     return SavedSession(token, minor, fields.number("offered"), fields.number("last"))
 

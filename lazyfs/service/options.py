@@ -27,6 +27,7 @@ class ServiceOptions:
         hung_after_s: seconds without a sign of life after which the daemon's process is killed and another
             one started; 0 for never.
         linger_s: seconds for which a mount that nobody uses any more is kept for the next container.
+        layer_store: where layers are shown to Podman and CRI-O, without symlinks; None for nowhere.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class ServiceOptions:
     driver: str = "auto"
     hung_after_s: float = HUNG_AFTER_S
     linger_s: float = LINGER_S
+    layer_store: Path | None = None
 
     @property
     def forest(self) -> Path:
@@ -57,6 +59,7 @@ def encode_options(options: ServiceOptions, config: Config) -> bytes:
         "driver": options.driver,
         "hung_after_s": options.hung_after_s,
         "linger_s": options.linger_s,
+        "layer_store": str(options.layer_store) if options.layer_store else None,
         "config": config.as_flags(),
     }
     return json.dumps(told).encode()
@@ -66,6 +69,7 @@ def decode_options(data: bytes) -> tuple[ServiceOptions, Config]:
     """What `encode_options` was given."""
     told = json.loads(data)
     store = Path(told["content_store"]) if told["content_store"] else None
+    layer_store = Path(told["layer_store"]) if told["layer_store"] else None
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))
     options = ServiceOptions(
         root=Path(told["root"]),
@@ -74,5 +78,6 @@ def decode_options(data: bytes) -> tuple[ServiceOptions, Config]:
         driver=str(told["driver"]),
         hung_after_s=float(told["hung_after_s"]),
         linger_s=float(told["linger_s"]),
+        layer_store=layer_store,
     )
     return options, config

@@ -66,22 +66,29 @@ def parse_order(fields: object) -> ChainOrder:
     Raises:
         BadReference: it is none.
     """
-    match fields:
-        case {"image": str(image), "layer": str(layer), "layers": int(layers), **others} if not isinstance(
-            layers, bool
-        ):
-            manifest, chain_id = others.pop("manifest", ""), others.pop("chain_id", "")
+    told = {"manifest": "", "chain_id": "", "alone": False, **fields} if isinstance(fields, dict) else {}
+    match told:
+        case {
+            "image": str(image),
+            "manifest": str(manifest),
+            "layers": int(layers),
+            "layer": str(layer),
+            "chain_id": str(chain_id),
+            "alone": bool(alone),
+            **others,
+        } if not (others or isinstance(layers, bool) or len(image) > MAX_TEXT):
+            pass
         case _:
-            raise BadReference("an order has an image, a manifest, layers, a layer and a chain_id")
-    if others or not isinstance(manifest, str) or not isinstance(chain_id, str) or len(image) > MAX_TEXT:
-        raise BadReference("an order has an image, a manifest, layers, a layer and a chain_id, and no more")
+            raise BadReference(
+                "an order has an image, a manifest, layers, a layer and a chain_id, and no more"
+            )
     if not 1 <= layers <= MAX_LAYERS:
         raise BadReference(f"an order for {layers} layers")
     for digest in (layer, manifest, chain_id):
         _check_digest(digest)
     if not layer:
         raise BadReference("an order without a layer")
-    return ChainOrder(image, manifest, layers, layer, chain_id)
+    return ChainOrder(image, manifest, layers, layer, chain_id, alone)
 
 
 def _check_digest(text: str) -> None:

@@ -6,15 +6,18 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from indexer.boot_pack import PackLayer
+from indexer.digest import digest_hex
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot
 from lazyfs.image.completion import wait_much_read
-from lazyfs.image.hastening import hasten
-from lazyfs.image.image import indexed_tree
+from lazyfs.image.hastening import hasten, starts_by_pack
+from lazyfs.image.image import indexed_tree, kept_image, map_metadata
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
@@ -78,7 +81,10 @@ class Trees:
         """
         opened = await stack.enter_async_context(self._images.lease(order))
         resolved = opened.lowest(order)
-        indexed, metadata_file = await self._indexed(opened, resolved)
+        indexed, metadata_file = await self._indexed(opened, resolved, alone=order.alone)
+        if order.alone:
+            await self._note(opened)
+            return await self._open_alone(order, resolved, indexed, metadata_file, stack)
         shown = await stack.enter_async_context(self._layers.lease_all(order, resolved.layers, indexed))
         layers = {layer.names: layer.lazy for layer in shown}
         whole = len(resolved.layers) == len(opened.resolved.layers)  # as is what a boot pack is of
@@ -94,6 +100,36 @@ class Trees:
             tasks = await stack.enter_async_context(background_tasks())
             tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
         return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
+
+    async def _note(self, opened: OpenImage) -> None:
+        """Have the cache know of an image by all its layers, which lead to each of them alone."""
+        if not opened.missing:
+            layers = opened.resolved.layers
+            tocs = [opened.indexed[layer.descriptor.digest].head.digest for layer in layers]
+            kept = kept_image(opened.resolved, tocs)
+            await trio.to_thread.run_sync(self._cache.catalogue.note, kept)
+
+    async def _open_alone(
+        self,
+        order: ChainOrder,
+        resolved: ResolvedImage,
+        indexed: dict[str, IndexedLayer],
+        metadata_file: Path,
+        stack: AsyncExitStack,
+    ) -> OpenTree:
+        """The topmost layer; its image's start is hastened by whoever has it pulled."""
+        names = [device.tag.decode() for device in map_metadata(metadata_file).devices]
+        by_name = {digest_hex(layer.descriptor.digest): layer for layer in resolved.layers}
+        layers = [by_name[name] for name in names]
+        shown = await stack.enter_async_context(self._layers.lease_all(order, layers, indexed))
+        for layer in shown:
+            layer.mounted.set()
+        boot = await self._boot(order, {layer.names: layer.lazy for layer in shown}, stack)
+        packed = await starts_by_pack(boot, [layer.lazy for layer in shown])
+        read_ahead_kb = START_READ_AHEAD_KB if packed else DEFAULT_READ_AHEAD_KB
+        return OpenTree(
+            metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, ReadAheadKnob()
+        )
 
     async def _boot(
         self, order: ChainOrder, layers: Iterable[PackLayer], stack: AsyncExitStack
@@ -117,14 +153,16 @@ class Trees:
         stack.callback(forget)
 
     async def _indexed(
-        self, opened: OpenImage, resolved: ResolvedImage
+        self, opened: OpenImage, resolved: ResolvedImage, *, alone: bool
     ) -> tuple[dict[str, IndexedLayer], Path]:
         """The layers' indexes, and their tree; indexes that are gone by now are made."""
         digests = {layer.descriptor.digest for layer in resolved.layers}
         known = {digest: index for digest, index in opened.indexed.items() if digest in digests}
         here = known if known.keys() == digests else None
         shop = opened.workshop
-        return await indexed_tree(resolved, shop.source, shop.indexer, self._cache, shop.finders, here)
+        return await indexed_tree(
+            resolved, shop.source, shop.indexer, self._cache, shop.finders, here, alone=alone
+        )
 
 
 async def _read_ahead_when_much_is_read(layers: Iterable[LazyLayer], knob: ReadAheadKnob) -> None:

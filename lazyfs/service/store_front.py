@@ -1,0 +1,55 @@
+"""The layer store's file system, shown at a directory for as long as the daemon, and the next one, run."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from lazyfs.mount.forest_mount import take_down
+from lazyfs.mount.store_answers import StoreAnswers
+from lazyfs.service.kept_session import Connection, KeptSession, new_connection
+from lazyfs.service.layer_store import LayerStock
+from lazyfs.service.ledger import SavedSession
+from lazyfs.service.supervisor import Supervisor
+
+
+class StoreFront:
+    """Shows a stock.
+
+    Args:
+        directory: where.
+        supervisor: keeps the connection.
+        inherited: that of a daemon before us, whose file system is there; None if there is none.
+    """
+
+    def __init__(self, directory: Path, supervisor: Supervisor, inherited: Connection | None) -> None:
+        self._directory = directory
+        self._supervisor = supervisor
+        self._inherited = inherited
+        self._session: KeptSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<StoreFront at {self._directory}>"
+
+    def saved(self) -> SavedSession | None:
+        """What the next daemon must know; None before it is shown."""
+        return self._session.saved() if self._session is not None else None
+
+    @asynccontextmanager
+    async def shown(self, stock: LayerStock, timeout_s: float) -> AsyncIterator[None]:
+        """Shows a stock while the block lasts; whoever looks something up waits so long at most.
+
+        Raises:
+            MountError: it cannot be shown, or somebody has ended it.
+        """
+        connection = self._inherited
+        if connection is None:
+            connection = await trio.to_thread.run_sync(self._connect)
+        self._session = KeptSession(StoreAnswers(stock, timeout_s), connection)
+        async with self._session.shown(self._directory, self._supervisor):
+            yield
+
+    def _connect(self) -> Connection:
+        take_down(self._directory)
+        return new_connection("store", self._directory, self._supervisor, read_only=False)

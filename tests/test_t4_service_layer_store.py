@@ -1,0 +1,196 @@
+"""Layers for Podman: found in images, mounted for as long as somebody uses them, and their blobs."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from indexer.digest import sha256_digest
+from indexer.errors import DigestMismatch
+from lazyfs.assembly import fetch_settings, open_cache
+from lazyfs.errors import NotFound
+from lazyfs.mount.forest import ROOT, Forest
+from lazyfs.service.chains import Chains
+from lazyfs.service.images import Images
+from lazyfs.service.layer_store import LayerStock, LazyStoredLayer
+from lazyfs.service.layers import Layers
+from lazyfs.service.ledger import Entry
+from lazyfs.service.raw_blobs import RawBlobs
+from lazyfs.service.starts import Starts
+from tests.support.images import build_image
+from tests.support.published import index_of, put
+from tests.support.registry import Registry
+from tests.support.registry_faults import Corrupt
+from tests.support.tars import file, tar
+from tests.support.workshops import config_of
+
+LOWER, UPPER, TWICE = tar(file(b"lower", b"lower " * 10_000)), tar(file(b"upper")), tar(file(b"twice"))
+IMAGE = build_image([LOWER, TWICE, UPPER, TWICE])
+NEXT = build_image([LOWER, tar(file(b"next"))])
+LOWER_BLOB = IMAGE.blobs[IMAGE.json["layers"][0]["digest"]]
+DIGESTS = [layer["digest"] for layer in IMAGE.json["layers"]]
+
+
+@dataclass
+class World:
+    """Parts of a daemon whose mounts nobody sees.
+
+    Attributes:
+        registry: with the image and its index.
+        stock: what is asked.
+        chains: what is mounted.
+    """
+
+    registry: Registry
+    stock: LayerStock
+    chains: Chains
+
+    async def find(self, digest: str = DIGESTS[2]) -> LazyStoredLayer:
+        return await self.stock.find(f"{self.registry.host}/app:1", digest)
+
+    def states(self) -> dict[str, str]:
+        return {mount["layer"]: mount["state"] for mount in self.chains.listed()}
+
+
+class Nowhere:
+    """A `chains.Driver` that mounts nothing."""
+
+    @asynccontextmanager
+    async def mounted(self, entry: Entry, mount_point: Path, note: Any) -> AsyncIterator[str]:
+        await note(())
+        yield "fuse"
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as running:
+        running.push("app", IMAGE, tag="1")
+        put(running, "app", index_of(IMAGE))
+        yield running
+
+
+@asynccontextmanager
+async def world(registry: Registry, place: Path, orders: tuple[Entry, ...] = ()) -> AsyncIterator[World]:
+    config = config_of(place)
+    cache, fetching = open_cache(config), fetch_settings(config)
+    async with trio.open_nursery() as nursery:
+        images = Images(nursery, config, cache, fetching.traffic)
+        layers = Layers(nursery, Forest(ROOT), images, cache, fetching, lambda: None)
+        starts = Starts(nursery, images, layers, cache, fetching.traffic)
+        chains = Chains(nursery, images, Nowhere(), lambda _: None, place, trio.lowlevel.checkpoint)
+        chains.expect(orders)
+        blobs = RawBlobs(nursery, images, cache.root / "tmp")
+        yield World(registry, LayerStock(nursery, images, starts, chains, blobs), chains)
+        nursery.cancel_scope.cancel()
+
+
+async def wait_until(holds) -> None:
+    with trio.fail_after(60):
+        while not holds():  # noqa: ASYNC110  # what other tasks do, and what tells nobody
+            await trio.sleep(0.01)
+
+
+async def test_a_layer_is_found_by_its_digest_and_says_what_it_is(registry, tmp_path):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find()
+        assert (layer.order.manifest, layer.order.layers, layer.order.alone) == (IMAGE.digest, 3, True)
+        told = json.loads(layer.info)
+        assert told["compressed-diff-digest"] == DIGESTS[2]
+        assert told["diff-digest"] == sha256_digest(UPPER)
+        assert told["diff-size"] == len(UPPER)
+        assert await here.stock.mounted(layer) == bytes(tmp_path / layer.name)
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, DIGESTS[1]], ids=["unknown", "twice"])
+async def test_a_layer_that_is_unknown_or_stands_twice_is_not_there(registry, tmp_path, digest):
+    async with world(registry, tmp_path) as here:
+        with pytest.raises(NotFound):
+            await here.find(digest)
+
+
+async def test_a_layer_without_an_index_is_not_there_until_it_has_one(tmp_path, clock):
+    with Registry() as registry:
+        registry.push("app", IMAGE, tag="1")
+        async with world(registry, tmp_path) as here:
+            with pytest.raises(NotFound, match="no index that may be used"):
+                await here.find()
+            put(registry, "app", index_of(IMAGE))
+            with pytest.raises(NotFound):  # an image is not looked for again with each of its layers
+                await here.find()
+            clock.jump(11)
+            assert (await here.find()).order.layers == 3
+
+
+async def test_a_tag_that_has_moved_is_followed_and_what_is_used_stays(registry, tmp_path, clock):
+    async with world(registry, tmp_path) as here:
+        old = await here.find()
+        await here.stock.mounted(old)
+        here.stock.use(old, +1)
+        registry.push("app", NEXT, tag="1")
+        put(registry, "app", index_of(NEXT))
+        clock.jump(11)
+        assert (await here.find(NEXT.json["layers"][1]["digest"])).order.manifest == NEXT.digest
+        assert await here.find() == old
+
+
+async def test_what_the_last_user_lets_go_is_unmounted(registry, tmp_path):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find()
+        await here.stock.mounted(layer)
+        for change in (+1, +1, -1):
+            here.stock.use(layer, change)
+        assert here.states() == {layer.order.layer: "live"}
+        here.stock.use(layer, -1)
+        await wait_until(lambda: here.states() == {})
+
+
+async def test_what_was_only_looked_at_is_unmounted_after_a_while(registry, tmp_path, clock):
+    async with world(registry, tmp_path) as here:
+        used, seen = await here.find(), await here.find(DIGESTS[0])
+        here.stock.use(used, +1)
+        for layer in (used, seen):
+            await here.stock.mounted(layer)
+        await trio.testing.wait_all_tasks_blocked()
+        clock.jump(61)
+        await wait_until(lambda: here.states() == {used.order.layer: "live"})
+
+
+async def test_what_a_daemon_before_had_is_used_once(registry, tmp_path):
+    async with world(registry, tmp_path / "a") as here:
+        layer = await here.find()
+    async with world(registry, tmp_path / "b", (Entry(layer.name, layer.order),)) as here:
+        registry.push("app", NEXT, tag="1")
+        assert await here.find() == layer
+        await here.stock.mounted(layer)
+        here.stock.use(layer, -1)
+        await wait_until(lambda: here.states() == {})
+
+
+async def test_a_blob_comes_once_for_all_who_read_it(registry, tmp_path):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find(DIGESTS[0])
+        registry.journal.clear()
+        read = []
+
+        async def read_some(start: int) -> None:
+            read.append((start, await here.stock.read_blob(layer, start, min(50, layer.size - start))))
+
+        async with trio.open_nursery() as nursery:
+            for start in range(0, layer.size, 50):
+                nursery.start_soon(read_some, start)
+        assert b"".join(data for _, data in sorted(read)) == LOWER_BLOB
+        assert registry.requests["GET", "blob"] == 1
+
+
+async def test_a_blob_that_is_another_one_is_never_read_to_its_end_and_asked_for_again(registry, tmp_path):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find(DIGESTS[0])
+        registry.faults.add("blob", Corrupt(20), path=layer.link.digest)
+        with pytest.raises(DigestMismatch):
+            await here.stock.read_blob(layer, layer.size - 1, 1)
+        assert await here.stock.read_blob(layer, 0, layer.size) == LOWER_BLOB

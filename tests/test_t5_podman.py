@@ -1,0 +1,225 @@
+"""Podman on our layer store: images pulled without their layers, run, pushed, removed; daemons that die."""
+
+import json
+import subprocess
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.containerd_images import push_layout_files
+from tests.support.images import build_image
+from tests.support.lab import Lab, manifest_digest
+from tests.support.lab_build import run
+from tests.support.lab_registry import docker_registry
+from tests.support.mount_server import wait_until
+from tests.support.mounts import mounts_below
+from tests.support.oracle import compare_trees
+from tests.support.podman import Podman, podman
+from tests.support.podman_release import release
+from tests.support.registry import Registry
+from tests.support.runner import LazyfsRunner
+from tests.support.service import Daemon, running_daemon
+from tests.support.tars import directory, file, tar, whiteout
+
+ADD = "import sys; print(sum(map(int, sys.argv[1:])))"
+A_START = 9_000_000
+"""Bytes that a start of the python image of 83 MB may cost, its index included."""
+
+
+@dataclass
+class Node:
+    """A machine with Podman.
+
+    Attributes:
+        registry: which counts.
+        daemon: serves layers.
+        podman: takes them from it.
+        store: where it looks.
+    """
+
+    registry: Registry
+    daemon: Daemon
+    podman: Podman
+    store: Path
+
+    def name(self, repository: str) -> str:
+        return f"{self.registry.host}/{repository}:latest"
+
+    def python(self, *words: str) -> str:
+        """What python says in a container."""
+        return self.podman.start(self.name("python"), "python3", "-c", ADD, *words).strip()
+
+    def root(self, repository: str) -> Path:
+        """Where Podman mounts an image that it has."""
+        return Path(self.podman.run("image", "mount", self.name(repository)).stdout.strip())
+
+    def mounted(self) -> list[dict]:
+        """The layers that the daemon has mounted, and does not only keep for a while."""
+        return [mount for mount in self.daemon.ask("mounts") if mount["state"] != "idle"]
+
+    @property
+    def moved(self) -> int:
+        """Bytes of bodies that the registry has sent."""
+        return sum(self.registry.journal.bytes_sent.values())
+
+
+@pytest.fixture(scope="module")
+def publish(lab: Lab, tmp_path_factory) -> Iterator[Callable[[str], Registry]]:
+    """Puts an image of the laboratory into the registry, and its index beside it."""
+    place = tmp_path_factory.mktemp("publisher")
+    publisher = LazyfsRunner(home=place / "home", cache_dir=place / "cache")
+    there = set()
+    with Registry() as registry:
+
+        def publish(name: str) -> Registry:
+            if name not in there:
+                push_layout_files(registry, name, lab.image(name))
+                publisher("index", "--push", f"{registry.host}/{name}:latest")
+                there.add(name)
+            registry.journal.clear()
+            return registry
+
+        yield publish
+
+
+@contextmanager
+def running_node(place: Path, lab: Lab, registry: Registry, *flags: str) -> Iterator[Node]:
+    store = place / "store"
+    with (
+        running_daemon(place / "daemon", flags=["--layer-store", str(store), *flags]) as daemon,
+        podman(place / "p", release(lab, "4.3"), registries=[registry.host], layer_stores=[store]) as engine,
+    ):
+        yield Node(registry, daemon, engine, store)
+
+
+@pytest.fixture
+def node(lab, publish, tmp_path) -> Iterator[Node]:
+    with running_node(tmp_path, lab, publish("python")) as node:
+        yield node
+
+
+def layers_of(lab: Lab, name: str) -> list[str]:
+    blobs = lab.image(name) / "blobs"
+    manifest = json.loads((blobs / manifest_digest(lab.image(name)).replace(":", "/")).read_text())
+    return [layer["digest"] for layer in manifest["layers"]]
+
+
+@pytest.mark.parametrize("driver", ["erofs", "fuse"])
+def test_an_image_is_pulled_without_its_layers_runs_and_goes(lab, publish, tmp_path, driver):
+    with running_node(tmp_path, lab, publish("python"), "--driver", driver) as node:
+        assert node.podman.pull(node.name("python")) == ""
+        assert node.python("20", "22") == "42"
+        assert node.moved < A_START
+        assert len(node.mounted()) == len(node.podman.layers()) > 1
+        assert {mount["driver"] for mount in node.mounted()} == {driver}
+        assert node.podman.rmi(node.name("python")) == ""
+        wait_until(lambda: not node.mounted())
+        assert node.daemon.complaints() == []
+    assert mounts_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["oddities", "base"])
+def test_podman_shows_what_the_layers_hold(lab, publish, tmp_path, unpacked, name):
+    with running_node(tmp_path, lab, publish(name)) as node:
+        node.podman.pull(node.name(name))
+        layers = layers_of(lab, name)
+        assert {mount["layer"] for mount in node.mounted()} == {
+            each for each in layers if layers.count(each) == 1
+        }
+        # Overlayfs knows no hard links between layers, and counts names that are hidden.
+        assert (
+            compare_trees(unpacked(name), node.root(name), ignore=["hard links", "nlink"], without=[b""])
+            == []
+        )
+
+
+def test_a_container_goes_on_when_the_daemon_dies_and_starts_again(node):
+    node.podman.pull(node.name("python"))
+    command = ["run", "--rm", "--network", "none", "-i", node.name("python"), "python3", "-i"]
+    with subprocess.Popen(
+        node.podman.command(*command),
+        env=node.podman.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        process.stdin.write("print(6 * 7)\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "42\n"
+        node.daemon.kill_worker()
+        process.stdin.write(
+            "import sqlite3; print(sqlite3.connect(':memory:').execute('select 7').fetchone())\n"
+        )
+        process.stdin.close()
+        assert process.stdout.readline() == "(7,)\n"
+    assert node.python("1", "2") == "3"
+
+
+def test_after_a_reboot_an_image_is_what_it_was_whatever_became_of_its_tag(lab, publish, tmp_path):
+    registry = publish("base")
+    other = build_image([tar(file(b"other"))])
+    with ExitStack() as stack:
+        node = stack.enter_context(running_node(tmp_path, lab, registry))
+        node.podman.pull(node.name("base"))
+        before = {mount["name"] for mount in node.mounted()}
+        node.daemon.stop()
+        assert mounts_below(node.store) == []
+        registry.push("base", other, tag="latest")
+        try:
+            node.daemon.start()
+            assert node.podman.start(node.name("base"), "cat", "/etc/hostname") is not None
+            assert {mount["name"] for mount in node.mounted()} == before
+        finally:
+            push_layout_files(registry, "base", lab.image("base"))
+
+
+def test_an_image_that_came_lazily_can_be_pushed_and_saved(lab, node, tmp_path):
+    node.podman.pull(node.name("python"))
+    node.podman.run(
+        "save", "--quiet", "--format", "oci-dir", "--output", tmp_path / "saved", node.name("python")
+    )
+    saved = {path.name for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert {f"sha256:{name}" for name in saved}.issuperset(layers_of(lab, "python"))
+    with docker_registry(tmp_path / "registry") as address:
+        node.podman.run("push", "--quiet", "--tls-verify=false", node.name("python"), f"{address}/copy:1")
+        run(
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+            f"docker://{address}/copy:1",
+            f"dir:{tmp_path / 'copied'}",
+        )
+    assert {f"sha256:{path.name}" for path in (tmp_path / "copied").iterdir()}.issuperset(
+        layers_of(lab, "python")
+    )
+
+
+def test_an_image_without_an_index_is_pulled_as_usual(lab, tmp_path):
+    layers = [tar(directory(b"d"), file(b"d/a", b"one"), file(b"d/b", b"two")), tar(whiteout(b"d/a"))]
+    with Registry() as registry, running_node(tmp_path, lab, registry) as node:
+        registry.push("app", build_image(layers), tag="latest")
+        assert node.podman.pull(node.name("app")) == ""
+        assert node.mounted() == []
+        assert [path.name for path in (node.root("app") / "d").iterdir()] == ["b"]
+        assert node.daemon.complaints() == []
+
+
+def test_what_is_not_there_is_not_there_and_nothing_can_be_written(lab, node):
+    name = b64encode(node.name("python").encode()).decode()
+    digest = layers_of(lab, "python")[0]
+    assert [*node.store.iterdir(), *(node.store / name).iterdir()] == []
+    for path in ("x", f"{name}/x", f"{name}/sha256:{'0' * 64}", f"{name}/{digest}/x", f"{name}/{digest}/use"):
+        assert not (node.store / path).exists(), path
+    for make in (Path.mkdir, Path.touch):
+        with pytest.raises(OSError, match="Read-only"):
+            make(node.store / name / digest / "new")
+    info = json.loads((node.store / name / digest / "info").read_text())
+    assert info["compressed-diff-digest"] == digest
+    assert (node.store / name / digest / "diff").is_dir()
