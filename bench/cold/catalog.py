@@ -11,6 +11,7 @@ from bench.cold.methods.base import Context, Method
 from bench.cold.methods.foreign import Soci, Stargz
 from bench.cold.methods.full import FullContainerd, Skopeo
 from bench.cold.methods.lazy import Lazy, Program
+from bench.cold.methods.podman import FullPodman
 from bench.cold.run import context_of
 from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
@@ -19,6 +20,7 @@ _LAZYFS: Final = (
     *(("run", way) for way in (PLAIN, INDEXED, PACKED)),
     *(("mount", way) for way in (PLAIN, INDEXED, PACKED)),
     *(("containerd", way) for way in (INDEXED, PACKED)),
+    *(("podman", way) for way in (INDEXED, PACKED)),
 )
 
 
@@ -35,6 +37,7 @@ def methods(store: Store) -> Mapping[str, Method]:
     every: Sequence[Method] = (
         FullContainerd(),
         Skopeo(),
+        FullPodman(),
         Stargz(store),
         Stargz(store, optimized=True),
         Soci(store),

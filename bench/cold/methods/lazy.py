@@ -1,4 +1,4 @@
-"""lazyfs: `lazyfs run`; its mount below an overlay, and runc; its snapshotter below containerd."""
+"""lazyfs: `lazyfs run`; its mount below an overlay, and runc; below containerd, and below Podman."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from typing import Final
 
 from bench.cold.methods.base import Context, Session
 from bench.cold.methods.containerd import Containerd
+from bench.cold.methods.podman import TOOLS as PODMAN_TOOLS
+from bench.cold.methods.podman import PodmanSession
 from bench.cold.methods.runc import Runc
 from bench.cold.methods.tools import need
 from bench.cold.probe import Watch
@@ -74,7 +76,7 @@ class Lazy:
     """One face of lazyfs, on an image with or without something beside it.
 
     Attributes:
-        face: "run", "mount" or "containerd".
+        face: "run", "mount", "containerd" or "podman".
         way: PLAIN, INDEXED or PACKED.
         inside: gives contexts for what has to run to be published.
         program: what is measured. Indexes and packs are always those of the environment that measures.
@@ -236,6 +238,17 @@ def _containerd_session(context: Context, program: Program) -> Iterator[Session]
     yield node.session("lazyfs", ["ctr-remote"], ["image", "rpull", "--plain-http"])
 
 
+@contextmanager
+def _podman_session(context: Context, program: Program) -> Iterator[Session]:
+    """`podman pull` and `podman run`, which find layers in the daemon's store."""
+    scratch, socket, store = context.scratch, context.scratch / "daemon.sock", context.scratch / "store"
+    context.box.serve(
+        *program.command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", socket,
+        "--layer-store", store, log=scratch / "daemon.log", ready=context.box.path(store).is_mount,
+    )  # fmt: skip
+    yield PodmanSession(context, [store])
+
+
 @dataclass(frozen=True, slots=True)
 class _Face:
     title: str
@@ -251,4 +264,5 @@ _FACES: Final = {
         ("runc", "containerd-shim-runc-v2", "ctr-remote", "ctr"),
         _containerd_session,
     ),
+    "podman": _Face("lazyfs daemon, podman pull, podman run,", PODMAN_TOOLS, _podman_session),
 }
