@@ -178,6 +178,11 @@ def test_a_directory_with_other_attributes_is_shown_without_what_is_in_it(change
     assert marked(tree) == set()
 
 
+def test_what_layers_below_changed_is_not_shown():
+    lower = [[directory(b"d"), file(b"d/x")], [directory(b"d", uid=1), hardlink(b"y", b"d/x", uid=1)]]
+    assert names(*lower, [file(b"z")]) == {b"z"}
+
+
 def test_a_directory_that_is_described_as_it_was_is_not_shown():
     lower = [directory(b"d", xattrs=(X,)), file(b"d/x")]
     assert names(lower, [directory(b"d"), directory(b"d", xattrs=(X,))]) == set()
@@ -302,7 +307,7 @@ def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
         assert all(what.nlink == len(what.names) for what in names_of.values() if what.kind != Kind.DIRECTORY)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(layer_stacks())
 def test_a_layer_of_nothing_changes_nothing_and_whiteouts_stand_where_overlayfs_hides_them(stack):
     try:
@@ -386,7 +391,7 @@ def test_the_kernels_overlay_of_the_layers_is_the_merged_tree(layer_files, tmp_p
     where = tmp_path_factory.mktemp("kernel")
     numbers = iter(range(10_000))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.one_of(stacks(), layer_stacks().map(lambda stack: stack[:LAYERS])))
     def check(stack):
         stack = without_devices_0_0(without_hidden_xattrs(stack))
