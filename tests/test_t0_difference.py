@@ -18,6 +18,7 @@ from indexer.toc_codec import decode_head, encode_toc
 from indexer.tree import MAX_DEPTH, Node
 from tests.support import kernel_erofs, layers, tars
 from tests.support.erofs_images import (
+    DEVICES,
     LAYERS,
     content_files,
     expected,
@@ -369,7 +370,8 @@ def seen_by_kernel(stack: list[list[Member]], devices: list[Path], where: Path) 
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(written(root))
         images.append((path, expected(root)))
-    with kernel_erofs.attached([path for path, _ in images], devices, where / "mnt") as lowers:
+    by_tag = {device.tag: path for device, path in zip(DEVICES, devices, strict=True)}
+    with kernel_erofs.attached([path for path, _ in images], by_tag, where / "mnt") as lowers:
         assert [kernel_erofs.walk(lower) for lower in lowers] == [seen for _, seen in images]
         with overlay_mounted(lowers, where) as mnt:
             return kernel_erofs.walk(mnt)

@@ -19,11 +19,11 @@ def _indexer(*arguments):
 
 
 def _indexed(layout, where):
-    """Indexes of an image's layers, and the layers as files of whole blocks, the lowest first."""
+    """Indexes of an image's layers, and the layers as files of whole blocks: the lowest first, and by tag."""
     blobs = layout / "blobs" / "sha256"
     index = json.loads((layout / "index.json").read_bytes())
     manifest = json.loads((blobs / index["manifests"][0]["digest"][7:]).read_bytes())
-    tocs, devices = [], []
+    tocs, devices, tags = [], [], []
     for number, layer in enumerate(manifest["layers"]):
         blob, toc, tar = blobs / layer["digest"][7:], where / f"{number}.toc", where / f"{number}.tar"
         _indexer("build", blob, toc)
@@ -35,12 +35,13 @@ def _indexed(layout, where):
             out.truncate(-(-out_size // 512) * 512)
         tocs.append(toc)
         devices.append(tar)
-    return tocs, devices
+        tags.append(layer["digest"][7:].encode())
+    return tocs, devices, dict(zip(tags, devices, strict=True))
 
 
 @pytest.mark.parametrize("name", image_names())
 def test_the_kernel_shows_the_tree_that_umoci_unpacks(name, lab, unpacked, tmp_path):
-    tocs, devices = _indexed(lab.image(name), tmp_path)
+    tocs, devices, by_tag = _indexed(lab.image(name), tmp_path)
     image = tmp_path / "image.erofs"
     _indexer("compile", image, *tocs)
     with mounted(image, devices) as root:
@@ -49,7 +50,7 @@ def test_the_kernel_shows_the_tree_that_umoci_unpacks(name, lab, unpacked, tmp_p
     for number, path in enumerate(alone):
         _indexer("compile", "--alone", path, *tocs[: number + 1])
     with (
-        attached(alone, devices, tmp_path / "layers") as lowers,
+        attached(alone, by_tag, tmp_path / "layers") as lowers,
         overlay_mounted(lowers, tmp_path / "merged") as root,
     ):
         # Of a file that only some names of are left, overlayfs shows how many there were.

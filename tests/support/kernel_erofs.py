@@ -3,7 +3,7 @@
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -54,14 +54,14 @@ def mounted(image: Path, devices: Sequence[Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def attached(images: Sequence[Path], devices: Sequence[Path], where: Path) -> Iterator[list[Path]]:
-    """Images, each over as many of the layers' files as it has, mounted below `where`."""
+def attached(images: Sequence[Path], devices: Mapping[bytes, Path], where: Path) -> Iterator[list[Path]]:
+    """Images, each over those layers' files that it names by their tags, mounted below `where`."""
     points = [where / image.name for image in images]
     with ExitStack() as stack:
         for image, point in zip(images, points, strict=True):
             point.mkdir(parents=True)
-            count = len(MetadataImage(image.read_bytes()).devices)
-            with mounted(image, devices[:count]) as mount:
+            tags = [device.tag for device in MetadataImage(image.read_bytes()).devices]
+            with mounted(image, [devices[tag] for tag in tags]) as mount:
                 _call(_MOVE_MOUNT, int(mount.name), b"", _AT_FDCWD, bytes(point), _FROM_DESCRIPTOR)
             stack.callback(subprocess.run, ["umount", point], check=True)
         yield points
