@@ -2,7 +2,6 @@
 
 import io
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import event, given, settings
@@ -16,22 +15,13 @@ from indexer.merge import merge
 from indexer.toc import Kind, Member
 from indexer.toc_codec import decode_head, encode_toc
 from indexer.tree import MAX_DEPTH, Node
-from tests.support import kernel_erofs, layers, tars
-from tests.support.erofs_images import (
-    DEVICES,
-    LAYERS,
-    content_files,
-    expected,
-    stacks,
-    without_hidden_xattrs,
-    written,
-)
-from tests.support.kernel_erofs import Seen
+from tests.support import layers, tars
+from tests.support.erofs_images import written
 from tests.support.members import directory, file, hardlink, opaque, symlink, whiteout
-from tests.support.overlay import is_whiteout, overlaid, overlay_mounted
+from tests.support.overlay import is_whiteout, overlaid, up_to_each
 from tests.support.trees import Shown, layer_stacks, shown_by_tree, tree_paths
 
-X, Y = (b"user.x", b"1"), (b"user.y", b"2")
+X = (b"user.x", b"1")
 
 
 def alone(*stack: list[Member]) -> dict[bytes, Node]:
@@ -83,6 +73,18 @@ def test_what_a_layer_hides_it_hides_whatever_is_below_where_that_has_its_direct
 
 def test_a_whiteout_of_what_a_layer_between_took_away_stays():
     assert names([file(b"a")], [whiteout(b"a")], [whiteout(b"a")]) == {b"a"}
+
+
+def test_a_directory_beside_its_own_whiteout_is_opaque_whatever_is_below():
+    assert marked(alone([file(b"a")], [whiteout(b"d"), file(b"d/x"), opaque(b"e"), file(b"e/x")])) == {
+        b"d",
+        b"e",
+    }
+
+
+@pytest.mark.parametrize("path", [b".wh..wh.aufs", b".wh..wh.plnk", b".wh..wh.plnk/1.2", b"d/.wh..wh.orph"])
+def test_metadata_of_aufs_hides_nothing(path):
+    assert names([file(b"d/x")], [Member(path, Kind.REGULAR)]) == set()
 
 
 def test_no_whiteout_stands_in_a_directory_that_overlayfs_lists_as_it_is():
@@ -279,11 +281,6 @@ def looks(shown: Shown) -> Shown:
     return shown._replace(xattrs=xattrs, nlink=0, names=())
 
 
-def up_to_each(stack: list[list[Member]]) -> list[Node]:
-    """The differences of a stack of at least one layer, the lowest first."""
-    return [top_layer(stack[: number + 1]) for number in range(max(len(stack), 1))]
-
-
 @settings(max_examples=500, deadline=None)
 @given(layer_stacks())
 def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
@@ -334,19 +331,32 @@ def test_the_lowest_layer_alone_is_the_merged_tree(paths):
 # As metadata images.
 
 
-def test_a_compiled_layer_alone_has_those_layers_as_devices_that_hold_its_contents():
-    blobs = [tars.tar(tars.file(b"a", b"lower")), tars.tar(tars.hardlink(b"b", b"a"), tars.whiteout(b"a"))]
-    heads = [decode_head(encode_toc(layers.build(blob).toc)) for blob in blobs]
+@pytest.mark.parametrize(
+    ("members", "devices"),
+    [
+        (tars.file(b"c", b"x"), [2]),
+        (tars.hardlink(b"c", b"b"), [1]),
+        (tars.file(b"c", b"x") + tars.hardlink(b"d", b"a"), [0, 2]),
+        (tars.whiteout(b"a") + tars.file(b"empty"), []),
+    ],
+)
+def test_a_compiled_layer_alone_has_those_layers_as_devices_that_hold_its_contents(members, devices):
+    lower = [tars.tar(tars.file(b"a", b"of a")), tars.tar(tars.file(b"b", b"of b"))]
+    heads = [decode_head(encode_toc(layers.build(tar).toc)) for tar in (*lower, tars.tar(members))]
     out = io.BytesIO()
-    with pytest.raises(FormatError, match="to nothing"):
-        compile_image(heads, out, alone=True)
-    heads[1] = decode_head(encode_toc(layers.build(tars.tar(tars.hardlink(b"b", b"a"))).toc))
     compile_image(heads, out, alone=True)
     image = MetadataImage(out.getvalue())
-    assert [device.tag.decode() for device in image.devices] == [heads[0].header.layer_digest[7:]]
-    found = {path: image.extent(inode.nid) for path, inode in image.walk()}
-    assert found.keys() == {b"", b"b"}
-    assert found[b"b"][:2] == (0, 512)
+    digests = [heads[number].header.layer_digest for number in devices]
+    assert [device.tag.decode() for device in image.devices] == [digest[7:] for digest in digests]
+    extents = [image.extent(inode.nid) for _, inode in image.walk()]
+    assert {extent[0] for extent in extents if extent} == set(range(len(devices)))
+
+
+def test_a_layer_that_makes_no_tree_with_those_below_makes_none_alone():
+    lower, upper = tars.tar(tars.file(b"a")), tars.tar(tars.hardlink(b"b", b"a"), tars.whiteout(b"a"))
+    heads = [decode_head(encode_toc(layers.build(tar).toc)) for tar in (lower, upper)]
+    with pytest.raises(FormatError, match="to nothing"):
+        compile_image(heads, io.BytesIO(), alone=True)
 
 
 def test_a_layer_alone_has_a_key_of_its_own():
@@ -355,82 +365,3 @@ def test_a_layer_alone_has_a_key_of_its_own():
     keys = [image_key(digests), image_key(digests, alone=True), image_key(digests[:1], alone=True)]
     assert keys[0] == whole
     assert len(set(keys)) == 3
-
-
-@pytest.fixture(scope="module")
-def layer_files(tmp_path_factory) -> list[Path]:
-    return content_files(tmp_path_factory.mktemp("layers"))
-
-
-def seen_by_kernel(stack: list[list[Member]], devices: list[Path], where: Path) -> dict[bytes, Seen]:
-    """What the kernel's overlayfs shows of the layers' images, and that each shows what was written."""
-    images = []
-    for number, root in enumerate(up_to_each(stack)):
-        path = where / f"image{number}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(written(root))
-        images.append((path, expected(root)))
-    by_tag = {device.tag: path for device, path in zip(DEVICES, devices, strict=True)}
-    with kernel_erofs.attached([path for path, _ in images], by_tag, where / "mnt") as lowers:
-        assert [kernel_erofs.walk(lower) for lower in lowers] == [seen for _, seen in images]
-        with overlay_mounted(lowers, where) as mnt:
-            return kernel_erofs.walk(mnt)
-
-
-def comparable(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
-    return {path: what._replace(ino=0, nlink=0) for path, what in seen.items()}
-
-
-def without_devices_0_0(stack: list[list[Member]]) -> list[list[Member]]:
-    """Overlayfs would take them for whiteouts, and list them where nothing is merged."""
-    return [
-        [m._replace(device=(1, 3)) if m.kind == Kind.CHARACTER and m.device == (0, 0) else m for m in members]
-        for members in stack
-    ]
-
-
-def test_the_kernels_overlay_of_the_layers_is_the_merged_tree(layer_files, tmp_path_factory):
-    where = tmp_path_factory.mktemp("kernel")
-    numbers = iter(range(10_000))
-
-    @settings(max_examples=60, deadline=None)
-    @given(st.one_of(stacks(), layer_stacks().map(lambda stack: stack[:LAYERS])))
-    def check(stack):
-        stack = without_devices_0_0(without_hidden_xattrs(stack))
-        try:
-            root = merge(stack)
-        except FormatError:
-            return
-        written(root)  # gives the numbers that `expected` tells
-        seen = seen_by_kernel(stack, layer_files, where / str(next(numbers)))
-        assert comparable(seen) == comparable(expected(root))
-
-    check()
-
-
-def test_the_kernel_takes_every_mark(layer_files, tmp_path):
-    stack = [
-        [
-            *(file(b"gone/%d" % n) for n in range(3)),
-            *(file(path) for path in (b"d/old/x", b"d/kept/y", b"file", b"mark/a", b"mark/b", b"root")),
-            directory(b"same", uid=7, xattrs=(X,)),
-            file(b"same/kept"),
-            file(b"linked", 513, data_start=512),
-        ],
-        [
-            *(whiteout(path) for path in (b"gone/0", b"gone/2", b"d/old", b"root")),
-            *(file(b"d/old/new"), file(b"file/below"), opaque(b"mark"), file(b"mark/c")),
-            *(
-                file(b"same/new"),
-                hardlink(b"other", b"linked", uid=9),
-                hardlink(b"same/third", b"other", uid=9),
-            ),
-        ],
-        [opaque(b""), file(b"d/old/last"), file(b"only")],
-    ]
-    roots = [merge(stack[: number + 1]) for number in range(3)]
-    for number, root in enumerate(roots):
-        written(root)
-        seen = seen_by_kernel(stack[: number + 1], layer_files, tmp_path / str(number))
-        assert comparable(seen) == comparable(expected(root))
-    assert set(seen) == {b"", b"d", b"d/old", b"d/old/last", b"only"}
