@@ -1,15 +1,11 @@
 """What the topmost of some layers changes, as a lower directory of overlayfs.
 
 References are to the kernel's `filesystems/overlayfs.rst`. The topmost layer is merged as ever, over a tree
-that is remembered; then what is still as it was leaves the tree. So the layers of an image, each shown alone,
-make under overlayfs the tree that `merge` makes of them; only hard links between layers become files of their
-own.
+that is remembered by a copy of each directory's names; then what the layer has not touched leaves the tree.
+So the layers of an image, each shown alone, make under overlayfs the tree that `merge` makes of them.
 
-What a layer hides it hides whatever is below: another image may have the same layer over other ones, and who
-keeps both of their layers by digest has it once.
-
-To remember takes a copy of each directory's names, and the attributes of those nodes that the topmost layer
-describes again: directories, and what its hard links name.
+What a layer hides or describes, it does so whatever is below: another image may have the same layer over
+other ones, and who keeps both of their layers by digest has it once.
 """
 
 from collections.abc import Collection, Iterable
@@ -22,8 +18,6 @@ from indexer.tree import Node, count_links
 OPAQUE_XATTR: Final = (b"trusted.overlay.opaque", b"y")
 """What a directory has that hides all that lower ones of its name hold."""
 
-_Attributes = tuple[int, int, int, int, tuple[tuple[bytes, bytes], ...]]
-
 
 def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIES) -> Node:
     """What the topmost of these layers changes over those below it, as a lower directory of overlayfs.
@@ -31,7 +25,8 @@ def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_EN
     A name that is hidden is a character device 0:0 ("whiteouts and opaque directories"), also where nothing
     below has it, but its directory; all of them are names of one node. A directory that replaces something is
     opaque, and so is one with an opaque mark. The root, and a directory that is there for what is in it, have
-    their attributes of the merged tree. A name for a file of a lower layer has that layer's number.
+    their attributes of the merged tree. A file of a lower layer that the topmost links to is there by all its
+    names, with the number of that layer.
 
     Args:
         layers: the members of each layer, bottom first; each is gone through twice, in order, and two are
@@ -62,14 +57,14 @@ class _Comparer(Merger):
     def __init__(self, max_entries: int) -> None:
         super().__init__(max_entries)
         self._names: list[tuple[Node, dict[bytes, Node]]] = []
-        self._described: dict[Node, _Attributes] = {}
+        self._described: set[Node] = set()
         self._whiteout = Node(Kind.CHARACTER, mode=0)
         self._opaque: set[Node] = set()
         self._hidden: dict[Node, set[bytes]] = {}
 
     def describe(self, node: Node, member: Member) -> None:
-        """Remember a node's attributes before they change."""
-        self._described.setdefault(node, _attributes(node))
+        """Remember that a layer told of this node: all its names are among the changes."""
+        self._described.add(node)
         super().describe(node, member)
 
     def hide(self, members: Iterable[Member]) -> None:
@@ -109,7 +104,7 @@ class _Comparer(Merger):
 
     def changes(self) -> Node:
         """The root of what has changed, made of the tree, which is no longer whole."""
-        kept = {node for node, old in self._described.items() if _attributes(node) != old} | self._opaque
+        kept = self._described | self._opaque
         # A directory stands after its parent. One that is not there is new, and all that is in it.
         for directory, before in reversed(self._names):
             is_merged = directory not in self._opaque  # elsewhere overlayfs would list whiteouts
@@ -139,8 +134,3 @@ class _Comparer(Merger):
             if old is not None and node is not old:
                 self._mark_opaque(node)
         return changed
-
-
-def _attributes(node: Node) -> _Attributes:
-    """All of a node that may change once it stands in the tree."""
-    return node.mode, node.uid, node.gid, node.mtime_ns, node.xattrs
