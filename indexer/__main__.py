@@ -12,6 +12,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -148,11 +149,12 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from indexer.compile import compile_image  # noqa: PLC0415  # the other commands start sooner
+    from indexer.compile import compile_alone, compile_image  # noqa: PLC0415  # the other commands start sooner
 
     heads = [decode_head(path.read_bytes()) for path in options.tocs]
+    *_, write = compile_alone(heads) if options.alone else [partial(compile_image, heads)]
     with options.image.open("wb") as file:
-        compile_image(heads, file, alone=options.alone)
+        write(file)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What the topmost of some layers changes, as a lower directory of overlayfs.
+"""What each layer changes over those below it, as a lower directory of overlayfs.
 
-References are to the kernel's `filesystems/overlayfs.rst`. The topmost layer is merged as ever, over a tree
-that is remembered by a copy of each directory's names; then what the layer has not touched leaves the tree.
-So the layers of an image, each shown alone, make under overlayfs the tree that `merge` makes of them.
+References are to the kernel's `filesystems/overlayfs.rst`. The layers are merged as ever; before each one the
+names of all directories are remembered, and after it, what the layer has touched is copied. So the layers of
+an image, each shown alone, make under overlayfs the tree that `merge` makes of them.
 
 What a layer hides or describes, it does so whatever is below: another image may have the same layer over
 other ones, and who keeps both of their layers by digest has it once.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from indexer.merge import AUFS, MAX_ENTRIES, OPAQUE, WHITEOUT, Merger, is_reserved
@@ -19,18 +20,17 @@ OPAQUE_XATTR: Final = (b"trusted.overlay.opaque", b"y")
 """What a directory has that hides all that lower ones of its name hold."""
 
 
-def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIES) -> Node:
-    """What the topmost of these layers changes over those below it, as a lower directory of overlayfs.
+def layers_alone(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIES) -> Iterator[Node]:
+    """What each of these layers changes over those below it, as a lower directory of overlayfs.
 
     A name that is hidden is a character device 0:0 ("whiteouts and opaque directories"), also where nothing
     below has it, but its directory; all of them are names of one node. A directory that replaces something is
     opaque, and so is one with an opaque mark. The root, and a directory that is there for what is in it, have
-    their attributes of the merged tree. A file of a lower layer that the topmost links to is there by all its
+    their attributes of the merged tree. A file of a lower layer that the layer links to is there by all its
     names, with the number of that layer.
 
     Args:
-        layers: the members of each layer, bottom first; each is gone through twice, in order, and two are
-            held at a time. Without any, the tree is empty.
+        layers: the members of each layer, bottom first; each is gone through twice, in order.
         max_entries: as for `merge`.
 
     Raises:
@@ -38,17 +38,13 @@ def top_layer(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_EN
         FormatError: the same.
     """
     comparer = _Comparer(max_entries)
-    number = -1
-    held: Collection[Member] = ()  # below all there is nothing
-    for members in layers:
-        comparer.apply(number, held)
-        number, held = number + 1, members
-    comparer.remember()
-    comparer.apply(number, held)
-    comparer.hide(held)
-    root = comparer.changes()
-    count_links(root)
-    return root
+    for number, members in enumerate(layers):
+        comparer.remember()
+        comparer.apply(number, members)
+        comparer.hide(members)
+        root = comparer.changes()
+        count_links(root)
+        yield root
 
 
 class _Comparer(Merger):
@@ -58,7 +54,6 @@ class _Comparer(Merger):
         super().__init__(max_entries)
         self._names: list[tuple[Node, dict[bytes, Node]]] = []
         self._described: set[Node] = set()
-        self._whiteout = Node(Kind.CHARACTER, mode=0)
         self._opaque: set[Node] = set()
         self._hidden: dict[Node, set[bytes]] = {}
 
@@ -93,8 +88,8 @@ class _Comparer(Merger):
 
     def remember(self) -> None:
         """What changes, changes from now on."""
-        self._described.clear()
-        self._names = []
+        for noted in (self._described, self._opaque, self._hidden, self._names):
+            noted.clear()
         stack = [self.root]
         while stack:
             directory = stack.pop()
@@ -103,23 +98,29 @@ class _Comparer(Merger):
             stack += [child for child in children.values() if child.children is not None]
 
     def changes(self) -> Node:
-        """The root of what has changed, made of the tree, which is no longer whole."""
-        kept = self._described | self._opaque
+        """The root of a tree of what has changed."""
+        copies = _Copies()
+        whiteout = Node(Kind.CHARACTER, mode=0)
         # A directory stands after its parent. One that is not there is new, and all that is in it.
         for directory, before in reversed(self._names):
             is_merged = directory not in self._opaque  # elsewhere overlayfs would list whiteouts
             names = before if is_merged else {}
             children = directory.children or {}
-            directory.children = self._changed(children, names, kept)
+            changed = self._changed(children, names, copies)
             hidden = self._hidden.get(directory, set()) if is_merged else set()
-            gone = sorted((names.keys() | hidden) - children.keys())
-            directory.children.update(dict.fromkeys(gone, self._whiteout))
+            changed |= dict.fromkeys(sorted((names.keys() | hidden) - children.keys()), whiteout)
+            if changed or directory is self.root or self._is_kept(directory):
+                copies.of(directory).children = changed
         for directory in self._opaque:
-            directory.xattrs = tuple(sorted((*directory.xattrs, OPAQUE_XATTR)))
-        return self.root
+            copy = copies.of(directory)
+            copy.xattrs = tuple(sorted((*copy.xattrs, OPAQUE_XATTR)))
+        return copies.of(self.root)
+
+    def _is_kept(self, node: Node) -> bool:
+        return node in self._described or node in self._opaque
 
     def _changed(
-        self, now: dict[bytes, Node], before: dict[bytes, Node], kept: set[Node]
+        self, now: dict[bytes, Node], before: dict[bytes, Node], copies: "_Copies"
     ) -> dict[bytes, Node]:
         """Those children of a directory that are others than before, or are to be kept, or hold what is.
 
@@ -129,8 +130,39 @@ class _Comparer(Merger):
         changed = {}
         for name, node in now.items():
             old = before.get(name)
-            if node is not old or node.children or node in kept:
-                changed[name] = node
+            if node is not old or self._is_kept(node):
+                changed[name] = copies.of_all(node)
+            elif node in copies:
+                changed[name] = copies.of(node)
             if old is not None and node is not old:
                 self._mark_opaque(node)
         return changed
+
+
+class _Copies:
+    """The nodes of another tree, each by that which it is a copy of."""
+
+    def __init__(self) -> None:
+        self._copies: dict[Node, Node] = {}
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._copies
+
+    def of(self, node: Node) -> Node:
+        """The copy of a node alone."""
+        copy = self._copies.get(node)
+        if copy is None:
+            copy = self._copies[node] = replace(node)
+        return copy
+
+    def of_all(self, node: Node) -> Node:
+        """The copy of a node and all below it."""
+        if node in self._copies:
+            return self._copies[node]
+        stack = [self.of(node)]
+        while stack:
+            directory = stack.pop()
+            if directory.children is not None:
+                directory.children = {name: self.of(child) for name, child in directory.children.items()}
+                stack += directory.children.values()
+        return self._copies[node]

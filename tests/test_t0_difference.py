@@ -7,8 +7,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from indexer.compile import compile_image, image_key
-from indexer.difference import OPAQUE_XATTR, top_layer
+from indexer.compile import compile_alone, image_key
+from indexer.difference import OPAQUE_XATTR, layers_alone
 from indexer.erofs_read import MetadataImage
 from indexer.errors import FormatError, LimitExceeded
 from indexer.merge import merge
@@ -18,14 +18,15 @@ from indexer.tree import MAX_DEPTH, Node
 from tests.support import layers, tars
 from tests.support.erofs_images import written
 from tests.support.members import directory, file, hardlink, opaque, symlink, whiteout
-from tests.support.overlay import is_whiteout, overlaid, up_to_each
+from tests.support.overlay import is_whiteout, overlaid
 from tests.support.trees import Shown, layer_stacks, shown_by_tree, tree_paths
 
 X = (b"user.x", b"1")
 
 
 def alone(*stack: list[Member]) -> dict[bytes, Node]:
-    return dict(tree_paths(top_layer(stack)))
+    *_, top = layers_alone(stack or [[]])
+    return dict(tree_paths(top))
 
 
 def names(*stack: list[Member]) -> set[bytes]:
@@ -246,14 +247,19 @@ def test_an_empty_layer_is_an_empty_root(lower):
     assert alone(*lower, [])[b""].nlink == 2
 
 
-def test_no_layers_are_an_empty_root():
-    root = top_layer([])
-    assert (root.kind, root.mode, root.nlink, root.children) == (Kind.DIRECTORY, 0o755, 2, {})
+def test_no_layers_have_no_differences():
+    assert list(layers_alone([])) == []
 
 
-def test_layers_may_come_one_by_one():
-    stack = [[file(b"a"), directory(b"d")], [file(b"d/x")], [whiteout(b"a")]]
-    assert hidden(dict(tree_paths(top_layer(iter(stack))))) == {b"a"}
+def test_layers_may_come_one_by_one_and_each_tree_is_of_its_own():
+    linking = [hardlink(b"c", b"b", uid=4), whiteout(b"d/a")]
+    stack = [[file(b"d/a"), file(b"b")], [directory(b"d", uid=3)], linking]
+    first, second, third = [dict(tree_paths(root)) for root in layers_alone(iter(stack))]
+    assert set(first) == {b"", b"d", b"d/a", b"b"}
+    assert set(second) == {b"", b"d"}
+    assert set(third) == set(first) | {b"c"}
+    assert [tree[b"d"].uid for tree in (first, second, third)] == [0, 3, 3]
+    assert [(tree[b"b"].uid, tree[b"b"].nlink) for tree in (first, third)] == [(0, 1), (4, 2)]
 
 
 def test_a_device_0_0_of_the_image_stays_one():
@@ -268,9 +274,9 @@ def test_changes_may_lie_as_deep_as_a_tree_may_be():
 
 def test_entries_are_counted_over_all_layers():
     stack = [[file(b"a/b/x"), file(b"a/b/y")], [file(b"c")]]
-    top_layer(stack, max_entries=5)
+    assert len(list(layers_alone(stack, max_entries=5))) == 2
     with pytest.raises(LimitExceeded):
-        top_layer(stack, max_entries=4)
+        list(layers_alone(stack, max_entries=4))
 
 
 # All layers of a stack.
@@ -290,10 +296,10 @@ def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
     except FormatError as error:
         event("refused")
         with pytest.raises(FormatError, match=re.escape(str(error))):
-            top_layer(stack)
+            list(layers_alone(stack or [[]]))
         return
     event("merged")
-    differences = up_to_each(stack)
+    differences = list(layers_alone(stack or [[]]))
     shown = [shown_by_tree(difference) for difference in differences]
     seen = overlaid(differences)
     wanted = {path: node for path, node in tree_paths(merged) if not is_whiteout(node)}
@@ -325,7 +331,8 @@ def test_a_layer_of_nothing_changes_nothing_and_whiteouts_stand_where_overlayfs_
 @given(st.lists(st.sampled_from([b"a", b"a/b", b"b/a", b"b"]), unique=True))
 def test_the_lowest_layer_alone_is_the_merged_tree(paths):
     members = [directory(path, uid=number) for number, path in enumerate(paths)]
-    assert written(top_layer([members])) == written(merge([members]))
+    (difference,) = layers_alone([members])
+    assert written(difference) == written(merge([members]))
 
 
 # As metadata images.
@@ -344,7 +351,8 @@ def test_a_compiled_layer_alone_has_those_layers_as_devices_that_hold_its_conten
     lower = [tars.tar(tars.file(b"a", b"of a")), tars.tar(tars.file(b"b", b"of b"))]
     heads = [decode_head(encode_toc(layers.build(tar).toc)) for tar in (*lower, tars.tar(members))]
     out = io.BytesIO()
-    compile_image(heads, out, alone=True)
+    *_, write = compile_alone(heads)
+    write(out)
     image = MetadataImage(out.getvalue())
     digests = [heads[number].header.layer_digest for number in devices]
     assert [device.tag.decode() for device in image.devices] == [digest[7:] for digest in digests]
@@ -356,7 +364,7 @@ def test_a_layer_that_makes_no_tree_with_those_below_makes_none_alone():
     lower, upper = tars.tar(tars.file(b"a")), tars.tar(tars.hardlink(b"b", b"a"), tars.whiteout(b"a"))
     heads = [decode_head(encode_toc(layers.build(tar).toc)) for tar in (lower, upper)]
     with pytest.raises(FormatError, match="to nothing"):
-        compile_image(heads, io.BytesIO(), alone=True)
+        list(compile_alone(heads))
 
 
 def test_a_layer_alone_has_a_key_of_its_own():

@@ -11,10 +11,11 @@ from typing import Final, Protocol
 import trio
 
 from indexer.boot_pack import PackLayer
-from indexer.compile import compile_image, image_key
+from indexer.compile import compile_alone, compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.errors import IndexerError
 from indexer.toc import Span
+from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
 from lazyfs.image.beside import Beside
@@ -165,7 +166,8 @@ async def compiled(
 ) -> Path:
     """The metadata image of the image's merged tree, compiled unless the cache has it.
 
-    The cache's catalogue knows of the image from then on.
+    The cache's catalogue knows of the image from then on. Where a layer alone is wanted, those below it are
+    compiled as well: that costs hardly more.
 
     Args:
         resolved: the image.
@@ -185,10 +187,24 @@ async def compiled(
         async with cache.named_lock(f"compile-{key}"):
             path = cache.images.path(key)
             if path is None:
-                publish = partial(cache.images.publish, key, partial(compile_image, heads, alone=alone))
-                path = await trio.to_thread.run_sync(publish)
+                compile_missing = _compile_alone if alone else _compile
+                path = await trio.to_thread.run_sync(compile_missing, heads, cache)
     if not alone:
         await trio.to_thread.run_sync(cache.catalogue.note, kept_image(resolved, tocs))
+    return path
+
+
+def _compile(heads: Sequence[TocHead], cache: Cache) -> Path:
+    key = image_key([head.digest for head in heads])
+    return cache.images.publish(key, partial(compile_image, heads))
+
+
+def _compile_alone(heads: Sequence[TocHead], cache: Cache) -> Path:
+    """Compile each layer alone; gives the topmost."""
+    tocs = [head.digest for head in heads]
+    for number, write in enumerate(compile_alone(heads), 1):
+        key = image_key(tocs[:number], alone=True)
+        path = cache.images.path(key) or cache.images.publish(key, write)
     return path
 
 

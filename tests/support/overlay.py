@@ -5,16 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.difference import top_layer
-from indexer.toc import Kind, Member
+from indexer.toc import Kind
 from indexer.tree import Node
 
 OPAQUE = (b"trusted.overlay.opaque", b"y")
-
-
-def up_to_each(stack: list[list[Member]]) -> list[Node]:
-    """The differences of a stack of at least one layer, the lowest first."""
-    return [top_layer(stack[: number + 1]) for number in range(max(len(stack), 1))]
 
 
 def is_whiteout(node: Node) -> bool:
