@@ -144,18 +144,25 @@ async def test_what_the_last_user_lets_go_is_unmounted(registry, tmp_path):
         await here.stock.mounted(layer)
         for change in (+1, +1, -1):
             here.stock.use(layer, change)
-        assert here.states() == {layer.order.layer: "live"}
+        await wait_until(lambda: here.states() == {DIGESTS[0]: "live", DIGESTS[2]: "live"})
         here.stock.use(layer, -1)
-        await wait_until(lambda: here.states() == {})
+        await wait_until(lambda: here.states() == {DIGESTS[0]: "live"})
+
+
+async def test_who_asks_for_a_layer_has_all_of_its_image_mounted_but_not_what_stands_twice(
+    registry, tmp_path
+):
+    async with world(registry, tmp_path) as here:
+        await here.find(DIGESTS[0])
+        await wait_until(lambda: here.states() == {DIGESTS[0]: "live", DIGESTS[2]: "live"})
 
 
 async def test_what_was_only_looked_at_is_unmounted_after_a_while(registry, tmp_path, clock):
     async with world(registry, tmp_path) as here:
-        used, seen = await here.find(), await here.find(DIGESTS[0])
+        used = await here.find()
         here.stock.use(used, +1)
-        for layer in (used, seen):
-            await here.stock.mounted(layer)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_until(lambda: here.states() == {DIGESTS[0]: "live", DIGESTS[2]: "live"})
+        await trio.testing.wait_all_tasks_blocked(0.01)
         clock.jump(61)
         await wait_until(lambda: here.states() == {used.order.layer: "live"})
 

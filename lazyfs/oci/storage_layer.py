@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from indexer.errors import Unsupported
 from indexer.toc import Compression
 from lazyfs.oci.descriptor import Descriptor
 
@@ -19,11 +20,15 @@ TOC_KEYS: Final = (
 )
 """Annotations that name a layer's own table of contents by its digest."""
 
+SIZE_KEY: Final = "io.containers.estargz.uncompressed-size"
+"""An annotation with the bytes of the uncompressed layer."""
+
 _COMPRESSIONS: Final[Mapping[Compression, int]] = {
     Compression.NONE: 0,
     Compression.GZIP: 2,
     Compression.ZSTD: 4,
 }
+_DIGITS: Final = 19
 _DIFF_ID: Final = "expected-layer-diffid"
 
 
@@ -32,24 +37,36 @@ def toc_digests(layer: Descriptor) -> set[str]:
     return {layer.annotations[key] for key in TOC_KEYS if key in layer.annotations}
 
 
-def storage_layer(layer: Descriptor, diff_id: str, compression: Compression, size: int, asked: str) -> bytes:
+def claimed_size(layer: Descriptor) -> int | None:
+    """Bytes of the uncompressed layer, as an annotation claims; None if none does."""
+    text = layer.annotations.get(SIZE_KEY, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else None
+
+
+def storage_layer(
+    layer: Descriptor, diff_id: str, compression: Compression, size: int | None, toc_digest: str = ""
+) -> bytes:
     """The document of a layer.
 
     Args:
         layer: the link to its blob.
         diff_id: digest of the uncompressed tar.
         compression: of the blob.
-        size: bytes of the uncompressed tar; -1 where that is not known.
-        asked: the digest by which it was asked for: its own, or that of its table of contents.
+        size: bytes of the uncompressed tar, if they are known; else `toc_digest` must be.
+        toc_digest: that of its own table of contents, if it was asked for by that.
+
+    Raises:
+        Unsupported: no such document would do.
     """
     document: dict[str, object] = {
         "compressed-diff-digest": layer.digest,
         "compressed-size": layer.size,
-        "diff-size": size,
         "compression": _COMPRESSIONS[compression],
     }
-    if asked == layer.digest:
-        document["diff-digest"] = diff_id
-    else:
-        document |= {"toc-digest": asked, "flags": {_DIFF_ID: diff_id}}
+    if size is not None:
+        document |= {"diff-digest": diff_id, "diff-size": size}
+    elif not toc_digest:  # containers/storage 1.43 pulls a layer of unknown size, and does not start it
+        raise Unsupported(f"nobody tells how large layer {layer.digest} is uncompressed")
+    if toc_digest:
+        document |= {"toc-digest": toc_digest, "flags": {_DIFF_ID: diff_id}}
     return json.dumps(document).encode()

@@ -164,6 +164,10 @@ class Chains:
     def __repr__(self) -> str:
         return f"<Chains: {len(self._chains)} mounted, {len(self._stale)} stale>"
 
+    def __contains__(self, name: str) -> bool:
+        """Whether what has this name is mounted, about to be, or about to go."""
+        return name in self._chains
+
     async def mount(self, order: ChainOrder) -> Mounted:
         """The mount of the ordered layers, made if there is none.
 

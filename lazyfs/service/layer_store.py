@@ -14,13 +14,14 @@ from typing import Final
 
 import trio
 
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, Unsupported
+from indexer.toc import AddressSpace
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.storage_layer import storage_layer, toc_digests
+from lazyfs.oci.storage_layer import claimed_size, storage_layer, toc_digests
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.raw_blobs import RawBlobs
@@ -73,6 +74,8 @@ class LayerStock:
         self._starts = starts
         self._chains = chains
         self._blobs = blobs
+        self._compiling: dict[str, trio.Event] = {}  # by manifest
+        self._unused: set[str] = set()
         # Who used what when a daemon before us ended is not known: once, as each layer of a pulled image is.
         self._uses = Counter(entry.name for entry in chains.entries() if entry.order.alone)
 
@@ -87,6 +90,9 @@ class LayerStock:
                     return _stored(image, order, digest)
         stored = await self._pulled(ChainOrder(reference, "", 1, digest, "", alone=True))
         self._starts.foresee(replace(stored.order, alone=False))
+        if stored.name not in self._chains and stored.order.manifest not in self._compiling:
+            self._compiling[stored.order.manifest] = trio.Event()
+            self._nursery.start_soon(self._prepare, stored.order)
         return stored
 
     def _known(self, reference: str) -> Iterator[ChainOrder]:
@@ -110,10 +116,37 @@ class LayerStock:
         async with self._images.lease(order) as image:
             return _stored(image, order, order.layer)
 
+    async def _prepare(self, order: ChainOrder) -> None:
+        """Compile all layers of an image at once, then mount them: whoever pulls it asks for each."""
+        try:
+            async with self._images.lease(order) as image:
+                *others, topmost = _all_stored(image, order)
+            await self._mounted(topmost)
+        except (IndexerError, LazyfsError) as error:  # whoever asks for a layer is told
+            _log.info("%s is not prepared: %s", order.image, message_of(error))
+            others = []
+        finally:
+            self._compiling.pop(order.manifest).set()
+        for layer in others:
+            self._nursery.start_soon(self._mount_ahead, layer)
+
+    async def _mount_ahead(self, layer: LazyStoredLayer) -> None:
+        try:
+            await self._mounted(layer)
+        except (IndexerError, LazyfsError) as error:
+            _log.info("layer %s is not mounted yet: %s", layer.link.digest, message_of(error))
+
     async def mounted(self, layer: LazyStoredLayer) -> bytes:
         """Where it is mounted, as Stock.mounted says."""
+        compiling = self._compiling.get(layer.order.manifest)
+        if compiling is not None:
+            await compiling.wait()
+        return await self._mounted(layer)
+
+    async def _mounted(self, layer: LazyStoredLayer) -> bytes:
         mounted = await self._chains.again(layer.name) or await self._chains.mount(layer.order)
-        if not self._uses[layer.name]:
+        if not self._uses[layer.name] and layer.name not in self._unused:
+            self._unused.add(layer.name)
             self._nursery.start_soon(self._release_unused, layer.name)
         return os.fsencode(mounted.path)
 
@@ -130,6 +163,7 @@ class LayerStock:
     async def _release_unused(self, name: str) -> None:
         """Let go what somebody has only looked at."""
         await trio.sleep(_UNUSED_S)
+        self._unused.discard(name)
         if not self._uses[name]:
             await self._release(name)
 
@@ -145,6 +179,7 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer
 
     Raises:
         NotFound: there is none; it, or one below it, has no index; or it cannot be shown by its digest.
+        Unsupported: nobody knows its size.
     """
     layers = [layer.descriptor for layer in image.resolved.layers]
     places = [place for place, layer in enumerate(layers) if digest in {layer.digest, *toc_digests(layer)}]
@@ -161,7 +196,17 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer
     return LazyStoredLayer(wanted, chain_name(below, alone=True), layers[places[0]], info)
 
 
+def _all_stored(image: OpenImage, order: ChainOrder) -> list[LazyStoredLayer]:
+    """All layers of an image that are to be had, the lowest first."""
+    found = []
+    for layer in image.resolved.layers:
+        with suppress(NotFound, Unsupported):
+            found.append(_stored(image, order, layer.descriptor.digest))
+    return found
+
+
 def _info(image: OpenImage, layer: ImageLayer, asked: str) -> bytes:
-    header = image.indexed[layer.descriptor.digest].head.header
-    size = header.uncompressed_size if header.diff_id else -1
-    return storage_layer(layer.descriptor, header.diff_id or layer.diff_id, header.compression, size, asked)
+    header, link = image.indexed[layer.descriptor.digest].head.header, layer.descriptor
+    size = header.uncompressed_size if header.address_space is AddressSpace.TAR else claimed_size(link)
+    toc_digest = "" if asked == link.digest else asked
+    return storage_layer(link, header.diff_id or layer.diff_id, header.compression, size, toc_digest)
