@@ -14,6 +14,7 @@ from tests.support.containerd_images import push_layout_files
 from tests.support.images import build_image
 from tests.support.lab import Lab, manifest_digest
 from tests.support.lab_build import run
+from tests.support.lab_foreign import serve_foreign
 from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below
@@ -87,13 +88,19 @@ def publish(lab: Lab, tmp_path_factory) -> Iterator[Callable[[str], Registry]]:
 
 
 @contextmanager
-def running_node(place: Path, lab: Lab, registry: Registry, *flags: str) -> Iterator[Node]:
+def serving(place: Path, lab: Lab, host: str, version: str, *flags: str) -> Iterator[tuple[Daemon, Podman]]:
     store = place / "store"
     with (
         running_daemon(place / "daemon", flags=["--layer-store", str(store), *flags]) as daemon,
-        podman(place / "p", release(lab, "4.3"), registries=[registry.host], layer_stores=[store]) as engine,
+        podman(place / "p", release(lab, version), registries=[host], layer_stores=[store]) as engine,
     ):
-        yield Node(registry, daemon, engine, store)
+        yield daemon, engine
+
+
+@contextmanager
+def running_node(place: Path, lab: Lab, registry: Registry, *flags: str) -> Iterator[Node]:
+    with serving(place, lab, registry.host, "4.3", *flags) as (daemon, engine):
+        yield Node(registry, daemon, engine, place / "store")
 
 
 @pytest.fixture
@@ -209,6 +216,26 @@ def test_an_image_without_an_index_is_pulled_as_usual(lab, tmp_path):
         assert node.mounted() == []
         assert [path.name for path in (node.root("app") / "d").iterdir()] == ["b"]
         assert node.daemon.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "lazy"),
+    [
+        ("4.3", "estargz-optimized", True),
+        ("5.4", "estargz-optimized", True),
+        ("5.4", "zstd-chunked", True),
+        ("4.3", "zstd-chunked-old", False),  # nobody tells how large its layers are uncompressed
+    ],
+)
+def test_images_in_other_lazy_formats_need_no_index_of_ours(lab, tmp_path, version, kind, lazy):
+    with (
+        serve_foreign(lab, kind) as reference,
+        serving(tmp_path, lab, reference.partition("/")[0], version) as (daemon, engine),
+    ):
+        assert engine.pull(reference) == ""
+        assert len(daemon.ask("mounts")) == (len(engine.layers()) if lazy else 0)
+        assert engine.start(reference, "cat", "/etc/debian_version").strip()
+        assert daemon.complaints() == []
 
 
 def test_what_is_not_there_is_not_there_and_nothing_can_be_written(lab, node):

@@ -7,14 +7,14 @@ outlives us, names the manifest.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
-from indexer.errors import IndexerError, Unsupported
+from indexer.errors import IndexerError
 from indexer.toc import AddressSpace
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
@@ -28,6 +28,8 @@ from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.starts import Starts
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _UNUSED_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 10.0
@@ -92,7 +94,7 @@ class LayerStock:
         self._starts.foresee(replace(stored.order, alone=False))
         if stored.name not in self._chains and stored.order.manifest not in self._compiling:
             self._compiling[stored.order.manifest] = trio.Event()
-            self._nursery.start_soon(self._prepare, stored.order)
+            self._start(self._prepare, stored.order)
         return stored
 
     def _known(self, reference: str) -> Iterator[ChainOrder]:
@@ -118,36 +120,40 @@ class LayerStock:
 
     async def _prepare(self, order: ChainOrder) -> None:
         """Compile all layers of an image at once, then mount them: whoever pulls it asks for each."""
+        rest: list[ChainOrder] = []
         try:
             async with self._images.lease(order) as image:
-                *others, topmost = _all_stored(image, order)
-            await self._mounted(topmost)
-        except (IndexerError, LazyfsError) as error:  # whoever asks for a layer is told
-            _log.info("%s is not prepared: %s", order.image, message_of(error))
-            others = []
+                orders = _all_orders(image, order)
+            *rest, topmost = orders or [order]
+            await self._mount_ahead(topmost)
         finally:
             self._compiling.pop(order.manifest).set()
-        for layer in others:
-            self._nursery.start_soon(self._mount_ahead, layer)
+        for lower in rest:
+            self._start(self._mount_ahead, lower)
 
-    async def _mount_ahead(self, layer: LazyStoredLayer) -> None:
+    async def _mount_ahead(self, order: ChainOrder) -> None:
+        mounted = await self._chains.mount(order)
+        self._expect_use(mounted.name)
+
+    def _start(self, work: Callable[[T], Awaitable[None]], of: T) -> None:
+        """Do something that nobody waits for; what goes wrong ends nothing else."""
+        self._nursery.start_soon(self._done_or_logged, work, of)
+
+    async def _done_or_logged(self, work: Callable[[T], Awaitable[None]], of: T) -> None:
         try:
-            await self._mounted(layer)
-        except (IndexerError, LazyfsError) as error:
-            _log.info("layer %s is not mounted yet: %s", layer.link.digest, message_of(error))
+            await work(of)
+        except (IndexerError, LazyfsError) as error:  # whoever asks again is told
+            _log.info("%s: %s", of, message_of(error))
+        except Exception:  # noqa: BLE001  # a bug here must not end the daemon
+            _log.exception("a bug")
 
     async def mounted(self, layer: LazyStoredLayer) -> bytes:
         """Where it is mounted, as Stock.mounted says."""
         compiling = self._compiling.get(layer.order.manifest)
         if compiling is not None:
             await compiling.wait()
-        return await self._mounted(layer)
-
-    async def _mounted(self, layer: LazyStoredLayer) -> bytes:
         mounted = await self._chains.again(layer.name) or await self._chains.mount(layer.order)
-        if not self._uses[layer.name] and layer.name not in self._unused:
-            self._unused.add(layer.name)
-            self._nursery.start_soon(self._release_unused, layer.name)
+        self._expect_use(layer.name)
         return os.fsencode(mounted.path)
 
     async def read_blob(self, layer: LazyStoredLayer, start: int, size: int) -> bytes:
@@ -158,20 +164,19 @@ class LayerStock:
         """Counts users, as Stock.use says; what the last one lets go is unmounted."""
         self._uses[layer.name] = max(0, self._uses[layer.name] + change)
         if change < 0 and not self._uses[layer.name]:
-            self._nursery.start_soon(self._release, layer.name)
+            self._start(self._chains.release, layer.name)
+
+    def _expect_use(self, name: str) -> None:
+        """Let a mount go that nobody uses before long: somebody has only looked at it."""
+        if not self._uses[name] and name not in self._unused:
+            self._unused.add(name)
+            self._start(self._release_unused, name)
 
     async def _release_unused(self, name: str) -> None:
-        """Let go what somebody has only looked at."""
         await trio.sleep(_UNUSED_S)
         self._unused.discard(name)
         if not self._uses[name]:
-            await self._release(name)
-
-    async def _release(self, name: str) -> None:
-        try:
             await self._chains.release(name)
-        except (IndexerError, LazyfsError) as error:
-            _log.warning("%s: %s", name, message_of(error))
 
 
 def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer:
@@ -181,27 +186,39 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer
         NotFound: there is none; it, or one below it, has no index; or it cannot be shown by its digest.
         Unsupported: nobody knows its size.
     """
-    layers = [layer.descriptor for layer in image.resolved.layers]
-    places = [place for place, layer in enumerate(layers) if digest in {layer.digest, *toc_digests(layer)}]
-    if not places:
-        raise NotFound(f"{order.image} has no layer {digest}")
-    if len(places) > 1:  # overlayfs takes no directory twice (ELOOP)
-        raise NotFound(f"{order.image} has layer {digest} {len(places)} times")
-    below = [layer.digest for layer in layers[: places[0] + 1]]
+    layers = image.resolved.layers
+    for place, layer in enumerate(layers):
+        if digest in {layer.descriptor.digest, *toc_digests(layer.descriptor)}:
+            wanted = _order(image, order, place)
+            below = [each.descriptor.digest for each in layers[: place + 1]]
+            name = chain_name(below, alone=True)
+            return LazyStoredLayer(wanted, name, layer.descriptor, _info(image, layer, digest))
+    raise NotFound(f"{order.image} has no layer {digest}")
+
+
+def _order(image: OpenImage, order: ChainOrder, place: int) -> ChainOrder:
+    """For the image's layer at a place, counted from 0, alone.
+
+    Raises:
+        NotFound: as for `_stored`.
+    """
+    digests = [layer.descriptor.digest for layer in image.resolved.layers]
+    times = digests.count(digests[place])
+    if times > 1:  # overlayfs takes no directory twice (ELOOP)
+        raise NotFound(f"{order.image} has layer {digests[place]} {times} times")
+    below = digests[: place + 1]
     missing = [each for each in below if each not in image.indexed]
     if missing:
         raise NotFound(f"{order.image}: no index that may be used of layer {missing[0]}")
-    wanted = replace(image.pinned(order), layers=len(below), layer=below[-1])
-    info = _info(image, image.resolved.layers[places[0]], digest)
-    return LazyStoredLayer(wanted, chain_name(below, alone=True), layers[places[0]], info)
+    return replace(image.pinned(order), layers=len(below), layer=below[-1], alone=True)
 
 
-def _all_stored(image: OpenImage, order: ChainOrder) -> list[LazyStoredLayer]:
-    """All layers of an image that are to be had, the lowest first."""
+def _all_orders(image: OpenImage, order: ChainOrder) -> list[ChainOrder]:
+    """For all layers of an image that are to be had, the lowest first."""
     found = []
-    for layer in image.resolved.layers:
-        with suppress(NotFound, Unsupported):
-            found.append(_stored(image, order, layer.descriptor.digest))
+    for place in range(len(image.resolved.layers)):
+        with suppress(NotFound):
+            found.append(_order(image, order, place))
     return found
 
 

@@ -81,11 +81,11 @@ class Podman:
         """Remove images; what was said on the way, for warnings."""
         return self.run("rmi", *references).stderr
 
-    def layers(self) -> dict[str, Path]:
-        """By diffID, the directories of the layers that the overlay driver has."""
+    def layers(self) -> list[Path]:
+        """The directories of the layers that the overlay driver has."""
         file = self.storage / "overlay-layers" / "layers.json"
         layers = json.loads(file.read_text()) if file.exists() else []
-        return {layer.get("diff-digest", ""): self.storage / "overlay" / layer["id"] for layer in layers}
+        return [self.storage / "overlay" / layer["id"] for layer in layers]
 
     def command(self, *words: str | Path) -> list[str]:
         """How a subcommand of it is run, in `environment()`."""
