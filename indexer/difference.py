@@ -9,7 +9,6 @@ other ones, and who keeps both of their layers by digest has it once.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from typing import Final
 
 from indexer.merge import AUFS, MAX_ENTRIES, OPAQUE, WHITEOUT, Merger, is_reserved
@@ -152,7 +151,7 @@ class _Copies:
         """The copy of a node alone."""
         copy = self._copies.get(node)
         if copy is None:
-            copy = self._copies[node] = replace(node)
+            copy = self._copies[node] = node.copy()
         return copy
 
     def of_all(self, node: Node) -> Node:

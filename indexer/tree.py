@@ -49,6 +49,23 @@ class Node:
     nlink: int = field(default=0, repr=False)
     nid: int = field(default=0, repr=False)
 
+    def copy(self) -> "Node":
+        """Another inode of which the same is known, and that no tree is written with yet."""
+        return Node(
+            self.kind,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.mtime_ns,
+            self.size,
+            self.layer,
+            self.data_start,
+            self.link,
+            self.device,
+            self.xattrs,
+            self.children,
+        )
+
 
 def new_directory() -> Node:
     """An empty directory that no member described: 0755, owned by root, of 1970."""

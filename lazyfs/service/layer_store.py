@@ -91,7 +91,7 @@ class LayerStock:
                 async with self._images.lease(order) as image:
                     return _stored(image, order, digest)
         stored = await self._pulled(ChainOrder(reference, "", 1, digest, "", alone=True))
-        self._starts.foresee(replace(stored.order, alone=False))
+        self._starts.foresee(stored.order)
         if stored.name not in self._chains and stored.order.manifest not in self._compiling:
             self._compiling[stored.order.manifest] = trio.Event()
             self._start(self._prepare, stored.order)

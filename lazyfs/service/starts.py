@@ -60,7 +60,11 @@ class Starts:
         return f"<Starts {self._boots!r}>"
 
     def foresee(self, order: ChainOrder) -> None:
-        """A container of the ordered image, which can be shown lazily, is about to start."""
+        """A container of the ordered image, which can be shown lazily, is about to start.
+
+        Args:
+            order: for the image; for a layer alone, if each of its layers is to be mounted.
+        """
         if not order.manifest or ImageKey.of(order) not in self._boots:
             self._nursery.start_soon(self._start, order)
 
@@ -91,9 +95,10 @@ class Starts:
             if boot is not None:
                 with trio.move_on_after(_FIRST_S):
                     await boot.find()
-            metadata_file = await compiled(image.resolved, image.indexed, self._cache)
+            await compiled(image.resolved, image.indexed, self._cache, alone=order.alone)
             if boot is not None:
                 if await boot.find() is None:
+                    metadata_file = await compiled(image.resolved, image.indexed, self._cache)
                     await self._bring_needed(image, order, metadata_file)
                 await boot.wait_over()
                 if boot.statistics().state in {"none", "failed"}:  # who mounts it tries again
