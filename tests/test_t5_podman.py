@@ -238,6 +238,20 @@ def test_images_in_other_lazy_formats_need_no_index_of_ours(lab, tmp_path, versi
         assert daemon.complaints() == []
 
 
+def test_a_store_that_cannot_be_where_it_is_to_be_ends_the_daemon_with_a_line(lazyfs, tmp_path):
+    (tmp_path / "file").touch()
+    options = [
+        "--root",
+        tmp_path / "root",
+        "--socket",
+        tmp_path / "socket",
+        "--layer-store",
+        tmp_path / "file",
+    ]
+    done = lazyfs("daemon", *options, exit_code=71)
+    assert done.stderr == f"lazyfs: cannot use {tmp_path}/file: File exists\n"
+
+
 def test_what_is_not_there_is_not_there_and_nothing_can_be_written(lab, node):
     name = b64encode(node.name("python").encode()).decode()
     digest = layers_of(lab, "python")[0]

@@ -240,7 +240,7 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(options.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise MountError(f"cannot use {options.root}: {error.strerror}") from error
+        raise MountError(f"cannot use {error.filename or options.root}: {error.strerror}") from error
     try:
         if not flock_within(lock, _LOCK_S):
             who = holder_of(options.root / "lock")
