@@ -236,8 +236,10 @@ class Chains:
             await self._release([chain.entry.name])
 
     async def keep(self, names: Collection[str]) -> list[str]:
-        """Release all mounts but these; the names of those released."""
-        others = sorted((self._chains.keys() | self._stale.keys()) - set(names))
+        """Release all mounts but these, and those of layers alone; the names of those released."""
+        entries = [chain.entry for chain in self._chains.values()]
+        entries += [entry for entry, _ in self._stale.values()]
+        others = sorted({entry.name for entry in entries if not entry.order.alone} - set(names))
         await self._release(others)
         return others
 

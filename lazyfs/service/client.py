@@ -121,7 +121,7 @@ class ServiceClient:
         await self._ask(_OTHERS_S, {"do": "release", "name": name})
 
     async def keep(self, names: Collection[str]) -> list[str]:
-        """Release all mounts but these; the names of those released.
+        """Release all mounts but these, and those of layers alone; the names of those released.
 
         Raises:
             Unreachable: the daemon does not answer.

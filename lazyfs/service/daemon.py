@@ -37,7 +37,7 @@ from lazyfs.service.heritage import Heritage, inherit, take_down_rest
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.kept_session import Connection, KeptSession, new_connection
-from lazyfs.service.layer_store import LayerStock
+from lazyfs.service.layer_stock import LayerStock
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions

@@ -3,7 +3,7 @@
     {"do": "assess", "order": {...}}   {"lazy": true} or {"lazy": false, "why": "..."}
     {"do": "mount", "order": {...}}    {"name": "...", "path": "/...", "driver": "erofs"}
     {"do": "release", "name": "..."}   {}
-    {"do": "keep", "names": [...]}     {"released": [...]}
+    {"do": "keep", "names": [...]}     {"released": [...]}    layers alone are kept anyway: they are others'
     {"do": "index", "order": {...}}    {"queued": true}
     {"do": "list"}                     {"mounts": [{...}]}
     {"do": "stats"}                    {...}

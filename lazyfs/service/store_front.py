@@ -9,7 +9,7 @@ import trio
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.store_answers import StoreAnswers
 from lazyfs.service.kept_session import Connection, KeptSession, new_connection
-from lazyfs.service.layer_store import LayerStock
+from lazyfs.service.layer_stock import LayerStock
 from lazyfs.service.ledger import SavedSession
 from lazyfs.service.supervisor import Supervisor
 

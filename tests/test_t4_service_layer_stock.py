@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lazyfs.errors import NotFound
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images
-from lazyfs.service.layer_store import LayerStock, LazyStoredLayer
+from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Entry
 from lazyfs.service.raw_blobs import RawBlobs
@@ -176,6 +176,16 @@ async def test_what_a_daemon_before_had_is_used_once(registry, tmp_path):
         await here.stock.mounted(layer)
         here.stock.use(layer, -1)
         await wait_until(lambda: here.states() == {})
+
+
+async def test_who_keeps_the_mounts_of_chains_has_no_say_in_layers_alone(registry, tmp_path):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find()
+        here.stock.use(layer, +1)
+        await here.stock.mounted(layer)
+        chain = await here.chains.mount(replace(layer.order, alone=False))
+        assert await here.chains.keep([]) == [chain.name]
+        assert layer.order.layer in here.states()
 
 
 async def test_a_blob_comes_once_for_all_who_read_it(registry, tmp_path):
