@@ -19,6 +19,7 @@ from lazyfs.doctor.kernel import (
     check_user_namespaces,
 )
 from lazyfs.doctor.machine import Machine
+from lazyfs.doctor.podman import check_podman
 from lazyfs.doctor.runtimes import check_runtimes
 from lazyfs.doctor.sockets import check_hosts, check_services
 
@@ -56,3 +57,4 @@ def examine(machine: Machine, config: Config, places: Places) -> Iterator[Findin
     yield from check_runtimes(machine)
     yield from check_services(machine, places.daemon, places.snapshotter)
     yield from check_containerd(machine, places.containerd_config, places.containerd_socket)
+    yield from check_podman(machine)
