@@ -14,7 +14,7 @@ from indexer.toc import Compression
 from lazyfs.errors import NotFound, Unreachable
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.store_answers import StoreAnswers
-from lazyfs.mount.wire import ROOT_ID, Opcode
+from lazyfs.mount.wire import ROOT_ID, Opcode, OpenFlag
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.storage_layer import SIZE_KEY, claimed_size, storage_layer, toc_digests
 from tests.support.fuse_protocol import AttrOut, Client, EntryOut
@@ -37,7 +37,7 @@ class Shop:
     """Has one layer."""
 
     def __init__(self) -> None:
-        self.uses = 0
+        self.uses = self.readers = 0
         self.lost = False
 
     async def find(self, reference: str, digest: str) -> Layer:
@@ -52,10 +52,17 @@ class Shop:
         await trio.lowlevel.checkpoint()
         return b"/mounts/1"
 
-    async def read_blob(self, layer: Layer, start: int, size: int) -> bytes:
+    def open_blob(self, layer: Layer) -> "Shop":
+        self.readers += 1
+        return self
+
+    async def read(self, start: int, size: int) -> bytes:
         if self.lost:
             await trio.sleep_forever()
         return BLOB[start : start + size]
+
+    def close(self) -> None:
+        self.readers -= 1
 
     def use(self, layer: Layer, change: int) -> None:
         self.uses += change
@@ -100,9 +107,10 @@ async def test_a_layer_is_a_directory_with_a_link_a_document_and_a_blob(kernel):
     assert await kernel.read(info.nodeid, 0, 4096) == Layer().info
     assert await kernel.read(info.nodeid, 3, 2) == Layer().info[3:5]
     assert (info.attr.size, blob.attr.size) == (len(Layer().info), len(BLOB))
-    assert await kernel.read(blob.nodeid, 4000, 100) == BLOB[4000:4100]
-    assert await kernel.read(blob.nodeid, 5000, 4096) == BLOB[5000:]
-    assert await kernel.read(blob.nodeid, len(BLOB), 4096) == b""
+    handle = kernel.open(blob.nodeid).fh
+    assert await kernel.read(blob.nodeid, 4000, 100, handle) == BLOB[4000:4100]
+    assert await kernel.read(blob.nodeid, 5000, 4096, handle) == BLOB[5000:]
+    assert await kernel.read(blob.nodeid, len(BLOB), 4096, handle) == b""
 
 
 @pytest.mark.parametrize(
@@ -165,13 +173,29 @@ async def test_what_another_process_has_named_is_stale_until_it_is_looked_up_aga
     assert (answer.attr_valid, answer.attr.size) == (0, len(Layer().info))
 
 
+async def test_a_blob_passes_the_page_cache_by_and_whoever_has_it_open_reads_by_a_handle(kernel, shop):
+    info, blob = [await walk(kernel, NAME, DIGEST.encode(), part) for part in (b"info", b"blob")]
+    assert OpenFlag.DIRECT_IO not in OpenFlag(kernel.open(info.nodeid).open_flags)
+    first, second = kernel.open(blob.nodeid), kernel.open(blob.nodeid)
+    assert (first.open_flags, second.open_flags) == (OpenFlag.DIRECT_IO, OpenFlag.DIRECT_IO)
+    assert first.fh != second.fh
+    assert shop.readers == 2
+    kernel.release(blob.nodeid, first.fh)
+    assert shop.readers == 1
+    with pytest.raises(Refused) as caught:  # so it is for a handle that another process has given
+        await kernel.read(blob.nodeid, 0, 1, first.fh)
+    assert caught.value.errno == errno.ESTALE
+    assert await kernel.read(blob.nodeid, 0, 1, second.fh) == BLOB[:1]
+
+
 async def test_nobody_waits_for_ever_and_a_registry_that_is_away_is_no_missing_layer(shop, mock_clock):
     mock_clock.autojump_threshold = 0
     kernel = Client(StoreAnswers(shop, 10))
     blob = await walk(kernel, NAME, DIGEST.encode(), b"blob")
+    handle = kernel.open(blob.nodeid).fh
     shop.lost = True
     with pytest.raises(trio.TooSlowError):
-        await kernel.read(blob.nodeid, 0, 1)
+        await kernel.read(blob.nodeid, 0, 1, handle)
     with pytest.raises(Unreachable):
         await walk(kernel, NAME, DIGEST.encode())
 

@@ -86,11 +86,12 @@ def test_a_header_is_read(opcode, unique, nodeid, pid, body):
             wire.decode_header(message[:cut])
 
 
-@given(offset=U64, size=U32)
-def test_a_read_is_read(offset, size):
-    assert wire.decode_read(memoryview(c.read_body(offset, size))) == (offset, size, False)
+@given(offset=U64, size=U32, handle=U64)
+def test_a_read_is_read(offset, size, handle):
+    assert wire.decode_read(memoryview(c.read_body(offset, size, handle))) == (offset, size, False, handle)
     direct = bytes(c.ReadIn(0, offset, size, flags=os.O_DIRECT | os.O_NOATIME))
-    assert wire.decode_read(memoryview(direct)) == (offset, size, True)
+    assert wire.decode_read(memoryview(direct)) == (offset, size, True, 0)
+    assert wire.decode_release(memoryview(bytes(c.ReleaseIn(handle, 1, 2, 3)))) == handle
 
 
 @given(name=st.binary(max_size=300).filter(lambda name: b"\0" not in name), size=U32, unique=U64, flags=U32)

@@ -20,7 +20,7 @@ from lazyfs.service.images import Images
 from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Entry
-from lazyfs.service.raw_blobs import RawBlobs
+from lazyfs.service.raw_blobs import BlobReader, RawBlobs
 from lazyfs.service.starts import Starts
 from tests.support.images import build_image
 from tests.support.published import index_of, put
@@ -192,10 +192,10 @@ async def test_a_blob_comes_once_for_all_who_read_it(registry, tmp_path):
     async with world(registry, tmp_path) as here:
         layer = await here.find(DIGESTS[0])
         registry.journal.clear()
-        read = []
+        reader, read = here.stock.open_blob(layer), []
 
         async def read_some(start: int) -> None:
-            read.append((start, await here.stock.read_blob(layer, start, min(50, layer.size - start))))
+            read.append((start, await reader.read(start, min(50, layer.size - start))))
 
         async with trio.open_nursery() as nursery:
             for start in range(0, layer.size, 50):
@@ -208,6 +208,32 @@ async def test_a_blob_that_is_another_one_is_never_read_to_its_end_and_asked_for
     async with world(registry, tmp_path) as here:
         layer = await here.find(DIGESTS[0])
         registry.faults.add("blob", Corrupt(20), path=layer.link.digest)
-        with pytest.raises(DigestMismatch):
-            await here.stock.read_blob(layer, layer.size - 1, 1)
-        assert await here.stock.read_blob(layer, 0, layer.size) == LOWER_BLOB
+        readers = [here.stock.open_blob(layer) for _ in range(2)]
+
+        async def fail(reader: BlobReader) -> None:
+            with pytest.raises(DigestMismatch):
+                await reader.read(layer.size - 1, 1)
+
+        for _ in range(2):  # neither goes on in another copy
+            async with trio.open_nursery() as nursery:
+                for reader in readers:
+                    nursery.start_soon(fail, reader)
+        assert await here.stock.open_blob(layer).read(0, layer.size) == LOWER_BLOB
+
+
+async def test_a_copy_of_a_blob_stays_for_as_long_as_it_is_open(registry, tmp_path, clock):
+    async with world(registry, tmp_path) as here:
+        layer = await here.find(DIGESTS[0])
+        registry.journal.clear()
+        reader = here.stock.open_blob(layer)
+        for _ in range(2):
+            assert await reader.read(0, layer.size) == LOWER_BLOB
+            clock.jump(60)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert registry.requests["GET", "blob"] == 1
+        reader.close()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        clock.jump(60)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await here.stock.open_blob(layer).read(0, layer.size) == LOWER_BLOB
+        assert registry.requests["GET", "blob"] == 2

@@ -23,6 +23,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from hashlib import sha256
+from itertools import count
+from secrets import randbits
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import trio
@@ -53,6 +55,7 @@ _MODES: Final = {
 }
 _MOST_NODES: Final = 100_000
 _BLOCK: Final = 4096
+_HANDLE_BITS: Final = 63
 
 T = TypeVar("T")
 
@@ -72,6 +75,16 @@ class StoredLayer(Protocol):
 L = TypeVar("L", bound=StoredLayer)
 
 
+class BlobReader(Protocol):
+    """One who has a blob open."""
+
+    async def read(self, start: int, size: int) -> bytes:
+        """Bytes [start, start + size) of the blob, which has them; raises as methods of Stock do."""
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+
+
 class Stock(Protocol[L]):
     """Has layers. Methods that are awaited raise IndexerError or LazyfsError where they cannot."""
 
@@ -85,8 +98,8 @@ class Stock(Protocol[L]):
     async def mounted(self, layer: L) -> bytes:
         """The path where it is mounted, alone."""
 
-    async def read_blob(self, layer: L, start: int, size: int) -> bytes:
-        """Bytes [start, start + size) of its blob, which has them."""
+    def open_blob(self, layer: L) -> BlobReader:
+        """Somebody who begins to read its blob."""
 
     def use(self, layer: L, change: int) -> None:
         """One user more (+1) or less (-1)."""
@@ -129,12 +142,15 @@ class StoreAnswers(Answers, Generic[L]):
         self._timeout_s = timeout_s
         self._root: _Node[L] = _Node()
         self._nodes: OrderedDict[int, _Node[L]] = OrderedDict()
+        self._readers: dict[int, BlobReader] = {}
+        self._handles = count(randbits(_HANDLE_BITS))  # none that another process has given out
 
     def handlers(self) -> Mapping[int, Handler]:
         """What only a store is asked for."""
         return {
-            Opcode.OPEN: _open,
-            Opcode.OPENDIR: _open,
+            Opcode.OPEN: self._open,
+            Opcode.RELEASE: self._release,
+            Opcode.OPENDIR: _open_directory,
             Opcode.READDIR: _list_nothing,
             Opcode.READLINK: self._readlink,
             Opcode.STATFS: _statfs,
@@ -179,20 +195,38 @@ class StoreAnswers(Answers, Generic[L]):
         """Bytes of a document or a blob, fewer than were asked for only at its end.
 
         Raises:
-            Refused: ESTALE.
+            Refused: ESTALE, also for a blob that was opened with another process.
         """
         node = self._node(nodeid)
         layer = _layer(node)
         if node.part == _INFO:
             return layer.info[asked.offset : asked.offset + asked.size]
+        reader = self._readers.get(asked.handle)
+        if reader is None:
+            raise Refused(errno.ESTALE)
         size = min(asked.size, layer.size - asked.offset)
         if size <= 0:
             return b""
 
         async def read() -> bytes:
-            return await self._in_time(self._stock.read_blob(layer, asked.offset, size))
+            return await self._in_time(reader.read(asked.offset, size))
 
         return read
+
+    def _open(self, nodeid: int, _body: memoryview) -> bytes:
+        """A blob passes the page cache by: what came before it turned out to be wrong must not stay there."""
+        node = self._node(nodeid)
+        if node.part != _BLOB:
+            return wire.encode_open(OpenFlag.KEEP_CACHE)
+        handle = next(self._handles)
+        self._readers[handle] = self._stock.open_blob(_layer(node))
+        return wire.encode_open(OpenFlag.DIRECT_IO, handle)
+
+    def _release(self, _nodeid: int, body: memoryview) -> bytes:
+        reader = self._readers.pop(wire.decode_release(body), None)
+        if reader is not None:
+            reader.close()
+        return b""
 
     def _readlink(self, nodeid: int, _body: memoryview) -> Later:
         layer = _layer(self._node(nodeid))
@@ -271,7 +305,7 @@ def _digest(name: bytes) -> str:
         raise Refused(errno.ENOENT) from None
 
 
-def _open(_nodeid: int, _body: memoryview) -> bytes:
+def _open_directory(_nodeid: int, _body: memoryview) -> bytes:
     return wire.encode_open(OpenFlag.KEEP_CACHE)
 
 

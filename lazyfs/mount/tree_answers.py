@@ -88,7 +88,7 @@ class TreeAnswers(Answers):
 
     def _list(self, encode: Callable[[bytes, Inode, int], bytes], nodeid: int, body: memoryview) -> bytes:
         """As many entries as there is room for. The dots are at 0 and 1, others at the image's cookie + 2."""
-        offset, room, _ = wire.decode_read(body)
+        offset, room, *_ = wire.decode_read(body)
         inode = self._image.inode
         entries = []
         for name, nid, after in self._entries(nodeid, offset):

@@ -95,6 +95,7 @@ class InitFlag(IntFlag):
 class OpenFlag(IntFlag):
     """What the kernel may do with an opened file (`FOPEN_*`)."""
 
+    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
 
@@ -125,6 +126,7 @@ _KSTATFS: Final = Struct("=QQQQQIIII24x")
 _READ_IN: Final = Struct("=QQIIQII")
 _INTERRUPT_IN: Final = Struct("=Q")
 _CREATE_IN: Final = Struct("=IIII")
+_RELEASE_IN: Final = Struct("=QIIQ")
 _INIT_IN: Final = Struct("=IIII")  # and flags2, if INIT_EXT
 _FLAGS2: Final = Struct("=I")
 _INIT_OUT: Final = Struct("=IIIIHHIIHHI28x")
@@ -259,11 +261,13 @@ class ReadIn(NamedTuple):
         offset: of a file in bytes; of a directory where the last entry said that one may go on.
         size: how many bytes are taken at most.
         direct: whether the reader passes the page cache by (O_DIRECT): who asks is who wants all of it.
+        handle: what OPEN gave.
     """
 
     offset: int
     size: int
     direct: bool = False
+    handle: int = 0
 
 
 def decode_read(body: memoryview) -> ReadIn:
@@ -272,8 +276,18 @@ def decode_read(body: memoryview) -> ReadIn:
     Raises:
         WireError: it is cut off.
     """
-    _, offset, size, _, _, flags, _ = _unpack(_READ_IN, body)
-    return ReadIn(offset, size, bool(flags & os.O_DIRECT))
+    handle, offset, size, _, _, flags, _ = _unpack(_READ_IN, body)
+    return ReadIn(offset, size, bool(flags & os.O_DIRECT), handle)
+
+
+def decode_release(body: memoryview) -> int:
+    """The handle in the body of RELEASE.
+
+    Raises:
+        WireError: it is cut off.
+    """
+    handle, _, _, _ = _unpack(_RELEASE_IN, body)
+    return int(handle)
 
 
 def decode_name(body: memoryview) -> bytes:
@@ -391,9 +405,9 @@ def encode_direntplus(name: bytes, inode: Inode, after: int) -> bytes:
     return _DIRENTPLUS_OUT.pack(*fields) + name + _PADDING[size & 7]
 
 
-def encode_open(flags: OpenFlag) -> bytes:
-    """The answer to OPEN and OPENDIR; the file handle is 0, since requests carry the nodeid as well."""
-    return _OPEN_OUT.pack(0, flags, 0)
+def encode_open(flags: OpenFlag, handle: int = 0) -> bytes:
+    """The answer to OPEN and OPENDIR; requests carry the nodeid as well as the handle."""
+    return _OPEN_OUT.pack(handle, flags, 0)
 
 
 def encode_xattr(value: bytes, size: int) -> bytes | None:

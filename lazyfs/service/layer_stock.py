@@ -24,7 +24,7 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.storage_layer import claimed_size, storage_layer, toc_digests
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images, OpenImage
-from lazyfs.service.raw_blobs import RawBlobs
+from lazyfs.service.raw_blobs import BlobReader, RawBlobs
 from lazyfs.service.starts import Starts
 
 _log = logging.getLogger(__name__)
@@ -156,9 +156,9 @@ class LayerStock:
         self._expect_use(layer.name)
         return os.fsencode(mounted.path)
 
-    async def read_blob(self, layer: LazyStoredLayer, start: int, size: int) -> bytes:
-        """Bytes of its blob, as Stock.read_blob says."""
-        return await self._blobs.read(layer.order, layer.link, start, size)
+    def open_blob(self, layer: LazyStoredLayer) -> BlobReader:
+        """Somebody who begins to read its blob."""
+        return self._blobs.open(layer.order, layer.link)
 
     def use(self, layer: LazyStoredLayer, change: int) -> None:
         """Counts users, as Stock.use says; what the last one lets go is unmounted."""

@@ -1,12 +1,12 @@
 """Blobs as their registries have them, for who reads them as files: brought whole, and checked as a whole.
 
 A reader gets what has come so far, and the end only once all of it has matched its digest: whoever reads a
-blob to its end has the right one, or an error.
+blob to its end has the right one, or an error. So a reader never goes on in another copy than it began in.
 """
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from indexer.errors import DigestMismatch, IndexerError
-from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.errors import CacheError, LazyfsError, Unreachable
 from lazyfs.image.tasks import background_tasks
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.descriptor import Descriptor
@@ -85,12 +85,13 @@ class RawBlobs:
     """Blobs that somebody reads.
 
     Args:
-        nursery: where they live, for as long as somebody reads on.
+        nursery: where they live, for as long as somebody reads, and a while longer.
         images: where they are from.
         directory: where they are kept meanwhile, in files without a name.
     """
 
     def __init__(self, nursery: trio.Nursery, images: Images, directory: Path) -> None:
+        self._nursery = nursery
         self._images = images
         self._directory = directory
         self._copies: Pool[str, _Copy] = Pool(nursery, _IDLE_S)
@@ -98,19 +99,23 @@ class RawBlobs:
     def __repr__(self) -> str:
         return f"<RawBlobs {self._copies!r}>"
 
-    async def read(self, order: ChainOrder, link: Descriptor, start: int, size: int) -> bytes:
-        """Bytes [start, start + size) of a blob of the ordered image, which has them.
+    def open(self, order: ChainOrder, link: Descriptor) -> "BlobReader":
+        """Somebody who begins to read a blob of the ordered image."""
+        return BlobReader(self._nursery, self, order, link)
+
+    def lease(self, order: ChainOrder, link: Descriptor) -> AbstractAsyncContextManager[_Copy]:
+        """A copy.
 
         Raises:
-            IndexerError: it is another one than its digest promises.
-            LazyfsError: it cannot be had, or kept.
+            IndexerError: (on entry) something of the image is damaged.
+            LazyfsError: (on entry) it cannot be had, or kept.
         """
-        async with self._copies.lease(link.digest, partial(self._coming, order, link)) as copy:
-            try:
-                return await copy.read(start, size)
-            except (IndexerError, LazyfsError):
-                self._copies.renew(link.digest)  # who reads next tries again
-                raise
+        return self._copies.lease(link.digest, partial(self._coming, order, link))
+
+    def give_up(self, link: Descriptor, copy: _Copy) -> None:
+        """A copy that failed: whoever opens the blob next has another one."""
+        if copy in self._copies.open_values():
+            self._copies.renew(link.digest)
 
     @asynccontextmanager
     async def _coming(self, order: ChainOrder, link: Descriptor) -> AsyncIterator[_Copy]:
@@ -126,3 +131,58 @@ class RawBlobs:
                     yield copy
             finally:
                 os.close(file)
+
+
+class BlobReader:
+    """One who reads a blob, all of it from one copy.
+
+    Args:
+        nursery: where it holds the copy.
+        blobs: has copies.
+        order: for the image.
+        link: to the blob.
+    """
+
+    def __init__(self, nursery: trio.Nursery, blobs: RawBlobs, order: ChainOrder, link: Descriptor) -> None:
+        self._nursery = nursery
+        self._blobs = blobs
+        self._order = order
+        self._link = link
+        self._begun = False
+        self._ready = trio.Event()
+        self._copy: _Copy | None = None
+        self._error: Exception = Unreachable("shutting down")
+        self._closed = trio.Event()
+
+    async def read(self, start: int, size: int) -> bytes:
+        """Bytes [start, start + size) of the blob, which has them.
+
+        Raises:
+            IndexerError: it is another one than its digest promises.
+            LazyfsError: it cannot be had, or kept.
+        """
+        if not self._begun:
+            self._begun = True
+            self._nursery.start_soon(self._hold)
+        await self._ready.wait()
+        if self._copy is None:
+            raise self._error
+        try:
+            return await self._copy.read(start, size)
+        except (IndexerError, LazyfsError):
+            self._blobs.give_up(self._link, self._copy)
+            raise
+
+    async def _hold(self) -> None:
+        try:
+            async with self._blobs.lease(self._order, self._link) as self._copy:
+                self._ready.set()
+                await self._closed.wait()
+        except (IndexerError, LazyfsError) as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self._closed.set()

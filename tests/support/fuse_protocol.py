@@ -92,6 +92,10 @@ class OpenOut(ctypes.Structure):
     _fields_ = [("fh", c_uint64), ("open_flags", c_uint32), ("padding", c_uint32)]
 
 
+class ReleaseIn(ctypes.Structure):
+    _fields_ = [("fh", c_uint64), ("flags", c_uint32), ("release_flags", c_uint32), ("lock_owner", c_uint64)]
+
+
 class GetxattrIn(ctypes.Structure):
     _fields_ = [("size", c_uint32), ("padding", c_uint32)]
 
@@ -169,8 +173,14 @@ class Client:
         assert answer.attr_valid == 365 * 86400
         return answer.attr
 
-    async def read(self, nodeid: int, offset: int, size: int) -> bytes:
-        return await self.ask(Opcode.READ, nodeid, read_body(offset, size))
+    async def read(self, nodeid: int, offset: int, size: int, handle: int = 0) -> bytes:
+        return await self.ask(Opcode.READ, nodeid, read_body(offset, size, handle))
+
+    def open(self, nodeid: int) -> OpenOut:
+        return OpenOut.from_buffer_copy(self.ask_now(Opcode.OPEN, nodeid, bytes(OpenIn())))
+
+    def release(self, nodeid: int, handle: int) -> None:
+        self.ask_now(Opcode.RELEASE, nodeid, bytes(ReleaseIn(handle)))
 
     def list(self, nodeid: int, offset: int, size: int, *, plus: bool) -> list[Listed]:
         opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
@@ -185,9 +195,9 @@ class Client:
         return self.ask_now(Opcode.LISTXATTR, nodeid, bytes(GetxattrIn(size)))
 
 
-def read_body(offset: int, size: int) -> bytes:
+def read_body(offset: int, size: int, handle: int = 0) -> bytes:
     """Of READ, READDIR and READDIRPLUS."""
-    return bytes(ReadIn(0, offset, size))
+    return bytes(ReadIn(handle, offset, size))
 
 
 def message(opcode: int, unique: int, nodeid: int, body: bytes = b"", *, pid: int = 1) -> bytes:
