@@ -149,6 +149,23 @@ async def test_what_the_last_user_lets_go_is_unmounted(registry, tmp_path):
         await wait_until(lambda: here.states() == {DIGESTS[0]: "live"})
 
 
+async def test_a_mount_stands_for_the_name_by_which_it_is_used(registry, tmp_path):
+    registry.push("app", IMAGE, tag="2")
+    async with world(registry, tmp_path) as here:
+        first = await here.find()
+        second = await here.stock.find(f"{registry.host}/app:2", DIGESTS[2])
+        await here.stock.mounted(first)
+
+        def ordered() -> str:
+            return next(entry.order.image for entry in here.chains.entries() if entry.name == first.name)
+
+        for layer, change, image in ((second, +1, "2"), (first, +1, "2"), (second, -1, "1")):
+            here.stock.use(layer, change)
+            await wait_until(lambda image=image: ordered() == f"{registry.host}/app:{image}")
+        here.stock.use(second, -1)  # as one that a daemon before counted
+        await wait_until(lambda: first.name not in here.chains)
+
+
 async def test_who_asks_for_a_layer_has_all_of_its_image_mounted_but_not_what_stands_twice(
     registry, tmp_path
 ):

@@ -235,6 +235,16 @@ class Chains:
         if chain.released == released and not chain.gone.is_set():
             await self._release([chain.entry.name])
 
+    async def order_as(self, name: str, orders: Sequence[ChainOrder]) -> None:
+        """What has this name stands for one of these orders from now on, all for the same layers."""
+        chain, stale = self._chains.get(name), self._stale.get(name)
+        if chain is not None and chain.entry.order not in orders:
+            chain.entry = replace(chain.entry, order=orders[0])
+            await self._write_down()
+        elif chain is None and stale is not None and stale[0].order not in orders:
+            self._stale[name] = (replace(stale[0], order=orders[0]), stale[1])
+            await self._write_down()
+
     async def keep(self, names: Collection[str]) -> list[str]:
         """Release all mounts but these, and those of layers alone; the names of those released."""
         entries = [chain.entry for chain in self._chains.values()]

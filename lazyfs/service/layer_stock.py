@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -79,10 +80,10 @@ class LayerStock:
         self._compiling: dict[str, trio.Event] = {}  # by manifest
         self._unused: set[str] = set()
         # Who used what when a daemon before us ended is not known: once, as each layer of a pulled image is.
-        self._uses = Counter(entry.name for entry in chains.entries() if entry.order.alone)
+        self._uses = {entry.name: Counter([entry.order]) for entry in chains.entries() if entry.order.alone}
 
     def __repr__(self) -> str:
-        return f"<LayerStock {len(+self._uses)} layers used>"
+        return f"<LayerStock {len(self._uses)} layers used>"
 
     async def find(self, reference: str, digest: str) -> LazyStoredLayer:
         """The layer of an image, as Stock.find says."""
@@ -162,20 +163,30 @@ class LayerStock:
 
     def use(self, layer: LazyStoredLayer, change: int) -> None:
         """Counts users, as Stock.use says; what the last one lets go is unmounted."""
-        self._uses[layer.name] = max(0, self._uses[layer.name] + change)
-        if change < 0 and not self._uses[layer.name]:
+        uses = self._uses.setdefault(layer.name, Counter())
+        if change > 0:
+            uses[layer.order] += change
+        else:  # of those before us, we do not know by which name they came
+            order = layer.order if uses[layer.order] else next(iter(+uses), layer.order)
+            uses[order] += change
+        uses = self._uses[layer.name] = +uses
+        if uses:
+            self._start(partial(self._chains.order_as, layer.name), tuple(uses))
+            return
+        del self._uses[layer.name]
+        if change < 0:
             self._start(self._chains.release, layer.name)
 
     def _expect_use(self, name: str) -> None:
         """Let a mount go that nobody uses before long: somebody has only looked at it."""
-        if not self._uses[name] and name not in self._unused:
+        if name not in self._uses and name not in self._unused:
             self._unused.add(name)
             self._start(self._release_unused, name)
 
     async def _release_unused(self, name: str) -> None:
         await trio.sleep(_UNUSED_S)
         self._unused.discard(name)
-        if not self._uses[name]:
+        if name not in self._uses:
             await self._chains.release(name)
 
 
