@@ -252,6 +252,30 @@ def test_a_store_that_cannot_be_where_it_is_to_be_ends_the_daemon_with_a_line(la
     assert done.stderr == f"lazyfs: cannot use {tmp_path}/file: File exists\n"
 
 
+def test_a_disk_that_is_mounted_where_the_store_is_to_be_stays(lazyfs, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "a-disk", str(disk))
+    try:
+        options = ["--root", tmp_path / "root", "--socket", tmp_path / "socket", "--layer-store", disk]
+        done = lazyfs("daemon", *options, exit_code=73)
+        assert f"{disk} has a-disk (tmpfs) mounted on it" in done.stderr
+        assert mounts_below(tmp_path) == [disk]
+    finally:
+        run("umount", str(disk))
+
+
+@pytest.mark.parametrize("flags", [[], ["--layer-store", "another"]])
+def test_a_store_that_a_killed_daemon_left_goes_where_the_next_one_has_none(tmp_path, flags):
+    store, next_store = tmp_path / "store", [str(tmp_path / flag) for flag in flags[1:]]
+    Daemon(tmp_path / "daemon", flags=["--layer-store", str(store)]).start().kill()
+    assert store in mounts_below(tmp_path)
+    with running_daemon(tmp_path / "daemon", flags=[*flags[:1], *next_store]):
+        assert [*store.iterdir()] == []
+        assert store not in mounts_below(tmp_path)
+    assert mounts_below(tmp_path) == []
+
+
 def test_what_is_not_there_is_not_there_and_nothing_can_be_written(lab, node):
     name = b64encode(node.name("python").encode()).decode()
     digest = layers_of(lab, "python")[0]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lazyfs.errors import NotMounted
 from lazyfs.mount.erofs import Sources, mount_tree, opened_metadata, short_name
 from lazyfs.mount.fuse_mount import MountOptions, check_mount_point
-from lazyfs.mount.mounts import Busy, Mount, unmount, unmount_apart
+from lazyfs.mount.mounts import Busy, Mount, mount_at, unmount, unmount_apart
 from lazyfs.mount.session import find_mounted
 
 
@@ -47,8 +47,12 @@ def mount_from_forest(trunks: Trunks, mount_point: Path, options: MountOptions) 
     return find_mounted(place)
 
 
-def take_down(mount_point: Path) -> bool:
+def take_down(mount_point: Path, source: bytes | None = None) -> bool:
     """Unmounts all that is mounted at a place, lazily where it is in use. For a worker thread.
+
+    Args:
+        mount_point: the place.
+        source: what the mount table shows of what is to go; what covers it, or is anything else, stays.
 
     Returns:
         Whether something was still in use.
@@ -57,7 +61,7 @@ def take_down(mount_point: Path) -> bool:
         MountError: it cannot be unmounted.
     """
     lazily = False
-    while True:
+    while source is None or getattr(mount_at(mount_point), "source", None) == source:
         try:
             if not unmount_apart(mount_point):
                 unmount(mount_point)
@@ -66,3 +70,4 @@ def take_down(mount_point: Path) -> bool:
         except Busy:
             unmount(mount_point, lazy=True)
             lazily = True
+    return lazily

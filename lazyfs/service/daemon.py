@@ -27,6 +27,7 @@ from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
 from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.forest_mount import take_down
+from lazyfs.mount.fuse_mount import check_mount_point
 from lazyfs.mount.mounts import read_mount_table
 from lazyfs.service.chains import Chains
 from lazyfs.service.desk import Desk
@@ -45,7 +46,7 @@ from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, is_at, listen
 from lazyfs.service.starts import Starts
-from lazyfs.service.store_front import StoreFront
+from lazyfs.service.store_front import StoreFront, take_down_store
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 from lazyfs.source.open import get_ready
@@ -103,6 +104,8 @@ async def _begin(
     # Who cannot listen has to end before anything is mounted and kept: else the keeper tries again.
     with _listening(options.socket, supervisor) as (listener, is_kept):
         heritage = inherit(state, options, supervisor, read_mount_table())
+        if heritage.store is None:
+            await trio.to_thread.run_sync(_make_way, options, state)
         connection = heritage.connection
         if connection is None:
             rest = [entry.name for entry in heritage.adopted]
@@ -116,10 +119,23 @@ async def _begin(
         await service.run(heritage, connection, listener, wait_leave)
 
 
+def _make_way(options: ServiceOptions, left: State) -> None:
+    """Unmount a layer store that nobody goes on with.
+
+    Raises:
+        MountError: it cannot be unmounted, or there can be none where one is wanted.
+    """
+    if left.store is not None:
+        take_down_store(left.store.directory)
+    if options.layer_store is not None:
+        take_down_store(options.layer_store)
+        check_mount_point(options.layer_store)
+
+
 def _take_down_all(options: ServiceOptions, supervisor: Supervisor) -> None:
     supervisor.drop_rest()  # first: whoever reads by what nobody serves must not be waited for
     if options.layer_store:
-        take_down(options.layer_store)
+        take_down_store(options.layer_store)
     take_down_rest(options, ())
     take_down(options.forest)
 

@@ -50,8 +50,9 @@ def inherit(
     trees = tuple(inherited_trees(state.trees, supervisor))
     served = {tree.saved.name for tree in trees}
     fstypes = {mount.mount_point: mount.fstype for mount in mounts}
-    is_store_there = options.layer_store is not None and os.fsencode(options.layer_store) in fstypes
-    store = inherited_connection("store", state.store, supervisor) if is_store_there else None
+    left, store = state.store, None
+    if left is not None and left.directory == options.layer_store and os.fsencode(left.directory) in fstypes:
+        store = inherited_connection("store", left.session, supervisor)
 
     def is_there(entry: Entry) -> bool:
         fstype = fstypes.get(os.fsencode(options.mounts / entry.name))

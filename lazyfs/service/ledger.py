@@ -45,6 +45,19 @@ class SavedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedStore:
+    """A layer store, as its next server must know it.
+
+    Attributes:
+        directory: where it is mounted.
+        session: its connection.
+    """
+
+    directory: Path
+    session: SavedSession
+
+
+@dataclass(frozen=True, slots=True)
 class SavedFile:
     """A file of the forest.
 
@@ -117,7 +130,7 @@ class State:
 
     Attributes:
         session: the forest's connection; None where there is none to go on with.
-        store: that of the layer store; None likewise.
+        store: the layer store; None likewise.
         files: the forest's files.
         trees: trees beside the forest.
         entries: the mounts.
@@ -130,7 +143,7 @@ class State:
     trees: tuple[SavedTree, ...] = ()
     entries: tuple[Entry, ...] = ()
     idle: tuple[Entry, ...] = ()
-    store: SavedSession | None = None
+    store: SavedStore | None = None
 
 
 class Ledger:
@@ -158,7 +171,7 @@ class Ledger:
             return State(entries=_entries(orders)) if orders else State()
         entries = _entries(fields)
         with suppress(IndexerError, BadReference):
-            session, store = _session(fields, "session"), _session(fields, "store")
+            session, store = _session(fields, "session"), _store(fields)
             files = tuple(map(_file, fields.children("files", _MOST)))
             trees = tuple(map(_tree, fields.children("trees", _MOST)))
             return State(session, files, trees, entries, store=store)
@@ -219,7 +232,9 @@ class Ledger:
 def _plain(state: State) -> dict[str, Any]:
     return {
         "session": asdict(state.session) if state.session else None,
-        "store": asdict(state.store) if state.store else None,
+        "store": asdict(state.store.session) | {"directory": str(state.store.directory)}
+        if state.store
+        else None,
         "files": [asdict(file) for file in state.files],
         "trees": [
             asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
@@ -264,6 +279,13 @@ def _session(state: Fields, name: str) -> SavedSession | None:
     fields = state.child(name)
     token, minor = fields.text("token"), fields.number("minor")
     return SavedSession(token, minor, fields.number("offered"), fields.number("last"))
+
+
+def _store(state: Fields) -> SavedStore | None:
+    session = _session(state, "store")
+    if session is None or "directory" not in state.child("store"):
+        return None
+    return SavedStore(Path(state.child("store").text("directory")), session)
 
 
 def _file(fields: Fields) -> SavedFile:

@@ -3,15 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from lazyfs.mount.forest_mount import take_down
+from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.store_answers import StoreAnswers
 from lazyfs.service.kept_session import Connection, KeptSession, new_connection
 from lazyfs.service.layer_stock import LayerStock
-from lazyfs.service.ledger import SavedSession
+from lazyfs.service.ledger import SavedStore
 from lazyfs.service.supervisor import Supervisor
+
+_KIND: Final = "store"
 
 
 class StoreFront:
@@ -32,9 +36,10 @@ class StoreFront:
     def __repr__(self) -> str:
         return f"<StoreFront at {self._directory}>"
 
-    def saved(self) -> SavedSession | None:
+    def saved(self) -> SavedStore | None:
         """What the next daemon must know; None before it is shown."""
-        return self._session.saved() if self._session is not None else None
+        saved = self._session.saved() if self._session is not None else None
+        return SavedStore(self._directory, saved) if saved is not None else None
 
     @asynccontextmanager
     async def shown(self, stock: LayerStock, timeout_s: float) -> AsyncIterator[None]:
@@ -51,5 +56,13 @@ class StoreFront:
             yield
 
     def _connect(self) -> Connection:
-        take_down(self._directory)
-        return new_connection("store", self._directory, self._supervisor, read_only=False)
+        return new_connection(_KIND, self._directory, self._supervisor, read_only=False)
+
+
+def take_down_store(directory: Path) -> None:
+    """Unmount a layer store that nobody serves, if there is one: a disk may be mounted there.
+
+    Raises:
+        MountError: it cannot be unmounted.
+    """
+    take_down(directory, MountOptions(_KIND).source)
