@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from indexer.errors import Unsupported
 from indexer.toc import Compression
 from lazyfs.errors import NotFound, Unreachable
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.store_answers import StoreAnswers
 from lazyfs.mount.wire import ROOT_ID, Opcode, OpenFlag
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.storage_layer import SIZE_KEY, claimed_size, storage_layer, toc_digests
+from lazyfs.oci.storage_layer import SIZE_KEY, claimed_size, layer_by_digest, layer_by_toc
 from tests.support.fuse_protocol import AttrOut, Client, EntryOut
 
 REFERENCE = "registry.example:5000/app:1"
@@ -216,24 +215,12 @@ def link(**annotations: str) -> Descriptor:
     return Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", DIGEST, 77, annotations=annotations)
 
 
-def test_a_layer_has_its_diff_id_and_where_it_was_asked_for_by_its_table_that_one_too():
-    told = {
-        "compressed-diff-digest": DIGEST,
-        "compressed-size": 77,
-        "diff-digest": OTHER,
-        "diff-size": 1024,
-        "compression": 2,
-    }
-    assert json.loads(storage_layer(link(), OTHER, Compression.GZIP, 1024)) == told
-    more = {"toc-digest": TABLE, "flags": {"expected-layer-diffid": OTHER}}
-    assert json.loads(storage_layer(link(), OTHER, Compression.GZIP, 1024, TABLE)) == told | more
-
-
-def test_a_layer_of_unknown_size_is_one_only_by_its_table():
-    with pytest.raises(Unsupported, match="how large"):
-        storage_layer(link(), OTHER, Compression.ZSTD, None)
-    told = json.loads(storage_layer(link(), OTHER, Compression.ZSTD, None, TABLE))
-    assert told.keys() == {"compressed-diff-digest", "compressed-size", "compression", "toc-digest", "flags"}
+def test_a_layer_is_known_by_its_diff_id_or_by_its_table():
+    told = {"compressed-diff-digest": DIGEST, "compressed-size": 77, "compression": 2}
+    known = {"diff-digest": OTHER, "diff-size": 1024}
+    assert json.loads(layer_by_digest(link(), Compression.GZIP, OTHER, 1024)) == told | known
+    expected = {"toc-digest": TABLE, "flags": {"expected-layer-diffid": OTHER}}
+    assert json.loads(layer_by_toc(link(), Compression.GZIP, TABLE, OTHER)) == told | expected
 
 
 @pytest.mark.parametrize(
@@ -242,14 +229,3 @@ def test_a_layer_of_unknown_size_is_one_only_by_its_table():
 def test_an_annotation_may_claim_a_size(text, size):
     assert claimed_size(link(**{SIZE_KEY: text})) == size
     assert claimed_size(link()) is None
-
-
-def test_the_digests_of_tables_of_contents_are_those_of_annotations():
-    stargz, chunked = "sha256:" + "3" * 64, "sha256:" + "4" * 64
-    keys = {
-        "containerd.io/snapshot/stargz/toc.digest": stargz,
-        "io.github.containers.zstd-chunked.manifest-checksum": chunked,
-        "other": "sha256:" + "5" * 64,
-    }
-    assert toc_digests(link(**keys)) == {stargz, chunked}
-    assert toc_digests(link()) == set()

@@ -14,7 +14,9 @@ from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
 from lazyfs.assembly import fetch_settings, open_cache
 from lazyfs.errors import NotFound
+from lazyfs.image.image import index_layers
 from lazyfs.mount.forest import ROOT, Forest
+from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images
 from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
@@ -22,7 +24,7 @@ from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Entry
 from lazyfs.service.raw_blobs import BlobReader, RawBlobs
 from lazyfs.service.starts import Starts
-from tests.support.images import build_image
+from tests.support.images import build_image, build_image_from_layers, compress
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
 from tests.support.registry_faults import Corrupt
@@ -43,11 +45,13 @@ class World:
     Attributes:
         registry: with the image and its index.
         stock: what is asked.
+        images: where that looks.
         chains: what is mounted.
     """
 
     registry: Registry
     stock: LayerStock
+    images: Images
     chains: Chains
 
     async def find(self, digest: str = DIGESTS[2]) -> LazyStoredLayer:
@@ -75,8 +79,10 @@ def registry() -> Iterator[Registry]:
 
 
 @asynccontextmanager
-async def world(registry: Registry, place: Path, orders: tuple[Entry, ...] = ()) -> AsyncIterator[World]:
-    config = config_of(place)
+async def world(
+    registry: Registry, place: Path, orders: tuple[Entry, ...] = (), **settings: Any
+) -> AsyncIterator[World]:
+    config = config_of(place, **{"trust_index": True, **settings})
     cache, fetching = open_cache(config), fetch_settings(config)
     async with trio.open_nursery() as nursery:
         images = Images(nursery, config, cache, fetching.traffic)
@@ -85,7 +91,7 @@ async def world(registry: Registry, place: Path, orders: tuple[Entry, ...] = ())
         chains = Chains(nursery, images, Nowhere(), lambda _: None, place, trio.lowlevel.checkpoint)
         chains.expect(orders)
         blobs = RawBlobs(nursery, images, cache.root / "tmp")
-        yield World(registry, LayerStock(nursery, images, starts, chains, blobs), chains)
+        yield World(registry, LayerStock(nursery, images, starts, chains, blobs), images, chains)
         nursery.cancel_scope.cancel()
 
 
@@ -101,9 +107,34 @@ async def test_a_layer_is_found_by_its_digest_and_says_what_it_is(registry, tmp_
         assert (layer.order.manifest, layer.order.layers, layer.order.alone) == (IMAGE.digest, 3, True)
         told = json.loads(layer.info)
         assert told["compressed-diff-digest"] == DIGESTS[2]
-        assert told["diff-digest"] == sha256_digest(UPPER)
         assert told["diff-size"] == len(UPPER)
         assert await here.stock.mounted(layer) == bytes(tmp_path / layer.name)
+
+
+async def test_a_layer_whose_diff_id_is_only_claimed_is_not_there_until_it_was_seen(registry, tmp_path):
+    """What an index or a configuration claims could be that of another image's layer."""
+    async with world(registry, tmp_path, trust_index=False) as here:
+        with pytest.raises(NotFound, match="only claimed"):
+            await here.find()
+        order = ChainOrder(f"{registry.host}/app:1", "", 3, DIGESTS[2], "")
+        async with here.images.lease(order) as image:
+            await index_layers(image.resolved, image.workshop.source, image.workshop.indexer)
+        here.images.forget(order)
+        assert json.loads((await here.find()).info)["diff-digest"] == sha256_digest(UPPER)
+
+
+async def test_the_table_of_another_layer_is_not_this_ones_name(tmp_path):
+    table = "sha256:" + "3" * 64
+    notes = {"containerd.io/snapshot/stargz/toc.digest": table}
+    layer = compress(LOWER, "gzip")
+    image = build_image_from_layers([layer], [sha256_digest(LOWER)], layer_annotations=[notes])
+    with Registry() as registry:
+        registry.push("app", image, tag="1")
+        put(registry, "app", index_of(image))
+        async with world(registry, tmp_path) as here:
+            assert await here.find(sha256_digest(layer))
+            with pytest.raises(NotFound, match="not read by its own table"):
+                await here.find(table)
 
 
 @pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, DIGESTS[1]], ids=["unknown", "twice"])

@@ -5,13 +5,15 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from indexer.build import BuiltToc
+from indexer.digest import sha256_digest
 from tests.support.containerd_images import push_layout_files
-from tests.support.images import build_image
+from tests.support.images import build_image, build_image_from_layers, compress
 from tests.support.lab import Lab, manifest_digest
 from tests.support.lab_build import run
 from tests.support.lab_foreign import serve_foreign
@@ -21,6 +23,7 @@ from tests.support.mounts import mounts_below
 from tests.support.oracle import compare_trees
 from tests.support.podman import Podman, podman
 from tests.support.podman_release import release
+from tests.support.published import index_of, put
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner
 from tests.support.service import Daemon, running_daemon
@@ -99,7 +102,7 @@ def serving(place: Path, lab: Lab, host: str, version: str, *flags: str) -> Iter
 
 @contextmanager
 def running_node(place: Path, lab: Lab, registry: Registry, *flags: str) -> Iterator[Node]:
-    with serving(place, lab, registry.host, "4.3", *flags) as (daemon, engine):
+    with serving(place, lab, registry.host, "4.3", "--trust-index", *flags) as (daemon, engine):
         yield Node(registry, daemon, engine, place / "store")
 
 
@@ -185,8 +188,32 @@ def test_after_a_reboot_an_image_is_what_it_was_whatever_became_of_its_tag(lab, 
             push_layout_files(registry, "base", lab.image("base"))
 
 
-def test_an_image_that_came_lazily_can_be_pushed_and_saved(lab, node, tmp_path):
+def test_a_layer_that_claims_to_be_another_images_is_not_taken_for_it(lab, tmp_path):
+    """Podman 4 knows layers by their diffIDs, and believes us."""
+    good, evil = tar(directory(b"d"), file(b"d/x", b"good")), tar(directory(b"d"), file(b"d/x", b"evil"))
+    layer = compress(evil, "gzip")
+    claim = build_image_from_layers([layer], [sha256_digest(good)], process={"Cmd": ["evil"]})
+
+    def lie(built: BuiltToc) -> BuiltToc:
+        header = replace(built.toc.header, diff_id=sha256_digest(good))
+        return replace(built, toc=replace(built.toc, header=header))
+
+    with Registry() as registry, serving(tmp_path, lab, registry.host, "4.3") as (daemon, engine):
+        node = Node(registry, daemon, engine, tmp_path / "store")
+        registry.push("evil", claim, tag="latest")
+        put(registry, "evil", index_of(claim, lie))
+        registry.push("good", build_image([good]), tag="latest")
+        engine.pull(node.name("evil"))
+        engine.pull(node.name("good"))
+        assert (node.root("evil") / "d/x").read_bytes() == b"evil"
+        assert (node.root("good") / "d/x").read_bytes() == b"good"
+
+
+def test_an_image_that_came_lazily_by_an_index_made_here_can_be_pushed_and_saved(lab, node, tmp_path):
+    here = LazyfsRunner(home=tmp_path / "home", cache_dir=node.daemon.cache)
+    here("index", "--index", "local", node.name("python"))
     node.podman.pull(node.name("python"))
+    assert len(node.mounted()) == len(layers_of(lab, "python"))
     node.podman.run(
         "save", "--quiet", "--format", "oci-dir", "--output", tmp_path / "saved", node.name("python")
     )
@@ -219,18 +246,19 @@ def test_an_image_without_an_index_is_pulled_as_usual(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "kind", "lazy"),
+    ("version", "kind", "flags", "lazy"),
     [
-        ("4.3", "estargz-optimized", True),
-        ("5.4", "estargz-optimized", True),
-        ("5.4", "zstd-chunked", True),
-        ("4.3", "zstd-chunked-old", False),  # nobody tells how large its layers are uncompressed
+        ("4.3", "estargz-optimized", ["--trust-index"], True),
+        ("5.4", "estargz-optimized", [], True),
+        ("5.4", "zstd-chunked", [], True),
+        ("4.3", "estargz-optimized", [], False),  # nobody has seen that its diffID is its own
+        ("4.3", "zstd-chunked-old", ["--trust-index"], False),  # nobody tells how large it is uncompressed
     ],
 )
-def test_images_in_other_lazy_formats_need_no_index_of_ours(lab, tmp_path, version, kind, lazy):
+def test_images_in_other_lazy_formats_need_no_index_of_ours(lab, tmp_path, version, kind, flags, lazy):
     with (
         serve_foreign(lab, kind) as reference,
-        serving(tmp_path, lab, reference.partition("/")[0], version) as (daemon, engine),
+        serving(tmp_path, lab, reference.partition("/")[0], version, *flags) as (daemon, engine),
     ):
         assert engine.pull(reference) == ""
         assert len(daemon.ask("mounts")) == (len(engine.layers()) if lazy else 0)

@@ -30,7 +30,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 import trio
 
 from indexer.erofs_read import Inode
-from indexer.errors import IndexerError, Unsupported
+from indexer.errors import IndexerError
 from indexer.tree import MAX_NAME
 from lazyfs.errors import BadReference, NotFound
 from lazyfs.mount import wire
@@ -178,7 +178,7 @@ class StoreAnswers(Answers, Generic[L]):
     async def _find(self, reference: str, digest: str) -> bytes:
         try:
             layer = await self._in_time(self._stock.find(reference, digest))
-        except (NotFound, BadReference, Unsupported) as error:  # whoever asks pulls it as usual
+        except (NotFound, BadReference) as error:  # whoever asks pulls it as usual
             _log.info("%s of %s is not in store: %s", digest, reference, error)
             raise Refused(errno.ENOENT) from error
         return self._entry(_Node(reference, digest, layer=layer))

@@ -1,24 +1,17 @@
 """What containers/storage, which Podman and CRI-O keep images in, wants to know of a layer that others keep.
 
 The document is its `Layer` structure in JSON (storage `layers.go`), as far as an additional layer store fills
-that. Before containers/storage 1.54 a layer was looked for by its own digest, since then by that of the table
-of contents which an annotation names.
+that. Before containers/storage 1.54 a layer was looked for by its own digest, and known by that of its
+uncompressed tar; since then both are that of the table of contents which an annotation names. Whatever the
+store says is believed: another image's layer that is known by the same is taken for the same.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Final
 
-from indexer.errors import Unsupported
 from indexer.toc import Compression
 from lazyfs.oci.descriptor import Descriptor
-
-TOC_KEYS: Final = (
-    "io.github.containers.zstd-chunked.manifest-checksum",
-    "io.containers.zstd-chunked.manifest-checksum",
-    "containerd.io/snapshot/stargz/toc.digest",
-)
-"""Annotations that name a layer's own table of contents by its digest."""
 
 SIZE_KEY: Final = "io.containers.estargz.uncompressed-size"
 """An annotation with the bytes of the uncompressed layer."""
@@ -29,12 +22,6 @@ _COMPRESSIONS: Final[Mapping[Compression, int]] = {
     Compression.ZSTD: 4,
 }
 _DIGITS: Final = 19
-_DIFF_ID: Final = "expected-layer-diffid"
-
-
-def toc_digests(layer: Descriptor) -> set[str]:
-    """The digests of a layer's own tables of contents, as its annotations claim."""
-    return {layer.annotations[key] for key in TOC_KEYS if key in layer.annotations}
 
 
 def claimed_size(layer: Descriptor) -> int | None:
@@ -43,30 +30,32 @@ def claimed_size(layer: Descriptor) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else None
 
 
-def storage_layer(
-    layer: Descriptor, diff_id: str, compression: Compression, size: int | None, toc_digest: str = ""
-) -> bytes:
-    """The document of a layer.
+def layer_by_digest(layer: Descriptor, compression: Compression, diff_id: str, size: int) -> bytes:
+    """The document of a layer that was asked for by its own digest.
 
     Args:
         layer: the link to its blob.
-        diff_id: digest of the uncompressed tar.
         compression: of the blob.
-        size: bytes of the uncompressed tar, if they are known; else `toc_digest` must be.
-        toc_digest: that of its own table of contents, if it was asked for by that.
-
-    Raises:
-        Unsupported: no such document would do.
+        diff_id: digest of the uncompressed tar, by which it is known.
+        size: bytes of the uncompressed tar.
     """
-    document: dict[str, object] = {
-        "compressed-diff-digest": layer.digest,
-        "compressed-size": layer.size,
-        "compression": _COMPRESSIONS[compression],
-    }
-    if size is not None:
-        document |= {"diff-digest": diff_id, "diff-size": size}
-    elif not toc_digest:  # containers/storage 1.43 pulls a layer of unknown size, and does not start it
-        raise Unsupported(f"nobody tells how large layer {layer.digest} is uncompressed")
-    if toc_digest:
-        document |= {"toc-digest": toc_digest, "flags": {_DIFF_ID: diff_id}}
-    return json.dumps(document).encode()
+    return _document(layer, compression, {"diff-digest": diff_id, "diff-size": size})
+
+
+def layer_by_toc(layer: Descriptor, compression: Compression, toc_digest: str, diff_id: str) -> bytes:
+    """The document of a layer that was asked for by the digest of its own table of contents.
+
+    Args:
+        layer: the link to its blob.
+        compression: of the blob.
+        toc_digest: that digest, by which it is known.
+        diff_id: what the uncompressed tar is expected to have, should somebody make it.
+    """
+    return _document(
+        layer, compression, {"toc-digest": toc_digest, "flags": {"expected-layer-diffid": diff_id}}
+    )
+
+
+def _document(layer: Descriptor, compression: Compression, more: Mapping[str, object]) -> bytes:
+    told = {"compressed-diff-digest": layer.digest, "compressed-size": layer.size}
+    return json.dumps({**told, "compression": _COMPRESSIONS[compression], **more}).encode()

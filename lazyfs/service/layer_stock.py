@@ -19,10 +19,13 @@ from indexer.errors import IndexerError
 from indexer.toc import AddressSpace
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
+from lazyfs.image.embedded_toc import claim_of
+from lazyfs.image.indexing import IndexKind, Voucher
+from lazyfs.image.trust import IndexTrust
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.storage_layer import claimed_size, storage_layer, toc_digests
+from lazyfs.oci.storage_layer import claimed_size, layer_by_digest, layer_by_toc
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.raw_blobs import BlobReader, RawBlobs
@@ -32,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_BELIEVED: Final = (IndexTrust.SIGNED, IndexTrust.ANY)
+_EMBEDDED: Final = (IndexKind.ESTARGZ, IndexKind.ZSTD_CHUNKED)
 _UNUSED_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 10.0
 
@@ -88,7 +93,7 @@ class LayerStock:
     async def find(self, reference: str, digest: str) -> LazyStoredLayer:
         """The layer of an image, as Stock.find says."""
         for order in self._known(reference):
-            with suppress(NotFound):
+            with suppress(IndexerError, LazyfsError):  # the next may have it, or tells what is wrong
                 async with self._images.lease(order) as image:
                     return _stored(image, order, digest)
         stored = await self._pulled(ChainOrder(reference, "", 1, digest, "", alone=True))
@@ -195,16 +200,23 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer
 
     Raises:
         NotFound: there is none; it, or one below it, has no index; or it cannot be shown by its digest.
-        Unsupported: nobody knows its size.
     """
     layers = image.resolved.layers
     for place, layer in enumerate(layers):
-        if digest in {layer.descriptor.digest, *toc_digests(layer.descriptor)}:
+        if digest in {layer.descriptor.digest, *_toc_digests(layer.descriptor)}:
             wanted = _order(image, order, place)
             below = [each.descriptor.digest for each in layers[: place + 1]]
             name = chain_name(below, alone=True)
             return LazyStoredLayer(wanted, name, layer.descriptor, _info(image, layer, digest))
     raise NotFound(f"{order.image} has no layer {digest}")
+
+
+def _toc_digests(layer: Descriptor) -> tuple[str, ...]:
+    """What the manifest says that a table of contents in the layer has, as far as it was compared."""
+    with suppress(IndexerError):
+        claim = claim_of(layer)
+        return tuple(claim.promise) if claim else ()
+    return ()
 
 
 def _order(image: OpenImage, order: ChainOrder, place: int) -> ChainOrder:
@@ -234,7 +246,22 @@ def _all_orders(image: OpenImage, order: ChainOrder) -> list[ChainOrder]:
 
 
 def _info(image: OpenImage, layer: ImageLayer, asked: str) -> bytes:
-    header, link = image.indexed[layer.descriptor.digest].head.header, layer.descriptor
+    """What the layer is. What it says of itself counts for other images, too, so none of it is a mere claim.
+
+    Raises:
+        NotFound: nothing can be said.
+    """
+    indexed, link = image.indexed[layer.descriptor.digest], layer.descriptor
+    header = indexed.head.header
+    diff_id = header.diff_id or layer.diff_id
+    if asked != link.digest:
+        if indexed.kind not in _EMBEDDED or indexed.vouched_by is not Voucher.MANIFEST:
+            raise NotFound(f"layer {link.digest} is not read by its own table of contents")
+        return layer_by_toc(link, header.compression, asked, diff_id)
     size = header.uncompressed_size if header.address_space is AddressSpace.TAR else claimed_size(link)
-    toc_digest = "" if asked == link.digest else asked
-    return storage_layer(link, header.diff_id or layer.diff_id, header.compression, size, toc_digest)
+    if size is None:  # containers/storage 1.43 pulls a layer of unknown size, and does not start it
+        raise NotFound(f"nobody tells how large layer {link.digest} is uncompressed")
+    is_seen = indexed.audited and header.diff_id
+    if not (is_seen or image.workshop.demands.indexes in _BELIEVED):
+        raise NotFound(f"the diffID of layer {link.digest} is only claimed: docs/podman.md says what helps")
+    return layer_by_digest(link, header.compression, diff_id, size)

@@ -244,7 +244,8 @@ def _podman_session(context: Context, program: Program) -> Iterator[Session]:
     scratch, socket, store = context.scratch, context.scratch / "daemon.sock", context.scratch / "store"
     context.box.serve(
         *program.command(context, "daemon"), "--root", scratch / "lazyfs", "--socket", socket,
-        "--layer-store", store, log=scratch / "daemon.log", ready=context.box.path(store).is_mount,
+        "--layer-store", store, "--trust-index",
+        log=scratch / "daemon.log", ready=context.box.path(store).is_mount,
     )  # fmt: skip
     yield PodmanSession(context, [store])
 
