@@ -123,6 +123,15 @@ async def test_a_layer_whose_diff_id_is_only_claimed_is_not_there_until_it_was_s
         assert json.loads((await here.find()).info)["diff-digest"] == sha256_digest(UPPER)
 
 
+async def test_what_is_used_stays_though_its_diff_id_is_believed_no_more(registry, tmp_path):
+    async with world(registry, tmp_path / "a") as here:
+        layer = await here.find()
+    async with world(registry, tmp_path / "b", (Entry(layer.name, layer.order),), trust_index=False) as here:
+        assert (await here.find()).name == layer.name
+        with pytest.raises(NotFound, match="only claimed"):
+            await here.find(DIGESTS[0])
+
+
 async def test_the_table_of_another_layer_is_not_this_ones_name(tmp_path):
     table = "sha256:" + "3" * 64
     notes = {"containerd.io/snapshot/stargz/toc.digest": table}

@@ -7,7 +7,7 @@ outlives us, names the manifest.
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +95,7 @@ class LayerStock:
         for order in self._known(reference):
             with suppress(IndexerError, LazyfsError):  # the next may have it, or tells what is wrong
                 async with self._images.lease(order) as image:
-                    return _stored(image, order, digest)
+                    return _stored(image, order, digest, self._uses)
         stored = await self._pulled(ChainOrder(reference, "", 1, digest, "", alone=True))
         self._starts.foresee(stored.order)
         if stored.name not in self._chains and stored.order.manifest not in self._compiling:
@@ -195,8 +195,14 @@ class LayerStock:
             await self._chains.release(name)
 
 
-def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer:
+def _stored(image: OpenImage, order: ChainOrder, digest: str, used: Container[str] = ()) -> LazyStoredLayer:
     """The image's layer of this digest, its own or that of its table of contents.
+
+    Args:
+        image: see above.
+        order: by which the image was opened.
+        digest: see above.
+        used: names of layers that are used: such a one stays, whatever index its image is read by now.
 
     Raises:
         NotFound: there is none; it, or one below it, has no index; or it cannot be shown by its digest.
@@ -207,6 +213,8 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str) -> LazyStoredLayer
             wanted = _order(image, order, place)
             below = [each.descriptor.digest for each in layers[: place + 1]]
             name = chain_name(below, alone=True)
+            if name not in used:
+                _check_known_by(image, layer, digest)
             return LazyStoredLayer(wanted, name, layer.descriptor, _info(image, layer, digest))
     raise NotFound(f"{order.image} has no layer {digest}")
 
@@ -245,23 +253,33 @@ def _all_orders(image: OpenImage, order: ChainOrder) -> list[ChainOrder]:
     return found
 
 
-def _info(image: OpenImage, layer: ImageLayer, asked: str) -> bytes:
-    """What the layer is. What it says of itself counts for other images, too, so none of it is a mere claim.
+def _check_known_by(image: OpenImage, layer: ImageLayer, asked: str) -> None:
+    """See that a layer may be known by what it is asked for by: that counts for other images, too.
 
     Raises:
-        NotFound: nothing can be said.
+        NotFound: that would be a mere claim.
     """
-    indexed, link = image.indexed[layer.descriptor.digest], layer.descriptor
-    header = indexed.head.header
+    indexed, digest = image.indexed[layer.descriptor.digest], layer.descriptor.digest
+    if asked != digest:
+        if indexed.kind not in _EMBEDDED or indexed.vouched_by is not Voucher.MANIFEST:
+            raise NotFound(f"layer {digest} is not read by its own table of contents")
+        return
+    is_seen = indexed.audited and indexed.head.header.diff_id
+    if not is_seen and image.workshop.demands.indexes not in _BELIEVED:
+        raise NotFound(f"the diffID of layer {digest} is only claimed: docs/podman.md says what helps")
+
+
+def _info(image: OpenImage, layer: ImageLayer, asked: str) -> bytes:
+    """What the layer is.
+
+    Raises:
+        NotFound: that is not known.
+    """
+    header, link = image.indexed[layer.descriptor.digest].head.header, layer.descriptor
     diff_id = header.diff_id or layer.diff_id
     if asked != link.digest:
-        if indexed.kind not in _EMBEDDED or indexed.vouched_by is not Voucher.MANIFEST:
-            raise NotFound(f"layer {link.digest} is not read by its own table of contents")
         return layer_by_toc(link, header.compression, asked, diff_id)
     size = header.uncompressed_size if header.address_space is AddressSpace.TAR else claimed_size(link)
     if size is None:  # containers/storage 1.43 pulls a layer of unknown size, and does not start it
         raise NotFound(f"nobody tells how large layer {link.digest} is uncompressed")
-    is_seen = indexed.audited and header.diff_id
-    if not (is_seen or image.workshop.demands.indexes in _BELIEVED):
-        raise NotFound(f"the diffID of layer {link.digest} is only claimed: docs/podman.md says what helps")
     return layer_by_digest(link, header.compression, diff_id, size)
