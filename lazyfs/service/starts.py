@@ -95,11 +95,12 @@ class Starts:
             if boot is not None:
                 with trio.move_on_after(_FIRST_S):
                     await boot.find()
-            await compiled(image.resolved, image.indexed, self._cache, alone=order.alone)
+            tree = await compiled(image.resolved, image.indexed, self._cache, alone=order.alone)
             if boot is not None:
                 if await boot.find() is None:
-                    metadata_file = await compiled(image.resolved, image.indexed, self._cache)
-                    await self._bring_needed(image, order, metadata_file)
+                    if order.alone:
+                        tree = await compiled(image.resolved, image.indexed, self._cache)
+                    await self._bring_needed(image, order, tree)
                 await boot.wait_over()
                 if boot.statistics().state in {"none", "failed"}:  # who mounts it tries again
                     self._boots.renew(ImageKey.of(order))
