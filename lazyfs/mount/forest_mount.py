@@ -61,7 +61,7 @@ def take_down(mount_point: Path, source: bytes | None = None) -> bool:
         MountError: it cannot be unmounted.
     """
     lazily = False
-    while source is None or getattr(mount_at(mount_point), "source", None) == source:
+    while source is None or _is_from(source, mount_point):
         try:
             if not unmount_apart(mount_point):
                 unmount(mount_point)
@@ -71,3 +71,8 @@ def take_down(mount_point: Path, source: bytes | None = None) -> bool:
             unmount(mount_point, lazy=True)
             lazily = True
     return lazily
+
+
+def _is_from(source: bytes, mount_point: Path) -> bool:
+    there = mount_at(mount_point)
+    return there is not None and there.source == source

@@ -80,7 +80,7 @@ def parse_order(fields: object) -> ChainOrder:
             pass
         case _:
             raise BadReference(
-                "an order has an image, a manifest, layers, a layer and a chain_id, and no more"
+                "an order has an image, a manifest, layers, a layer, a chain_id and alone, and no more"
             )
     if not 1 <= layers <= MAX_LAYERS:
         raise BadReference(f"an order for {layers} layers")

@@ -94,12 +94,7 @@ class Trees:
             layer.mounted.set()
         name = chain_name([layer.names.layer_digest for layer in shown])
         self._until_closed(name, hastened.warm, stack)
-        read_ahead_kb = START_READ_AHEAD_KB if hastened.packed else DEFAULT_READ_AHEAD_KB
-        knob = ReadAheadKnob()
-        if hastened.packed:
-            tasks = await stack.enter_async_context(background_tasks())
-            tasks.start_soon(_read_ahead_when_much_is_read, layers.values(), knob)
-        return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
+        return await _open_tree(metadata_file, shown, hastened.packed, stack)
 
     async def _note(self, opened: OpenImage) -> None:
         """Have the cache know of an image by all its layers, which lead to each of them alone."""
@@ -126,10 +121,7 @@ class Trees:
             layer.mounted.set()
         boot = await self._boot(order, {layer.names: layer.lazy for layer in shown}, stack)
         packed = await starts_by_pack(boot, [layer.lazy for layer in shown])
-        read_ahead_kb = START_READ_AHEAD_KB if packed else DEFAULT_READ_AHEAD_KB
-        return OpenTree(
-            metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, ReadAheadKnob()
-        )
+        return await _open_tree(metadata_file, shown, packed, stack)
 
     async def _boot(
         self, order: ChainOrder, layers: Iterable[PackLayer], stack: AsyncExitStack
@@ -163,6 +155,19 @@ class Trees:
         return await indexed_tree(
             resolved, shop.source, shop.indexer, self._cache, shop.finders, here, alone=alone
         )
+
+
+async def _open_tree(
+    metadata_file: Path, shown: tuple[ShownLayer, ...], packed: bool, stack: AsyncExitStack
+) -> OpenTree:
+    """A tree of open layers, which the kernel reads little ahead as long as its start comes by a pack."""
+    read_ahead_kb = START_READ_AHEAD_KB if packed else DEFAULT_READ_AHEAD_KB
+    knob = ReadAheadKnob()
+    if packed:
+        tasks = await stack.enter_async_context(background_tasks())
+        lazies = {layer.names: layer.lazy for layer in shown}
+        tasks.start_soon(_read_ahead_when_much_is_read, lazies.values(), knob)
+    return OpenTree(metadata_file, shown, tuple(layer.names for layer in shown), read_ahead_kb, knob)
 
 
 async def _read_ahead_when_much_is_read(layers: Iterable[LazyLayer], knob: ReadAheadKnob) -> None:
