@@ -33,7 +33,7 @@ from lazyfs.oci.platform import Platform, host_platform, parse_platform
 from lazyfs.policy import demands_of
 from lazyfs.source.attachments import Attachments, open_attachments
 from lazyfs.source.base import Source, SourceStatistics
-from lazyfs.source.credentials import ConfigCredentials
+from lazyfs.source.credentials import ConfigCredentials, CredentialsInTurn, CredentialsProvider
 from lazyfs.source.image import Seen, nobody_sees
 from lazyfs.source.open import open_source
 from lazyfs.source.proxy import proxy_rules
@@ -204,8 +204,14 @@ def index_settings(config: Config) -> IndexSettings:
     return IndexSettings(span_size=config.span_size_kib << 10, limits=limits, mode=mode)
 
 
-def source_settings(config: Config) -> SourceSettings:
-    """How the configuration wants registries asked."""
+def source_settings(config: Config, given: CredentialsProvider | None = None) -> SourceSettings:
+    """How the configuration wants registries asked.
+
+    Args:
+        config: the configuration.
+        given: credentials that go before the configured ones.
+    """
+    configured = ConfigCredentials(config.auth_files)
     certificate = config.client_cert
     proxies = {name: getattr(config, name) for name in ("http_proxy", "https_proxy", "no_proxy")}
     return SourceSettings(
@@ -215,7 +221,7 @@ def source_settings(config: Config) -> SourceSettings:
         stall_timeout_s=config.stall_timeout_s,
         retry=RetryPolicy(retries=config.retries),
         max_connections=config.max_connections,
-        credentials=ConfigCredentials(config.auth_files),
+        credentials=CredentialsInTurn((given, configured)) if given else configured,
         proxy=proxy_rules(proxies),
         hosts_dir=config.hosts_dir,
     )
@@ -239,7 +245,8 @@ async def open_workshop(
         progress: told of layers that are being indexed.
         cache: the configured cache, where it is open already.
         demands: what is demanded of the image, if not what the configuration says of this very name.
-        routes: made with the configuration's `source_settings`, if images are to share connections.
+        routes: made with the configuration's `source_settings`, if images are to share connections or
+            have credentials given.
 
     Raises:
         LazyfsError: the cache or the source cannot be opened.
@@ -247,10 +254,9 @@ async def open_workshop(
     if cache is None:
         cache = await trio.to_thread.run_sync(open_cache, config)
     demands = demands or demands_of(config, name)
-    settings = source_settings(config)
-    routes = routes or Routes(settings)
+    routes = routes or Routes(source_settings(config))
     async with AsyncExitStack() as stack:
-        source = await stack.enter_async_context(open_source(name, settings, routes))
+        source = await stack.enter_async_context(open_source(name, routes.settings, routes))
         places = await _open_places(config, name, source, routes, stack)
         indexer = Indexer(cache, index_settings(config), progress)
         yield Workshop(config, name, cache, source, indexer, places, demands)
@@ -263,17 +269,15 @@ async def _open_places(
     places = []
     elsewhere = index_repository(config)
     if elsewhere is not None and looks_elsewhere(config):
-        found = await _attachments(elsewhere, config, routes, stack)
+        found = await _attachments(elsewhere, routes, stack)
         places += [Place(str(elsewhere), found, configured=True)] if found else []
-    beside = await stack.enter_async_context(open_attachments(name, source_settings(config), source))
+    beside = await stack.enter_async_context(open_attachments(name, routes.settings, source))
     return [*places, Place("the image's repository", beside, configured=False)] if beside else places
 
 
-async def _attachments(
-    name: ImageName, config: Config, routes: Routes, stack: AsyncExitStack
-) -> Attachments | None:
+async def _attachments(name: ImageName, routes: Routes, stack: AsyncExitStack) -> Attachments | None:
     try:
-        return await stack.enter_async_context(open_attachments(name, source_settings(config), routes=routes))
+        return await stack.enter_async_context(open_attachments(name, routes.settings, routes=routes))
     except NotFound as error:
         _log.warning("no indexes are looked for in %s: %s", name, error)
         return None

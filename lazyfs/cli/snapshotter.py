@@ -22,11 +22,13 @@ from lazyfs.log import start_log
 from lazyfs.metrics import serve_metrics
 from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
+from lazyfs.snapshotter.image_service import serving_images
 from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.run import run_snapshotter
 
 DEFAULT_ROOT: Final = Path("/var/lib/lazyfs/snapshotter")
 DEFAULT_SOCKET: Final = Path("/run/lazyfs/snapshotter.sock")
+CONTAINERD_SOCKET: Final = Path("/run/containerd/containerd.sock")
 
 _SOON_S: Final = 3.0  # a pull goes on without us if the daemon is away for longer
 _PATIENT_S: Final = 60.0  # a container's start is not given up sooner
@@ -45,8 +47,24 @@ _PATIENT_S: Final = 60.0  # a container's start is not given up sooner
     show_default=True,
     help="Where the daemon that serves the data answers.",
 )
+@click.option(
+    "--image-service", type=PATH, metavar="SOCKET",
+    help="Hand the kubelet's pulls on from there: private images are then lazy by their pull secrets.",
+)  # fmt: skip
+@click.option(
+    "--containerd", type=PATH, default=CONTAINERD_SOCKET, show_default=True,
+    help="Where containerd answers, for --image-service.",
+)  # fmt: skip
 @click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
-def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics: str | None) -> None:
+def snapshotter(
+    config: Config,
+    root: Path,
+    socket: Path,
+    daemon: Path,
+    image_service: Path | None,
+    containerd: Path,
+    metrics: str | None,
+) -> None:
     """Keep containerd's snapshots, in the foreground, until SIGTERM.
 
     An image that has an index is not pulled: its containers start at once, and `lazyfs daemon` fetches what
@@ -57,14 +75,17 @@ def snapshotter(config: Config, root: Path, socket: Path, daemon: Path, metrics:
     if metrics is not None:
         config = replace(config, snapshotter_metrics=metrics)
     address = config.snapshotter_metrics
+    soon = ServiceClient(daemon.absolute(), patience_s=_SOON_S, again=counts.reconnected)
+    images = serving_images(image_service.absolute(), containerd, soon) if image_service else None
     run = partial(
         run_snapshotter,
         Path(os.path.realpath(root)),
         socket.absolute(),
-        ServiceClient(daemon.absolute(), patience_s=_SOON_S, again=counts.reconnected),
+        soon,
         ServiceClient(daemon.absolute(), patience_s=_PATIENT_S, again=counts.reconnected),
         counts=counts,
         tell=partial(serve_metrics, address) if address else None,
+        images=images,
         ready=_say_ready,
     )
     trio.run(partial(run_until_signal, partial(_with_signs_of_life, run)))

@@ -140,6 +140,32 @@ class ServiceClient:
         answer = await self._ask(_OTHERS_S, {"do": "index", "order": order_fields(order)})
         return _of(answer, "queued", bool)
 
+    async def log_in(self, image: str, entry: Mapping[str, str]) -> bool:
+        """Give the credentials by which an image is pulled.
+
+        Args:
+            image: its name.
+            entry: as one of `auths` in docker's `config.json`, perhaps with "serveraddress".
+
+        Returns:
+            Whether they were not known.
+
+        Raises:
+            Unreachable: the daemon does not answer.
+            BadReference: these are none.
+        """
+        answer = await self._ask(_OTHERS_S, {"do": "log_in", "image": image, "entry": dict(entry)})
+        return _of(answer, "new", bool)
+
+    async def log_out(self, image: str, entry: Mapping[str, str]) -> None:
+        """Take credentials back: the image could not be pulled by them.
+
+        Raises:
+            Unreachable: the daemon does not answer.
+            BadReference: these are none.
+        """
+        await self._ask(_OTHERS_S, {"do": "log_out", "image": image, "entry": dict(entry)})
+
     async def mounts(self) -> list[dict[str, Any]]:
         """What is mounted: name, path, driver, order and state of each.
 

@@ -42,6 +42,7 @@ from lazyfs.service.layer_stock import LayerStock
 from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
+from lazyfs.service.pulls import PullCredentials
 from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, is_at, listen
@@ -114,8 +115,9 @@ async def _begin(
             connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
         if not is_kept:
             supervisor.store(_QUESTIONS, listener.fileno())
+        pulls = PullCredentials(supervisor)
         supervisor.drop_rest()
-        service = _Service(options, config, cache, ledger, supervisor)
+        service = _Service(options, config, cache, ledger, supervisor, pulls)
         await service.run(heritage, connection, listener, wait_leave)
 
 
@@ -160,8 +162,15 @@ class _Service:
     """What runs while the daemon does."""
 
     def __init__(
-        self, options: ServiceOptions, config: Config, cache: Cache, ledger: Ledger, supervisor: Supervisor
+        self,
+        options: ServiceOptions,
+        config: Config,
+        cache: Cache,
+        ledger: Ledger,
+        supervisor: Supervisor,
+        pulls: PullCredentials,
     ) -> None:
+        self._pulls = pulls
         self._options = options
         self._config = config
         self._cache = cache
@@ -193,7 +202,7 @@ class _Service:
             front = StoreFront(options.layer_store, self._supervisor, heritage.store)
         async with open_tasks() as lasting:
             fetching = fetch_settings(config)
-            images = Images(lasting, config, cache, fetching.traffic)
+            images = Images(lasting, config, cache, fetching.traffic, self._pulls.given)
             layers = Layers(lasting, forest, images, cache, fetching, scribe.soon)
             for file in heritage.files:
                 layers.put_back(file)
@@ -215,13 +224,13 @@ class _Service:
                 kept = [entry.name for entry in heritage.adopted]
                 await trio.to_thread.run_sync(take_down_rest, options, kept)
                 await scribe.write()
-                queue = IndexQueue(images, config, options.content_store)
+                queue = IndexQueue(images, config, options.content_store, self._pulls.given)
                 nursery.start_soon(scribe.run)
                 nursery.start_soon(queue.run)
                 nursery.start_soon(keep_room, cache)
                 nursery.start_soon(trio.to_thread.run_sync, _get_ready, config)
                 nursery.start_soon(chains.remake)
-                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic)
+                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic, self._pulls)
                 if config.metrics:
                     nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
                 nursery.start_soon(answer_questions, listener, desk.answer)

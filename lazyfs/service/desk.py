@@ -15,6 +15,7 @@ from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
 from lazyfs.service.layers import Layers
 from lazyfs.service.protocol import is_name, parse_order
+from lazyfs.service.pulls import PullCredentials
 from lazyfs.service.starts import Starts
 
 
@@ -29,6 +30,7 @@ class Desk:
         chains: those that are mounted.
         queue: what is to be indexed.
         traffic: where requests for content take turns.
+        pulls: takes the credentials of pulls.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Desk:
         chains: Chains,
         queue: IndexQueue,
         traffic: Traffic,
+        pulls: PullCredentials,
     ) -> None:
         self._traffic = traffic
+        self._pulls = pulls
         self._images = images
         self._starts = starts
         self._layers = layers
@@ -69,11 +73,16 @@ class Desk:
                 return {"released": await self._chains.keep(names)}
             case {"do": "index", "order": fields}:
                 return {"queued": self._queue.add(parse_order(fields))}
+            case {"do": "log_in", "image": str(image), "entry": dict(entry)}:
+                return {"new": self._pulls.log_in(image, entry)}
+            case {"do": "log_out", "image": str(image), "entry": dict(entry)}:
+                self._pulls.log_out(image, entry)
+                return {}
             case {"do": "list"}:
                 return {"mounts": self._chains.listed()}
             case {"do": "stats"}:
                 return self.statistics()
-        raise BadReference(f"no such question: {str(question)[:200]}")
+        raise BadReference(f"no such question: {str(question.get('do'))[:200]}")  # the rest may be secret
 
     async def _assess(self, order: ChainOrder) -> dict[str, Any]:
         why = await self._images.assess(order)

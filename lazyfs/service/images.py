@@ -35,6 +35,7 @@ from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
 from lazyfs.source.base import SourceStatistics
+from lazyfs.source.credentials import CredentialsProvider
 from lazyfs.source.routes import Routes
 
 LOOK_UP_S: Final = 30.0
@@ -165,13 +166,21 @@ class Images:
         config: the configuration.
         cache: the cache.
         traffic: where their boot packs take turns with other requests.
+        given: credentials that go before the configured ones.
     """
 
-    def __init__(self, nursery: trio.Nursery, config: Config, cache: Cache, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        config: Config,
+        cache: Cache,
+        traffic: Traffic,
+        given: CredentialsProvider | None = None,
+    ) -> None:
         self._config = config
         self._cache = cache
         self._traffic = traffic
-        self._routes = Routes(source_settings(config))
+        self._routes = Routes(source_settings(config, given))
         self._open: Pool[ImageKey, OpenImage] = Pool(nursery, _IDLE_S, attrgetter("key"))
         self._verdicts: OrderedDict[ImageKey, Verdict] = OrderedDict()
         self._looks = 0

@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from indexer.errors import IndexerError
+from lazyfs.assembly import source_settings
 from lazyfs.config import Config, load_config
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import exit_code, message_of
@@ -23,9 +24,12 @@ from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log
 from lazyfs.oci.chain import ChainOrder
+from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
 from lazyfs.source.content_store import ContentStore, StoredFirst
+from lazyfs.source.given_credentials import GivenCredentials
+from lazyfs.source.routes import Routes
 
 _log = logging.getLogger("lazyfs.service.index_job")  # also as a program
 
@@ -34,25 +38,32 @@ _LOOK_EVERY_S: Final = 1.0
 _PATIENCE_S: Final = 300.0
 
 
-def job_line(order: ChainOrder, config: Config, store: Path | None) -> bytes:
+def job_line(order: ChainOrder, config: Config, store: Path | None, given: GivenCredentials) -> bytes:
     """What a job is told."""
-    told = {"order": order_fields(order), "config": config.as_flags(), "store": str(store) if store else None}
+    told = {
+        "order": order_fields(order),
+        "config": config.as_flags(),
+        "store": str(store) if store else None,
+        "given": given.encoded([parse_reference(order.image).name]).decode(),
+    }
     return json.dumps(told).encode() + b"\n"
 
 
-async def make_index(order: ChainOrder, config: Config, store: Path | None) -> None:
+async def make_index(order: ChainOrder, config: Config, store: Path | None, given: GivenCredentials) -> None:
     """Index an image, and compile its tree.
 
     Args:
         order: the image.
         config: the configuration.
         store: containerd's content store, which is downloading the layers maybe; None if there is none.
+        given: credentials that go before the configured ones.
 
     Raises:
         IndexerError: something of it is damaged.
         LazyfsError: something of it cannot be had.
     """
-    async with open_ordered(order, config) as workshop:
+    routes = Routes(source_settings(config, given))
+    async with open_ordered(order, config, routes=routes) as workshop:
         resolved = await resolve_ordered(order, workshop)
         source = workshop.source
         if store is not None:
@@ -76,7 +87,8 @@ async def _run(told: Mapping[str, Any]) -> None:
     store = Path(told["store"]) if told["store"] else None
     async with open_tasks() as nursery:
         nursery.start_soon(_end_with_parent, nursery.cancel_scope)
-        await make_index(parse_order(told["order"]), config, store)
+        given = GivenCredentials.decoded(told["given"])
+        await make_index(parse_order(told["order"]), config, store, given)
         nursery.cancel_scope.cancel()
 
 

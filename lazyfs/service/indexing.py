@@ -15,6 +15,7 @@ from lazyfs.image.tasks import open_tasks
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import ImageKey, Images
 from lazyfs.service.index_job import job_line
+from lazyfs.source.given_credentials import GivenCredentials
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +43,11 @@ class IndexQueue:
         images: told of what was indexed.
         config: the configuration.
         store: containerd's content store, or None.
+        given: credentials that go before the configured ones.
     """
 
-    def __init__(self, images: Images, config: Config, store: Path | None) -> None:
+    def __init__(self, images: Images, config: Config, store: Path | None, given: GivenCredentials) -> None:
+        self._given = given
         self._images = images
         self._config = config
         self._store = store
@@ -92,7 +95,7 @@ class IndexQueue:
             async with open_tasks() as nursery:
                 job: trio.Process = await nursery.start(start)
                 assert job.stdin is not None
-                await job.stdin.send_all(job_line(order, self._config, self._store))
+                await job.stdin.send_all(job_line(order, self._config, self._store, self._given))
                 code = await job.wait()
         except (OSError, trio.BrokenResourceError) as error:
             _log.warning("%s cannot be indexed: %s", order.image, error)

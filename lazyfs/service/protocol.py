@@ -5,6 +5,8 @@
     {"do": "release", "name": "..."}   {}
     {"do": "keep", "names": [...]}     {"released": [...]}    layers alone are kept anyway: they are others'
     {"do": "index", "order": {...}}    {"queued": true}
+    {"do": "log_in", "image": "...", "entry": {...}}    {"new": true}    of `auths` in docker's config.json
+    {"do": "log_out", "image": "...", "entry": {...}}   {}
     {"do": "list"}                     {"mounts": [{...}]}
     {"do": "stats"}                    {...}
     any failure                        {"error": "one line", "code": 75}   a code of `lazyfs.exit_codes`

@@ -1,7 +1,7 @@
 """Puts the snapshotter together and serves it: records, directories, the daemon, the socket."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ async def run_snapshotter(
     *,
     counts: SnapshotterCounts | None = None,
     tell: Tell | None = None,
+    images: AbstractAsyncContextManager[None] | None = None,
     ready: Callable[[], None] = lambda: None,
     step: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -44,6 +45,7 @@ async def run_snapshotter(
         patient: the daemon, for mounts.
         counts: told of what is done.
         tell: serves what it is given to collect, as long as this runs.
+        images: serves images, as long as this runs; entered once the snapshotter answers.
         ready: called once containerd may come.
         step: told each step before it is taken; for tests.
 
@@ -61,7 +63,7 @@ async def run_snapshotter(
                     store, directories, chains, overlay_options(), nursery, counts=counts, step=step
                 )
                 await snapshotter.start()
-                async with serving(snapshotter, socket, counts):
+                async with serving(snapshotter, socket, counts), images or nullcontext():
                     if tell is not None:
                         nursery.start_soon(tell, partial(_collect, snapshotter, counts))
                     ready()

@@ -76,7 +76,7 @@ async def serving(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshotter"),
         handlers=[_Service(snapshotter, trio.lowlevel.current_trio_token(), counts or SnapshotterCounts())],
     )
-    _bind(server, socket)
+    bind(server, socket)
     server.start()
     try:
         yield
@@ -86,7 +86,12 @@ async def serving(
             await trio.to_thread.run_sync(stopped.wait)
 
 
-def _bind(server: grpc.Server, socket: Path) -> None:
+def bind(server: grpc.Server, socket: Path) -> None:
+    """Have a server listen on a unix socket that only our user can open.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(f"{socket}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes")
     before = os.umask(_PRIVATE)

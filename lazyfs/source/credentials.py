@@ -7,7 +7,7 @@ look-up, so that credentials renewed meanwhile are used.
 import base64
 import binascii
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -48,12 +48,15 @@ class Credentials:
 class CredentialsProvider(Protocol):
     """Looks credentials up."""
 
-    async def lookup(self, registry: str, repository: str) -> Credentials | None:
-        """The credentials for a repository; None is to stay anonymous.
+    async def lookup(
+        self, registry: str, repository: str, refused: Collection[Credentials] = ()
+    ) -> Credentials | None:
+        """The credentials for a repository; None is to stay anonymous, or that there are no others.
 
         Args:
             registry: as it stands in references, "docker.io" for the Hub.
             repository: path in the registry.
+            refused: what the registry has just refused.
 
         Raises:
             ConfigError: a file that holds credentials cannot be read.
@@ -63,7 +66,12 @@ class CredentialsProvider(Protocol):
 class NoCredentials:
     """Stays anonymous everywhere."""
 
-    async def lookup(self, registry: str, repository: str) -> Credentials | None:  # noqa: ARG002  # a Protocol's
+    async def lookup(
+        self,
+        registry: str,  # noqa: ARG002  # a Protocol's
+        repository: str,  # noqa: ARG002  # a Protocol's
+        refused: Collection[Credentials] = (),  # noqa: ARG002  # a Protocol's
+    ) -> Credentials | None:
         """None."""
         return None
 
@@ -75,9 +83,30 @@ class StaticCredentials:
     registry: str
     credentials: Credentials
 
-    async def lookup(self, registry: str, repository: str) -> Credentials | None:  # noqa: ARG002  # a Protocol's
+    async def lookup(
+        self,
+        registry: str,
+        repository: str,  # noqa: ARG002  # a Protocol's
+        refused: Collection[Credentials] = (),
+    ) -> Credentials | None:
         """The credentials, if this is their registry."""
-        return self.credentials if registry == self.registry else None
+        return self.credentials if registry == self.registry and self.credentials not in refused else None
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsInTurn:
+    """What the first of several has; what the next one has, if the registry refuses that."""
+
+    providers: Sequence[CredentialsProvider]
+
+    async def lookup(
+        self, registry: str, repository: str, refused: Collection[Credentials] = ()
+    ) -> Credentials | None:
+        """As CredentialsProvider says."""
+        for provider in self.providers:
+            if found := await provider.lookup(registry, repository, refused):
+                return found
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +121,9 @@ class ConfigCredentials:
     paths: Sequence[Path]
     helper_timeout_s: float = 30.0
 
-    async def lookup(self, registry: str, repository: str) -> Credentials | None:
+    async def lookup(
+        self, registry: str, repository: str, refused: Collection[Credentials] = ()
+    ) -> Credentials | None:
         """As CredentialsProvider says."""
         for path in self.paths:
             config = await trio.to_thread.run_sync(read_credentials, path)
@@ -103,7 +134,7 @@ class ConfigCredentials:
             except FormatError as error:
                 raise ConfigError(f"credentials: {error.what}") from None
             if found:
-                return found
+                return found if found not in refused else None
         return None
 
     async def _in_file(self, config: Fields, registry: str, repository: str) -> Credentials | None:
@@ -159,7 +190,7 @@ def _in_auths(config: Fields, registry: str, repository: str) -> Credentials | N
     keys = config.keys("auths")
     for wanted in _names(registry, repository):
         for key in keys:
-            found = _from_entry(auths.child(key)) if normal_key(key) == wanted else None
+            found = credentials_of_entry(auths.child(key)) if normal_key(key) == wanted else None
             if found:
                 return found
     return None
@@ -183,8 +214,12 @@ def normal_key(key: str) -> str:
     return host if mark or path in _API_PATHS else f"{host}/{path}"
 
 
-def _from_entry(entry: Fields) -> Credentials | None:
-    """What one entry of `auths` holds; None for the empty marker that credential stores leave."""
+def credentials_of_entry(entry: Fields) -> Credentials | None:
+    """What one entry of `auths` holds; None for the empty marker that credential stores leave.
+
+    Raises:
+        FormatError: it is no entry; what it holds is not told.
+    """
     identity, registry_token = entry.text("identitytoken", ""), entry.text("registrytoken", "")
     if identity:
         return Credentials(identity_token=identity)

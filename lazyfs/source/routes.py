@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import httpx
 
@@ -61,7 +61,7 @@ class Routes:
     """
 
     def __init__(self, settings: SourceSettings) -> None:
-        self._settings = settings
+        self.settings: Final = settings
         self._open: dict[_Key, _Shared] = {}
 
     def __repr__(self) -> str:
@@ -77,10 +77,10 @@ class Routes:
             access: what these hosts take beside the settings.
             trusted: hosts that the user named.
         """
-        key = _Key(access, trusted, self._settings.tls_version(access))
+        key = _Key(access, trusted, self.settings.tls_version(access))
         shared = self._open.get(key)
         if shared is None:
-            shared = self._open[key] = _Shared(_new_route(self._settings, access, trusted))
+            shared = self._open[key] = _Shared(_new_route(self.settings, access, trusted))
         shared.users += 1
         try:
             yield shared.route

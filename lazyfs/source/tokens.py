@@ -6,6 +6,7 @@ password or for nobody, POST for an identity token. A token serves all tasks; on
 
 import base64
 import math
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,6 +30,8 @@ MIN_TOKEN_LIFETIME_S: Final = 60  # "for compatibility ... tokens must be good f
 MAX_TOKEN_LIFETIME_S: Final = 86_400
 MAX_TOKEN_BYTES: Final = 1 << 20
 CLIENT_ID: Final = "lazyfs"
+MOST_CANDIDATES: Final = 8
+"""Credentials that are tried for one request at most: helpers may make new ones each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +102,16 @@ class Authenticator:
         if grant is None:
             return ""
         if grant.challenge and trio.current_time() >= grant.renew_at:
-            return await self._renewed(scope, grant.header, grant.challenge)
+            return await self._renewed(scope, (grant.header,), grant.challenge)
         return grant.header
 
-    async def renew(self, scope: str, challenge_headers: list[str], rejected: str) -> str:
+    async def renew(self, scope: str, challenge_headers: list[str], rejected: Collection[str]) -> str:
         """A header to try after a 401; where another task already has one, that one.
 
         Args:
             scope: what is to be allowed.
             challenge_headers: the values of `WWW-Authenticate`.
-            rejected: the header that was sent, or "".
+            rejected: the headers that were sent, "" for none.
 
         Raises:
             Unauthorized: there is nothing better to send.
@@ -126,23 +129,29 @@ class Authenticator:
             )
         async with self._turn(scope):
             grant = self._grants.get(scope)
-            if grant is None or grant.header == rejected:
-                credentials = await self._credentials()
-                if credentials is None or not credentials.password:
-                    raise Unauthorized(
-                        f"{self._endpoint.registry}: wants a user and password; "
-                        f"log in: lazyfs login {self._endpoint.registry}",
-                        status=401,
-                    )
-                grant = self._grants[scope] = Grant(_basic(credentials), math.inf, None)
-                if grant.header == rejected:
-                    raise self._refused()
+            if grant is None or grant.header in rejected:
+                grant = self._grants[scope] = Grant(await self._basic_header(rejected), math.inf, None)
             return grant.header
 
-    async def _renewed(self, scope: str, rejected: str, challenge: BearerChallenge) -> str:
+    async def _basic_header(self, rejected: Collection[str]) -> str:
+        """That of the first user and password that were not rejected."""
+        passed: list[Credentials] = []
+        while credentials := await self._next(passed):
+            if credentials.password and (header := _basic(credentials)) not in rejected:
+                return header
+            passed.append(credentials)
+        if any(credentials.password for credentials in passed):
+            raise self._refused()
+        raise Unauthorized(
+            f"{self._endpoint.registry}: wants a user and password; "
+            f"log in: lazyfs login {self._endpoint.registry}",
+            status=401,
+        )
+
+    async def _renewed(self, scope: str, rejected: Collection[str], challenge: BearerChallenge) -> str:
         async with self._turn(scope):
             grant = self._grants.get(scope)
-            if grant is None or grant.header == rejected:
+            if grant is None or grant.header in rejected:
                 grant = await self._fetch(scope, rejected, challenge)
                 self._grants[scope] = grant
             return grant.header
@@ -150,8 +159,11 @@ class Authenticator:
     def _turn(self, scope: str) -> AbstractAsyncContextManager[None]:
         return self._turns.setdefault(scope, Turns()).take()
 
-    async def _credentials(self) -> Credentials | None:
-        return await self._provider.lookup(self._endpoint.registry, self._repository)
+    async def _next(self, refused: Collection[Credentials]) -> Credentials | None:
+        """Who we may be, if not these; None for nobody."""
+        if len(refused) == MOST_CANDIDATES:
+            return None
+        return await self._provider.lookup(self._endpoint.registry, self._repository, refused)
 
     def _refused(self) -> Unauthorized:
         registry = self._endpoint.registry
@@ -159,12 +171,33 @@ class Authenticator:
             f"{registry}: the credentials were refused; log in anew: lazyfs login {registry}", status=401
         )
 
-    async def _fetch(self, scope: str, rejected: str, challenge: BearerChallenge) -> Grant:
+    async def _fetch(self, scope: str, rejected: Collection[str], challenge: BearerChallenge) -> Grant:
+        """A token by the first credentials that are not refused; else the refusal of the first."""
+        credentials = await self._next(())
+        refused: list[Credentials] = []
+        refusals: list[Unauthorized] = []
+        while credentials or not refused:
+            try:
+                return await self._granted(credentials, scope, rejected, challenge)
+            except Unauthorized as refusal:
+                if credentials is None:
+                    raise
+                refusals.append(refusal)
+            refused.append(credentials)
+            credentials = await self._next(refused)
+        raise refusals[0]
+
+    async def _granted(
+        self,
+        credentials: Credentials | None,
+        scope: str,
+        rejected: Collection[str],
+        challenge: BearerChallenge,
+    ) -> Grant:
         """A token from the service that the challenge names."""
-        credentials = await self._credentials()
         if credentials and credentials.registry_token:
             header = f"Bearer {credentials.registry_token}"
-            if header == rejected:
+            if header in rejected:
                 raise self._refused()
             return Grant(header, math.inf, None)
         self._check_realm(challenge.realm)
@@ -237,6 +270,11 @@ class Authenticator:
             raise SourceError(f"{shown(reply.url)}: the answer holds no token", url=shown(reply.url))
         lifetime_s = min(max(lifetime_s, MIN_TOKEN_LIFETIME_S), MAX_TOKEN_LIFETIME_S)
         return Grant(f"Bearer {token}", trio.current_time() + lifetime_s * 0.8, challenge)
+
+
+def is_password(header: str) -> bool:
+    """Whether an Authorization header tells a user and password, not a token."""
+    return header.startswith("Basic ")
 
 
 def _basic(credentials: Credentials) -> str:

@@ -1,0 +1,206 @@
+"""The CRI image service, handed on to containerd: credentials of pulls reach the daemon on the way.
+
+containerd does not tell snapshotters who pulls. The kubelet does, with each PullImage, where it is told to
+ask us for images (`imageServiceEndpoint`). Messages pass as they are, so that the methods and fields of other
+releases pass too; of a pull's request, image and AuthConfig are read (cri-api `api.proto`, v1 and v1alpha2).
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import grpc
+import trio
+from google.protobuf.message import DecodeError
+
+from lazyfs.errors import LazyfsError
+from lazyfs.snapshotter.messages import message_classes
+from lazyfs.snapshotter.server import bind
+
+SERVICES: Final = ("runtime.v1.ImageService", "runtime.v1alpha2.ImageService")
+
+_PULL: Final = "PullImage"
+_THREADS: Final = 64  # one for a call under way; more calls wait
+_GRACE_S: Final = 5.0
+_LARGEST: Final = 16 << 20  # as containerd's and the kubelet's own
+_TELL_S: Final = 5.0
+_RECONNECT_MS: Final = (100, 1000)
+
+_MESSAGES: Final = message_classes(
+    "runtime.v1",
+    {
+        "PullImageRequest": {"image": (1, "ImageSpec"), "auth": (2, "AuthConfig")},
+        "ImageSpec": {"image": (1, "string")},
+        "AuthConfig": {
+            "username": (1, "string"),
+            "password": (2, "string"),
+            "auth": (3, "string"),
+            "server_address": (4, "string"),
+            "identity_token": (5, "string"),
+            "registry_token": (6, "string"),
+        },
+    },
+)
+
+_log = logging.getLogger(__name__)
+
+Entry = Mapping[str, str]
+"""Credentials, with the names of an entry of `auths` in Docker's `config.json`."""
+
+
+class Gate(Protocol):
+    """Who needs the credentials of pulls. Both may raise LazyfsError."""
+
+    async def log_in(self, image: str, entry: Entry) -> bool:
+        """Give them; whether they are new there."""
+
+    async def log_out(self, image: str, entry: Entry) -> None:
+        """Take them back."""
+
+
+class Pull(NamedTuple):
+    """Who pulls what.
+
+    Attributes:
+        image: the image's name.
+        entry: the credentials; without any, it is empty.
+    """
+
+    image: str
+    entry: Entry
+
+
+def read_pull(data: bytes) -> Pull:
+    """What a PullImageRequest says.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    request = _MESSAGES["PullImageRequest"].FromString(data)
+    auth = request.auth
+    told = {
+        "username": auth.username,
+        "password": auth.password,
+        "auth": auth.auth,
+        "serveraddress": auth.server_address,
+        "identitytoken": auth.identity_token,
+        "registrytoken": auth.registry_token,
+    }
+    return Pull(request.image.image, {name: value for name, value in told.items() if value})
+
+
+@asynccontextmanager
+async def serving_images(socket: Path, containerd: Path, gate: Gate) -> AsyncIterator[None]:
+    """Serve containerd's image service on a unix socket that only our user can open.
+
+    Args:
+        socket: where.
+        containerd: containerd's own socket.
+        gate: is told of credentials before a pull begins.
+
+    Raises:
+        ConfigError: the socket cannot be made.
+    """
+    sizes = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
+    first_ms, longest_ms = _RECONNECT_MS
+    pauses = [("grpc.initial_reconnect_backoff_ms", first_ms), ("grpc.max_reconnect_backoff_ms", longest_ms)]
+    with grpc.insecure_channel(f"unix:{containerd}", options=[*sizes, *pauses]) as channel:
+        server = grpc.server(
+            ThreadPoolExecutor(_THREADS, thread_name_prefix="images"),
+            handlers=[_HandedOn(channel, gate, trio.lowlevel.current_trio_token())],
+            options=sizes,
+        )
+        bind(server, socket)
+        server.start()
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                stopped = server.stop(_GRACE_S)
+                await trio.to_thread.run_sync(stopped.wait)
+
+
+class _HandedOn(grpc.GenericRpcHandler):
+    """Every method of the service. One request and one answer look on the wire like streams of one."""
+
+    def __init__(self, channel: grpc.Channel, gate: Gate, token: trio.lowlevel.TrioToken) -> None:
+        self._channel = channel
+        self._gate = gate
+        self._token = token
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """The handler for a method; None if it is not of the service."""
+        path = handler_call_details.method
+        service, _, method = path.removeprefix("/").partition("/")
+        if service not in SERVICES:
+            return None
+        behaviour = self._pull if method == _PULL else self._hand_on
+        return grpc.stream_stream_rpc_method_handler(partial(behaviour, path))
+
+    def _hand_on(
+        self, path: str, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """What containerd answers; else the call is aborted as containerd's was."""
+        metadata = tuple(pair for pair in context.invocation_metadata() if not _is_transports(pair[0]))
+        ask: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
+        call = ask(requests, timeout=context.time_remaining(), metadata=metadata)
+
+        def give_up() -> None:
+            call.cancel()
+
+        context.add_callback(give_up)
+        try:
+            yield from call
+        except grpc.RpcError:
+            context.set_trailing_metadata(call.trailing_metadata() or ())
+            context.abort(call.code(), call.details() or "")
+
+    def _pull(self, path: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        request = next(requests)
+        pull = _read(request)
+        is_new = self._tell(self._gate.log_in, pull) if pull.entry else False
+        has_come = False
+        try:
+            for answer in self._hand_on(path, chain([request], requests), context):
+                has_come = True
+                yield answer
+        finally:
+            # Proved credentials stay, whatever pull of the same ones has failed meanwhile.
+            if pull.entry and has_come:
+                self._tell(self._gate.log_in, pull)
+            elif is_new:
+                self._tell(self._gate.log_out, pull)
+
+    def _tell(self, what: Callable[[str, Entry], Awaitable[bool | None]], pull: Pull) -> bool:
+        """What the daemon says; False if it says nothing. A pull goes on without it."""
+
+        async def tell() -> bool:
+            with trio.fail_after(_TELL_S):
+                return bool(await what(pull.image, pull.entry))
+
+        try:
+            return trio.from_thread.run(tell, trio_token=self._token)
+        except (LazyfsError, trio.TooSlowError) as error:
+            _log.warning("the daemon does not know who pulls %s: %s", pull.image, error)
+        except (trio.RunFinishedError, trio.Cancelled):
+            pass
+        return False
+
+
+def _read(request: bytes) -> Pull:
+    try:
+        return read_pull(request)
+    except DecodeError:  # containerd says what is wrong with it
+        return Pull("", {})
+
+
+def _is_transports(name: str) -> bool:
+    """Whether metadata of this name are gRPC's own, made anew for each connection."""
+    return name.startswith((":", "grpc-")) or name in {"user-agent", "content-type", "te"}
