@@ -76,20 +76,13 @@ def old_machine(lab: Lab, world: World, tmp_path: Path) -> Iterator[Node]:
         yield machine
 
 
-def layers_of(image: str, machine: Node) -> list[str]:
-    """The compressed digests of an image that was pulled lazily, from the bottom."""
-    label = "containerd.io/snapshot/cri.layer-digest"
-    wanted = f'labels."containerd.io/snapshot/cri.image-ref"=="{image}",kind==committed'
-    return [info.labels[label] for info in machine.snapshots.list(wanted)]
-
-
 def test_a_published_image_starts_without_being_pulled(machine: Node, world: World) -> None:
     world.publish()
     pod = machine.cri.run_pod()
     world.registry.journal.clear()
 
     machine.cri.pull(world.image)
-    layers = layers_of(world.image, machine)
+    layers = machine.pulled_layers(world.image)
     assert len(layers) == 5
     assert set(layers).isdisjoint(machine.blobs())
     assert world.moved < A_START
@@ -136,7 +129,7 @@ def test_an_image_without_an_index_is_unpacked_and_indexed_for_the_next_time(
     assert machine.snapshots.list(wanted) == []
     world.registry.journal.clear()
     machine.cri.pull(world.image)
-    assert len(layers_of(world.image, machine)) == 5
+    assert len(machine.pulled_layers(world.image)) == 5
     assert world.moved < A_START
     container = machine.cri.run(pod, world.image, SLEEP)
     assert machine.cri.execute(container, "python3", "-c", ADD, "3", "4") == "7\n"
@@ -178,7 +171,7 @@ def test_the_transfer_service_pulls_lazily(lab: Lab, world: World, tmp_path: Pat
         pull = ("images", "pull", "--hosts-dir", f"{machine.top}/certs.d", "--snapshotter", "lazyfs")
         machine.ctr(*pull, world.image, namespace="default")
         assert world.moved < A_START
-        assert len(layers_of(world.image, machine)) == 5
+        assert len(machine.pulled_layers(world.image)) == 5
         run_with_ctr(machine, world.image, "default")
 
 

@@ -61,13 +61,17 @@ class Node:
         self._environment = dict(environment or {})
         self._processes: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._stack = ExitStack()
-        hosts = top / "certs.d" / registry
-        hosts.mkdir(parents=True)
-        (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n[host."http://{registry}"]\n')
+        self.know(registry)
         called = plugin or self.socket("snapshotter")
         config = config_text(release.config_version, top, called, self.snapshots_root, sandbox)
         (top / "config.toml").write_text(config)
         (top / "log").mkdir()
+
+    def know(self, registry: str) -> None:
+        """Say that a registry, host and port, speaks plain HTTP."""
+        hosts = self.top / "certs.d" / registry
+        hosts.mkdir(parents=True)
+        (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n[host."http://{registry}"]\n')
 
     def socket(self, program: str) -> Path:
         return self.top / ("sock" if program == "containerd" else f"{program}.sock")
@@ -86,7 +90,9 @@ class Node:
         self.inside("mkdir", "-p", "/run/containerd")
         self.inside("mount", "-t", "tmpfs", "none", "/run/containerd")
         self.snapshots: SnapshotClient = self._stack.enter_context(connected(self.socket("snapshotter")))
-        self.cri: Cri = self._stack.enter_context(connected_cri(self.socket("containerd"), self.name))
+        containerd, images = self.socket("containerd"), self.socket("images")
+        self.cri: Cri = self._stack.enter_context(connected_cri(containerd, self.name))
+        self.kubelet: Cri = self._stack.enter_context(connected_cri(containerd, self.name, images))
         self.start("daemon")
         self.start("snapshotter")
         self.snapshots.list()  # containerd would back off from a snapshotter that is not there yet
@@ -214,6 +220,12 @@ class Node:
             else {}
         )
 
+    def pulled_layers(self, image: str) -> list[str]:
+        """The compressed digests of an image that was pulled, lazily or not, from the bottom."""
+        label = "containerd.io/snapshot/cri.layer-digest"
+        wanted = f'labels."containerd.io/snapshot/cri.image-ref"=="{image}",kind==committed'
+        return [info.labels[label] for info in self.snapshots.list(wanted)]
+
     def directories(self) -> list[str]:
         """The ids of snapshots that have a directory."""
         return sorted(path.name for path in (self.snapshots_root / "snapshots").iterdir())
@@ -230,6 +242,7 @@ class Node:
         return (
             *(lazyfs, "snapshotter", "--root", str(self.snapshots_root), "--log-level", "info"),
             *("--socket", str(self.socket("snapshotter")), "--daemon", str(self.socket("daemon"))),
+            *("--image-service", str(self.socket("images")), "--containerd", str(self.socket("containerd"))),
         )
 
     def _variables(self, program: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ _MESSAGES = message_classes(
     {
         "ImageSpec": {"image": (1, "string")},
         "Image": {"id": (1, "string"), "repo_tags": (2, "repeated string")},
-        "PullImageRequest": {"image": (1, "ImageSpec")},
+        "PullImageRequest": {"image": (1, "ImageSpec"), "auth": (2, "AuthConfig")},
+        "AuthConfig": {
+            "username": (1, "string"),
+            "password": (2, "string"),
+            "auth": (3, "string"),
+            "server_address": (4, "string"),
+            "identity_token": (5, "string"),
+            "registry_token": (6, "string"),
+        },
         "PullImageResponse": {"image_ref": (1, "string")},
         "RemoveImageRequest": {"image": (1, "ImageSpec")},
         "RemoveImageResponse": {},
@@ -105,24 +113,28 @@ class Cri:
     Args:
         channel: to its socket.
         name: tells this client's pods and cgroups from others'.
+        images: to the socket of the image service, where that is another.
     """
 
-    def __init__(self, channel: grpc.Channel, name: str) -> None:
+    def __init__(self, channel: grpc.Channel, name: str, images: grpc.Channel | None = None) -> None:
         self._channel = channel
+        self._images = images or channel
         self._name = name
         self._pods: dict[str, Any] = {}
 
     def call(self, method: str, **fields: Any) -> Any:
         (service,) = (name for name, methods in _SERVICES.items() if method in methods)
-        ask = self._channel.unary_unary(
+        ask = (self._images if service == "ImageService" else self._channel).unary_unary(
             f"/runtime.v1.{service}/{method}",
             request_serializer=_MESSAGES[f"{method}Request"].SerializeToString,
             response_deserializer=_MESSAGES[f"{method}Response"].FromString,
         )
         return ask(_MESSAGES[f"{method}Request"](**fields), timeout=TIMEOUT_S, wait_for_ready=True)
 
-    def pull(self, image: str) -> str:
-        return str(self.call("PullImage", image={"image": image}).image_ref)
+    def pull(self, image: str, **auth: str) -> str:
+        """Pull an image, with the fields of an AuthConfig if there are any."""
+        told = {"auth": auth} if auth else {}
+        return str(self.call("PullImage", image={"image": image}, **told).image_ref)
 
     def remove_image(self, image: str) -> None:
         self.call("RemoveImage", image={"image": image})
@@ -210,8 +222,13 @@ class Cri:
 
 
 @contextmanager
-def connected_cri(socket: Path, name: str) -> Iterator[Cri]:
-    """A client of the containerd at a socket, which may come later."""
+def connected_cri(socket: Path, name: str, images: Path | None = None) -> Iterator[Cri]:
+    """A client of the containerd at a socket, which may come later, as may that of the image service."""
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    with grpc.insecure_channel(f"unix:{socket}", options=options) as channel:
-        yield Cri(channel, name)
+    with ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.insecure_channel(f"unix:{path}", options=options)) if path else None
+            for path in (socket, images)
+        ]
+        assert channels[0] is not None
+        yield Cri(channels[0], name, channels[1])
