@@ -78,6 +78,22 @@ def test_a_container_reads_on_whatever_becomes_of_the_daemon(systemd, python, un
     assert "Operation not permitted" not in systemd.said()
 
 
+@pytest.mark.parametrize("how", ["killed", "restarted"])
+def test_what_pulls_told_outlives_the_daemon_but_not_its_stop(systemd, how):
+    entry = {"username": "node", "password": "s3cret"}
+    tell = partial(ask, systemd, "log_in", "registry.example/app:1", entry)
+    systemd.ctl("start", DAEMON)
+    assert [tell(), tell()] == [True, False]
+    before = systemd.processes(DAEMON)
+    end_somehow(systemd, how)
+    wait_until(lambda: len(before | systemd.processes(DAEMON)) == 4)
+    assert not tell()
+    systemd.ctl("stop", DAEMON)
+    systemd.ctl("start", DAEMON)
+    assert tell()
+    assert "s3cret" not in systemd.said()
+
+
 def test_both_services_are_ready_when_systemd_says_so_and_stop(systemd, python):
     systemd.ctl("start", SNAPSHOTTER)  # wants the daemon
     assert ask(systemd, "statistics")["pid"]
