@@ -71,6 +71,14 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
     yield "Containerfile", json.loads(re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
+def test_podman_is_told_of_a_helper_that_is_installed() -> None:
+    told = tomllib.loads((DEPLOY / "podman/registries.conf").read_text())
+    helper = Path(told.pop("additional-layer-store-auth-helper"))
+    assert told == {}
+    assert helper.parent == Path("/usr/bin")
+    assert Path(executable()).with_name(helper.name).is_file()
+
+
 def test_with_podmans_drop_in_the_daemon_shows_layers_where_its_storage_looks() -> None:
     (line,) = settings_of(DEPLOY / "systemd/lazyfs-daemon.service")["ExecStart"]
     forgotten, with_store = settings_of(DEPLOY / "podman/lazyfs-daemon.conf")["ExecStart"]

@@ -26,6 +26,7 @@ class Podman:
         release: which podman.
         registries: hosts with ports that speak plain HTTP.
         layer_stores: directories of additional layer stores, looked into by image and layer.
+        auth_helper: a program that is told the credentials of pulls.
 
     Attributes:
         storage: where its layers are.
@@ -38,6 +39,7 @@ class Podman:
         *,
         registries: Sequence[str] = (),
         layer_stores: Sequence[Path] = (),
+        auth_helper: Path | None = None,
     ) -> None:
         self.storage = top / "storage"
         self._top = top
@@ -47,7 +49,8 @@ class Podman:
         (policies / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         (top / "storage.conf").write_text(_storage_text(top, layer_stores))
         (top / "containers.conf").write_text(_containers_text(top, release))
-        (top / "registries.conf").write_text("".join(map(_registry_text, registries)))
+        helper = f'additional-layer-store-auth-helper = "{auth_helper}"\n' if auth_helper else ""
+        (top / "registries.conf").write_text(helper + "".join(map(_registry_text, registries)))
         (top / "auth.json").write_text("{}")
         for folder in ("tmp", "hooks"):
             (top / folder).mkdir()
@@ -69,9 +72,9 @@ class Podman:
         )
         return done
 
-    def pull(self, reference: str) -> str:
+    def pull(self, reference: str, *options: str) -> str:
         """Pull an image; what was said on the way, for warnings."""
-        return self.run("pull", "--quiet", reference).stderr
+        return self.run("pull", "--quiet", *options, reference).stderr
 
     def start(self, reference: str, *command: str) -> str:
         """The standard output of a command in a new container of an image that is here."""
@@ -131,11 +134,16 @@ class Podman:
 
 @contextmanager
 def podman(
-    top: Path, release: Release, *, registries: Sequence[str] = (), layer_stores: Sequence[Path] = ()
+    top: Path,
+    release: Release,
+    *,
+    registries: Sequence[str] = (),
+    layer_stores: Sequence[Path] = (),
+    auth_helper: Path | None = None,
 ) -> Iterator[Podman]:
     """A podman for as long as the block lasts."""
     top.mkdir(parents=True)
-    made = Podman(top, release, registries=registries, layer_stores=layer_stores)
+    made = Podman(top, release, registries=registries, layer_stores=layer_stores, auth_helper=auth_helper)
     try:
         yield made
     finally:
