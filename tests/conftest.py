@@ -98,6 +98,13 @@ def lazyfs(tmp_path: Path) -> LazyfsRunner:
 
 
 @pytest.fixture(scope="session")
+def publisher(tmp_path_factory: pytest.TempPathFactory) -> LazyfsRunner:
+    """The command line on another machine, for `index --push`; a layer is indexed once for all tests."""
+    place = tmp_path_factory.mktemp("publisher")
+    return LazyfsRunner(home=place / "home", cache_dir=place / "cache")
+
+
+@pytest.fixture(scope="session")
 def lab() -> Lab:
     """The real images of `tests/support/lab.py`. What is missing there is made at first use."""
     return default_lab()

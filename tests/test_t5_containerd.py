@@ -48,11 +48,10 @@ class World:
 
 
 @pytest.fixture
-def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
+def world(lab: Lab, publisher: LazyfsRunner) -> Iterator[World]:
     with Registry() as registry:
         registry.push("pause", pause_image(), tag="1")
         push_layout_files(registry, "python", lab.image("python"))
-        publisher = LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "publisher")
         yield World(registry, f"{registry.host}/python:latest", publisher)
 
 

@@ -78,12 +78,11 @@ def killer() -> Killer:
 
 
 @pytest.fixture
-def registry(lab: Lab, tmp_path: Path) -> Iterator[Registry]:
+def registry(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
     """The base image with an index."""
     with Registry() as registry:
         registry.push("pause", pause_image(), tag="1")
         push_layout_files(registry, "indexed", lab.image("base"))
-        publisher = LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "publisher")
         publisher("index", "--push", f"{registry.host}/indexed:latest")
         yield registry
 

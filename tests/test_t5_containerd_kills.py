@@ -28,13 +28,12 @@ PATIENCE_S = 120
 
 
 @pytest.fixture
-def registry(lab: Lab, tmp_path: Path) -> Iterator[Registry]:
+def registry(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
     """The python image with an index, and without one under another name."""
     with Registry() as registry:
         registry.push("pause", pause_image(), tag="1")
         for repository in ("indexed", "plain"):
             push_layout_files(registry, repository, lab.image("python"))
-        publisher = LazyfsRunner(home=tmp_path / "home", cache_dir=tmp_path / "publisher")
         publisher("index", "--push", f"{registry.host}/indexed:latest")
         yield registry
 

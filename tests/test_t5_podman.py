@@ -72,10 +72,8 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def publish(lab: Lab, tmp_path_factory) -> Iterator[Callable[[str], Registry]]:
+def publish(lab: Lab, publisher: LazyfsRunner) -> Iterator[Callable[[str], Registry]]:
     """Puts an image of the laboratory into the registry, and its index beside it."""
-    place = tmp_path_factory.mktemp("publisher")
-    publisher = LazyfsRunner(home=place / "home", cache_dir=place / "cache")
     there = set()
     with Registry() as registry:
 
