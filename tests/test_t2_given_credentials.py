@@ -48,6 +48,23 @@ async def test_what_is_refused_is_no_obstacle_for_what_is_not(mode: str) -> None
         assert await read(registry, given_for(registry, RIGHT, OTHER, WRONG)) == DATA
 
 
+async def test_a_token_that_allows_nothing_is_no_obstacle_either() -> None:
+    with guarded("token") as registry:
+        registry.access.users = {RIGHT.username: RIGHT.password, OTHER.username: OTHER.password}
+        registry.access.powerless = frozenset({OTHER.username})
+        given = given_for(registry, RIGHT, OTHER)
+        async with source_of(registry, credentials=given) as source:
+            blob = source.blob(LINK)
+            assert await blob.fetch(0, 10, bytes) == DATA[:10]
+            assert registry.requests["GET", "token"] == 2
+            assert await blob.fetch(10, 20, bytes) == DATA[10:20]
+            assert registry.requests["GET", "token"] == 2
+            registry.access.expire_tokens()
+            assert await blob.fetch(20, 30, bytes) == DATA[20:30]
+        with pytest.raises(Unauthorized, match="HTTP 401"):
+            await read(registry, given_for(registry, OTHER))
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_is_configured_comes_after_what_is_given(mode: str) -> None:
     with guarded(mode) as registry:

@@ -11,7 +11,7 @@ from lazyfs.source.http_pool import ContentAnswer, RangeClient
 from lazyfs.source.places import Rest
 from lazyfs.source.retry import RETRIABLE_STATUSES, Retries, RetryPolicy, Transient
 from lazyfs.source.settings import Capability, Endpoint
-from lazyfs.source.tokens import MOST_CANDIDATES, Authenticator, is_password
+from lazyfs.source.tokens import Authenticator
 from lazyfs.source.urls import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target, shown
 
 A = TypeVar("A", bound=Answer)
@@ -164,21 +164,20 @@ class Host:
     ) -> A:
         """Send with what authorization there is, and once more with a new one after a 401.
 
-        Passwords are sent in turn, as long as they are refused. Another origin than the endpoint's gets no
-        authorization.
+        Who has several credentials tries each. Another origin than the endpoint's gets no authorization.
         """
         if origin_of(url) != self._origin:
             return await send({})
         scope = f"repository:{self._repository}:{actions}" if self._repository else ""
-        sent = [await self._authenticator.authorization(scope)]
+        authenticator = self._authenticator
+        sent = [await authenticator.authorization(scope)]
         while True:
             answer = await send(self._with(sent[-1]))
-            exhausted = len(sent) > MOST_CANDIDATES if is_password(sent[-1]) else len(sent) > 1
-            if answer.status != 401 or exhausted:
+            if answer.status != 401 or (len(sent) > 1 and not await authenticator.has_others(sent)):
                 return answer
             challenges = answer.headers("www-authenticate")
             answer.close()
-            sent.append(await self._authenticator.renew(scope, challenges, sent))
+            sent.append(await authenticator.renew(scope, challenges, sent))
 
     def _with(self, authorization: str) -> dict[str, str]:
         """The headers for this host alone."""

@@ -6,7 +6,8 @@ password or for nobody, POST for an identity token. A token serves all tasks; on
 
 import base64
 import math
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final
@@ -42,11 +43,13 @@ class Grant:
         header: the Authorization header.
         renew_at: trio time from which a new one is fetched first; infinity for what does not expire.
         challenge: how to get the next; None for what needs no token service.
+        credentials: by which it was got; None for nobody's.
     """
 
     header: str = field(repr=False)
     renew_at: float
     challenge: BearerChallenge | None
+    credentials: Credentials | None
 
 
 class Authenticator:
@@ -82,6 +85,7 @@ class Authenticator:
         self._control = control
         self._counters = counters
         self._grants: dict[str, Grant] = {}
+        self._recent: OrderedDict[str, Credentials | None] = OrderedDict()  # by the headers made of them
         self._turns: dict[str, Turns] = {}
 
     def __repr__(self) -> str:
@@ -105,13 +109,23 @@ class Authenticator:
             return await self._renewed(scope, (grant.header,), grant.challenge)
         return grant.header
 
-    async def renew(self, scope: str, challenge_headers: list[str], rejected: Collection[str]) -> str:
+    async def has_others(self, rejected: Sequence[str]) -> bool:
+        """Whether there are other credentials than those that were tried for one request.
+
+        Args:
+            rejected: the headers that were sent; the first may be from earlier, and only have grown old.
+        """
+        tried = self._behind(rejected[1:])
+        may_go_on = bool(tried) and len(rejected) <= MOST_CANDIDATES
+        return may_go_on and await self._next(tried) is not None
+
+    async def renew(self, scope: str, challenge_headers: list[str], rejected: Sequence[str]) -> str:
         """A header to try after a 401; where another task already has one, that one.
 
         Args:
             scope: what is to be allowed.
             challenge_headers: the values of `WWW-Authenticate`.
-            rejected: the headers that were sent, "" for none.
+            rejected: the headers that were sent, as for `has_others`; "" for none.
 
         Raises:
             Unauthorized: there is nothing better to send.
@@ -130,15 +144,15 @@ class Authenticator:
         async with self._turn(scope):
             grant = self._grants.get(scope)
             if grant is None or grant.header in rejected:
-                grant = self._grants[scope] = Grant(await self._basic_header(rejected), math.inf, None)
+                grant = self._keep(scope, await self._login(rejected))
             return grant.header
 
-    async def _basic_header(self, rejected: Collection[str]) -> str:
-        """That of the first user and password that were not rejected."""
+    async def _login(self, rejected: Collection[str]) -> Grant:
+        """By the first user and password that were not rejected."""
         passed: list[Credentials] = []
         while credentials := await self._next(passed):
             if credentials.password and (header := _basic(credentials)) not in rejected:
-                return header
+                return Grant(header, math.inf, None, credentials)
             passed.append(credentials)
         if any(credentials.password for credentials in passed):
             raise self._refused()
@@ -148,13 +162,23 @@ class Authenticator:
             status=401,
         )
 
-    async def _renewed(self, scope: str, rejected: Collection[str], challenge: BearerChallenge) -> str:
+    async def _renewed(self, scope: str, rejected: Sequence[str], challenge: BearerChallenge) -> str:
         async with self._turn(scope):
             grant = self._grants.get(scope)
             if grant is None or grant.header in rejected:
-                grant = await self._fetch(scope, rejected, challenge)
-                self._grants[scope] = grant
+                grant = self._keep(scope, await self._fetch(scope, rejected, challenge))
             return grant.header
+
+    def _keep(self, scope: str, grant: Grant) -> Grant:
+        self._grants[scope] = grant
+        self._recent[grant.header] = grant.credentials
+        while len(self._recent) > 2 * MOST_CANDIDATES:
+            self._recent.popitem(last=False)
+        return grant
+
+    def _behind(self, headers: Iterable[str]) -> list[Credentials]:
+        """The credentials that headers of late were made of."""
+        return list(dict.fromkeys(filter(None, map(self._recent.get, headers))))
 
     def _turn(self, scope: str) -> AbstractAsyncContextManager[None]:
         return self._turns.setdefault(scope, Turns()).take()
@@ -171,10 +195,10 @@ class Authenticator:
             f"{registry}: the credentials were refused; log in anew: lazyfs login {registry}", status=401
         )
 
-    async def _fetch(self, scope: str, rejected: Collection[str], challenge: BearerChallenge) -> Grant:
+    async def _fetch(self, scope: str, rejected: Sequence[str], challenge: BearerChallenge) -> Grant:
         """A token by the first credentials that are not refused; else the refusal of the first."""
-        credentials = await self._next(())
-        refused: list[Credentials] = []
+        refused = self._behind(rejected[1:])
+        credentials = await self._next(refused)
         refusals: list[Unauthorized] = []
         while credentials or not refused:
             try:
@@ -185,7 +209,7 @@ class Authenticator:
                 refusals.append(refusal)
             refused.append(credentials)
             credentials = await self._next(refused)
-        raise refusals[0]
+        raise refusals[0] if refusals else self._refused()
 
     async def _granted(
         self,
@@ -199,14 +223,14 @@ class Authenticator:
             header = f"Bearer {credentials.registry_token}"
             if header in rejected:
                 raise self._refused()
-            return Grant(header, math.inf, None)
+            return Grant(header, math.inf, None, credentials)
         self._check_realm(challenge.realm)
         scopes = sorted({scope, *challenge.scopes} - {""})
         if credentials and credentials.identity_token:
             reply = await self._post(challenge, scopes, credentials)
         else:
             reply = await self._get(challenge, scopes, credentials)
-        return self._grant(reply, challenge)
+        return self._grant(reply, challenge, credentials)
 
     def _check_realm(self, realm: str) -> None:
         """Credentials go over TLS, unless the user chose http for the registry itself."""
@@ -255,7 +279,7 @@ class Authenticator:
         self._counters.add("token_requests")
         return await self._control.exchange(method, url, headers, content=content, max_bytes=MAX_TOKEN_BYTES)
 
-    def _grant(self, reply: Reply, challenge: BearerChallenge) -> Grant:
+    def _grant(self, reply: Reply, challenge: BearerChallenge, credentials: Credentials | None) -> Grant:
         """The token in the service's answer."""
         if reply.status != 200:
             raise failure(reply, f"token for {self._endpoint.registry}/{self._repository}")
@@ -269,12 +293,7 @@ class Authenticator:
         if not token or not token.isascii() or not token.isprintable():
             raise SourceError(f"{shown(reply.url)}: the answer holds no token", url=shown(reply.url))
         lifetime_s = min(max(lifetime_s, MIN_TOKEN_LIFETIME_S), MAX_TOKEN_LIFETIME_S)
-        return Grant(f"Bearer {token}", trio.current_time() + lifetime_s * 0.8, challenge)
-
-
-def is_password(header: str) -> bool:
-    """Whether an Authorization header tells a user and password, not a token."""
-    return header.startswith("Basic ")
+        return Grant(f"Bearer {token}", trio.current_time() + lifetime_s * 0.8, challenge, credentials)
 
 
 def _basic(credentials: Credentials) -> str:

@@ -24,6 +24,7 @@ class Access:
         expires_in: what tokens are said to live for, seconds; None is not to say it.
         realm: where tokens are to be had; "" is the registry itself.
         token_field: under which name the answer holds the token.
+        powerless: users whose tokens allow nothing.
         offers_identity: the identity token given to who logs in with a password; "" is none.
     """
 
@@ -35,6 +36,7 @@ class Access:
     realm: str = ""
     token_field: str = "token"
     offers_identity: str = ""
+    powerless: frozenset[str] = frozenset()
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _tokens: dict[str, str] = field(default_factory=dict)
     _issued: int = 0
@@ -71,7 +73,7 @@ class Access:
         with self._lock:
             self._issued += 1
             token = f"token-{self._issued}-for-{user or 'anyone'}"
-            self._tokens[token] = " ".join(fields.get("scope", ()))
+            self._tokens[token] = "" if user in self.powerless else " ".join(fields.get("scope", ()))
         said: dict[str, Any] = {self.token_field: token}
         if self.offers_identity and user and fields.get("offline_token") == ["true"]:
             said["refresh_token"] = self.offers_identity
