@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from lazyfs.snapshotter.labels import order_of
 from tests.support.containerd_images import pause_image, push_layout_files
 from tests.support.containerd_node import Node, node
 from tests.support.containerd_release import Release, release
@@ -100,6 +101,16 @@ def test_past_the_kubelets_door_it_is_pulled_whole(machine: Node, world: World) 
     layers = machine.pulled_layers(world.image)
     assert len(layers) == 5
     assert machine.blobs().keys() >= set(layers)
+
+
+def test_a_private_image_without_an_index_gets_one(machine: Node, world: World, lab: Lab) -> None:
+    push_layout_files(world.private, "plain", lab.image("base"))
+    image = f"{world.private.host}/plain:latest"
+    machine.kubelet.pull(image, username=USER, password=SECRET)
+    (base,) = machine.snapshots.list(f'labels."containerd.io/snapshot/cri.image-ref"=="{image}",parent==""')
+    order = order_of(base.labels, 1)
+    assert order is not None
+    machine.wait_until_lazy(order)
 
 
 def test_containers_read_on_after_everything_was_killed_and_tokens_are_dead(

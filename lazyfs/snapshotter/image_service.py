@@ -163,9 +163,9 @@ class _HandedOn(grpc.GenericRpcHandler):
             context.abort(call.code(), call.details() or "")
 
     def _pull(self, path: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        request = next(requests)
+        request = next(requests, b"")
         pull = _read(request)
-        is_new = self._tell(self._gate.log_in, pull) if pull.entry else False
+        is_new = self._tell(self._gate.log_in, pull) if pull.entry else None
         has_come = False
         try:
             for answer in self._hand_on(path, chain([request], requests), context):
@@ -173,13 +173,13 @@ class _HandedOn(grpc.GenericRpcHandler):
                 yield answer
         finally:
             # Proved credentials stay, whatever pull of the same ones has failed meanwhile.
-            if pull.entry and has_come:
+            if has_come and is_new is not None:
                 self._tell(self._gate.log_in, pull)
             elif is_new:
                 self._tell(self._gate.log_out, pull)
 
-    def _tell(self, what: Callable[[str, Entry], Awaitable[bool | None]], pull: Pull) -> bool:
-        """What the daemon says; False if it says nothing. A pull goes on without it."""
+    def _tell(self, what: Callable[[str, Entry], Awaitable[bool | None]], pull: Pull) -> bool | None:
+        """What the daemon says; None if it cannot be told. A pull goes on without it."""
 
         async def tell() -> bool:
             with trio.fail_after(_TELL_S):
@@ -191,7 +191,7 @@ class _HandedOn(grpc.GenericRpcHandler):
             _log.warning("the daemon does not know who pulls %s: %s", pull.image, error)
         except (trio.RunFinishedError, trio.Cancelled):
             pass
-        return False
+        return None
 
 
 def _read(request: bytes) -> Pull:
