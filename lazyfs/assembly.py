@@ -224,6 +224,7 @@ def source_settings(config: Config, given: CredentialsProvider | None = None) ->
         credentials=CredentialsInTurn((given, configured)) if given else configured,
         proxy=proxy_rules(proxies),
         hosts_dir=config.hosts_dir,
+        registries_conf=config.registries_conf,
     )
 
 

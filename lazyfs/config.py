@@ -61,6 +61,7 @@ class Config:
         https_proxy: proxy for https URLs.
         no_proxy: hosts to reach without one, separated by commas.
         hosts_dir: containerd's directory of mirrors, `host[_port_]/hosts.toml`; /dev/null is to have none.
+        registries_conf: Podman's file of mirrors, for registries of which `hosts_dir` says nothing.
         index: where indexes may come from: auto, local, registry or none (`lazyfs.image.indexing.IndexMode`).
         index_repo: a repository or `oci:DIR` where indexes are looked for first, and pushed to; "" is beside
             the image.
@@ -99,6 +100,7 @@ class Config:
     https_proxy: str = field(default="", repr=False)
     no_proxy: str = ""
     hosts_dir: Path = Path("/etc/containerd/certs.d")
+    registries_conf: Path | None = None
     index: str = "auto"
     index_repo: str = ""
     trust_index: bool = False

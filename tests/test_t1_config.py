@@ -37,6 +37,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "https_proxy": ("http://a", "http://b"),
     "no_proxy": ("a", "b"),
     "hosts_dir": ("/a", "/b"),
+    "registries_conf": ("/a", "/b"),
     "index": ("local", "none"),
     "index_repo": ("oci:a", "oci:b"),
     "trust_index": (True, "off"),
@@ -51,6 +52,9 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "snapshotter_metrics": ("9402", "127.0.0.1:9403"),
     "log_level": ("error", "info"),
 }
+
+
+PATHS = {"cache_dir", "ca_file", "client_cert", "client_key", "hosts_dir", "registries_conf", "policy_file"}
 
 
 def write(path: Path, **values: Any) -> Path:
@@ -72,7 +76,7 @@ def expected(key: str, value: Any) -> Any:
     kind = type(getattr(Config(Path("/x")), key))
     if key in ("auth_files", "trusted_keys"):
         return tuple(map(Path, value if isinstance(value, list) else value.split(os.pathsep)))
-    if key in ("cache_dir", "ca_file", "client_cert", "client_key", "hosts_dir", "policy_file"):
+    if key in PATHS:
         return Path(value)
     if key == "plain_http" or kind is bool:
         return value if isinstance(value, bool) else value in ("true", "yes", "on", "1")

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError
-from lazyfs.source.hosts_config import DEFAULT_DIRECTORY, endpoints_of, find_directory, parse_hosts
+from lazyfs.source.hosts_config import DEFAULT_DIRECTORY, endpoints_in, endpoints_of, find_directory
 from lazyfs.source.settings import ALL_CAPABILITIES, Access, Capability, Endpoint, SourceSettings
+from lazyfs.source.toml_file import parse_toml
 
 FILE = Path("/certs.d/registry.example/hosts.toml")
 
 
 def parsed(text: str, registry: str = "registry.example") -> tuple[Endpoint, ...]:
-    return parse_hosts(text.encode(), FILE, registry, SourceSettings())
+    return endpoints_in(parse_toml(text.encode(), FILE), FILE, registry, SourceSettings())
 
 
 def test_hosts_stand_in_the_order_of_the_file_and_the_server_last() -> None:

@@ -295,6 +295,17 @@ def test_runtimes_are_found_and_run(tmp_path) -> None:
     assert "ok" in states(check_runtimes(REAL)).values()
 
 
+def test_podmans_file_of_mirrors_is_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "registries.conf"
+    file.write_text('[[registry]]\nlocation = "registry.example"')
+    found = list(check_hosts(SourceSettings(registries_conf=file)))
+    assert (found[0].state.value, found[0].fact) == ("ok", f"{file} is read")
+    file.write_text("[[registry]]\nlocation = 1")
+    found = list(check_hosts(SourceSettings(registries_conf=file)))
+    assert found[0].state.value == "problem"
+    assert "'location' is not a string" in found[0].fact
+
+
 def test_mirrors_that_cannot_be_read_are_problems(tmp_path) -> None:
     assert states(check_hosts(SourceSettings(hosts_dir=tmp_path / "none"))) == {"mirrors": "ok"}
     for name in ("docker.io", "registry.example_5000_"):

@@ -11,6 +11,7 @@ from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine, is_there
 from lazyfs.errors import ConfigError
 from lazyfs.source.hosts_config import endpoints_of
+from lazyfs.source.registries_conf import endpoints_by
 from lazyfs.source.settings import SourceSettings
 
 _TIMEOUT_S: Final = 5.0
@@ -61,6 +62,7 @@ def check_services(machine: Machine, daemon: Path, snapshotter: Path) -> Iterato
 
 def check_hosts(settings: SourceSettings) -> Iterator[Finding]:
     """The mirrors' files."""
+    yield from _check_registries_conf(settings)
     directory = settings.hosts_dir
     try:
         names = sorted(path.name for path in directory.iterdir() if path.is_dir()) if directory else []
@@ -82,3 +84,15 @@ def check_hosts(settings: SourceSettings) -> Iterator[Finding]:
             yield problem("mirrors", str(error), "mend that file; until then images of that registry fail")
     if not wrong:
         yield ok("mirrors", f"{len(names)} registries in {directory}")
+
+
+def _check_registries_conf(settings: SourceSettings) -> Iterator[Finding]:
+    file = settings.registries_conf
+    if file is None:
+        return
+    try:
+        endpoints_by(file, "nobody.invalid", "", settings)
+    except ConfigError as error:
+        yield problem("mirrors", str(error), "mend that file; until then images of registries fail")
+    else:
+        yield ok("mirrors", f"{file} is read")

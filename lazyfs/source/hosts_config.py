@@ -7,7 +7,6 @@ settings in the first of these directories that exists: `host_port_`, `host:port
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from lazyfs.errors import ConfigError, SourceError
+from lazyfs.source.registries_conf import endpoints_by
 from lazyfs.source.settings import (
     ALL_CAPABILITIES,
     Access,
@@ -24,11 +24,11 @@ from lazyfs.source.settings import (
     api_host,
     endpoint_of,
 )
+from lazyfs.source.toml_file import read_toml
 from lazyfs.source.urls import origin_of
 
 DEFAULT_DIRECTORY: Final = Path("/etc/containerd/certs.d")
 
-_MAX_BYTES: Final = 1 << 20
 _MAX_HOSTS: Final = 100
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _OURS: Final = frozenset({"Accept-Encoding", "Connection", "Content-Length", "Range", "Transfer-Encoding"})
@@ -36,27 +36,31 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.A
 _SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def endpoints_of(registry: str, settings: SourceSettings) -> tuple[Endpoint, ...]:
+def endpoints_of(registry: str, settings: SourceSettings, repository: str = "") -> tuple[Endpoint, ...]:
     """Who serves a registry, in the order to be asked; the last is the registry itself, or its `server`.
 
-    Blocks; for a worker thread.
+    Where containerd was told nothing of it, what Podman was told counts. Blocks; for a worker thread.
+
+    Args:
+        registry: as it stands in references.
+        settings: how to reach registries.
+        repository: path in the registry, where it may matter.
 
     Raises:
         ConfigError: its settings cannot be read or make no sense.
     """
     directory = find_directory(settings.hosts_dir, registry) if settings.hosts_dir else None
     if directory is None:
-        return (endpoint_of(registry, settings),)
+        told = settings.registries_conf
+        found = endpoints_by(told, registry, repository, settings) if told else None
+        return found or (endpoint_of(registry, settings),)
     file = directory / "hosts.toml"
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_BYTES + 1)
+        root = read_toml(file)
     except FileNotFoundError:
-        data = b""
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    if data:
-        return parse_hosts(data, file, registry, settings)
+        root = {}
+    if root:
+        return endpoints_in(root, file, registry, settings)
     access = _certificate_files(directory)
     return (replace(_home(registry, access, settings), access=access),)
 
@@ -80,26 +84,22 @@ def find_directory(hosts_dir: Path, registry: str) -> Path | None:
     return None
 
 
-def parse_hosts(data: bytes, file: Path, registry: str, settings: SourceSettings) -> tuple[Endpoint, ...]:
+def endpoints_in(
+    root: Mapping[str, Any], file: Path, registry: str, settings: SourceSettings
+) -> tuple[Endpoint, ...]:
     """Who serves a registry, by the content of its `hosts.toml`.
 
     Keys that are not known are passed over, as containerd does: later versions have more.
 
     Args:
-        data: the file's content.
+        root: the file's content.
         file: where it lies, for messages and relative paths.
         registry: as it stands in references.
         settings: how to reach the registry itself.
 
     Raises:
-        ConfigError: it is not TOML, or a value is not of its kind.
+        ConfigError: a value is not of its kind.
     """
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{file}: more than {_MAX_BYTES} bytes")
-    try:
-        root = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not TOML: {error}") from None
     hosts = root.get("host", {})
     if not isinstance(hosts, dict) or not all(isinstance(table, dict) for table in hosts.values()):
         raise ConfigError(f'{file}: [host."URL"] stands for tables')

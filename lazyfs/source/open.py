@@ -66,7 +66,7 @@ async def open_registry(
     mirrors: tuple[Endpoint, ...] = (),
     routes: Routes | None = None,
 ) -> AsyncIterator[RegistrySource]:
-    """A reference as a source; `mirrors` are asked first, then what `hosts_dir` says, then the registry.
+    """A reference as a source; `mirrors` are asked first, then what `hosts_dir` or `registries_conf` says.
 
     Args:
         reference: an image, or its repository.
@@ -75,9 +75,9 @@ async def open_registry(
         routes: as for `open_source`.
 
     Raises:
-        ConfigError: what `hosts_dir` says of the registry makes no sense, or a certificate cannot be used.
+        ConfigError: what is said there of the registry makes no sense, or a certificate cannot be used.
     """
-    own = await trio.to_thread.run_sync(endpoints_of, reference.registry, settings)
+    own = await trio.to_thread.run_sync(endpoints_of, reference.registry, settings, reference.repository)
     endpoints = (*mirrors, *own)
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
     counters = Counters()
@@ -92,14 +92,11 @@ async def open_registry(
         hosts = []
         for endpoint in endpoints:
             _, control, ranges = ways[endpoint.access]
-            authenticator = Authenticator(
-                endpoint, reference.repository, settings.credentials, control, counters
-            )
+            repository = endpoint.repository or reference.repository
+            authenticator = Authenticator(endpoint, repository, settings.credentials, control, counters)
             # Where others have the same, the next one is the next attempt.
             policy = settings.retry if endpoint is endpoints[-1] else replace(settings.retry, retries=0)
-            hosts.append(
-                Host(endpoint, reference.repository, authenticator, control, ranges, policy, counters)
-            )
+            hosts.append(Host(endpoint, repository, authenticator, control, ranges, policy, counters))
         yield RegistrySource(reference, hosts, ways[Access()].ranges, settings.retry, counters)
 
 

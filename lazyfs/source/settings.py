@@ -67,6 +67,7 @@ class SourceSettings:
         credentials: who we are.
         proxy: what to go through.
         hosts_dir: containerd's directory of mirrors (see hosts_config); None is to have none.
+        registries_conf: the file of Podman's mirrors (see registries_conf); None is to have none.
     """
 
     plain_http: bool | None = None
@@ -78,6 +79,7 @@ class SourceSettings:
     credentials: CredentialsProvider = field(default_factory=NoCredentials)
     proxy: ProxyRules = field(default_factory=ProxyRules)
     hosts_dir: Path | None = None
+    registries_conf: Path | None = None
 
     def tls_context(self, access: Access = Access()) -> ssl.SSLContext:  # a frozen value
         """What to demand of servers that are reached in this way, and to show them.
@@ -162,6 +164,7 @@ class Endpoint:
         capabilities: what it is to be asked for.
         headers: sent with every request to this host and to no other; they may hold secrets.
         access: what it takes to reach it.
+        repository: path of the repository there; "" if it is as in references.
     """
 
     registry: str
@@ -170,6 +173,7 @@ class Endpoint:
     capabilities: frozenset[Capability] = ALL_CAPABILITIES
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     access: Access = field(default_factory=Access)
+    repository: str = ""
 
     def url(self, path: str) -> str:
         """The URL of `path`, which begins with "/" and may hold a query."""
