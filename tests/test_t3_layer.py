@@ -123,6 +123,22 @@ async def test_whether_some_of_a_range_is_here(cache):
         assert not layer.has_some(len(TAR), 100)
 
 
+async def test_layers_that_share_their_traffic_know_what_was_asked_for_each(cache):
+    blobs = [MemoryBlob(gzip_layer(TAR)), MemoryBlob(gzip_layer(tar(file(b"f", bytes(9)))))]
+    traffic = Traffic()
+    async with lazy(blobs[0], cache, traffic=traffic) as one, lazy(blobs[1], cache, traffic=traffic) as two:
+        await one.read(0, 100)
+        for landing in two.bring([0], Purpose.BACKGROUND).values():
+            await landing.wait()
+        asked = [layer.statistics().fetched.asked for layer in (one, two)]
+    for purpose, of_all in traffic.counts().items():
+        assert sum(counts[purpose].bytes for counts in asked) == of_all.bytes
+        assert sum(counts[purpose].requests for counts in asked) == of_all.requests
+    assert asked[0][Purpose.BACKGROUND].requests == asked[1][Purpose.DEMAND].requests == 0
+    assert asked[0][Purpose.DEMAND].bytes == blobs[0].ranges[0][1] - blobs[0].ranges[0][0]
+    assert asked[1][Purpose.BACKGROUND].requests == 1
+
+
 @pytest.mark.expect_log("no route")
 async def test_reads_that_wait_in_vain_are_told_of_like_others(cache):
     blob, waits = MemoryBlob(gzip_layer(TAR)), []

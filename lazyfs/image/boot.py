@@ -14,7 +14,7 @@ from lazyfs.image.layer import LazyLayer
 from lazyfs.image.pack_stream import OpenLayer, PackStatistics, PackStream
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks, open_tasks
-from lazyfs.image.traffic import Traffic
+from lazyfs.image.traffic import Traffic, TrafficCount
 
 _LONGEST_LOOK_S: Final = 0.3
 """For how long readers wait until it is known what a pack holds: about what a request of their own takes."""
@@ -66,6 +66,11 @@ class Boot:
         return (
             PackStatistics("none", "there is no boot pack") if self.is_over else PackStatistics("looked for")
         )
+
+    @property
+    def asked(self) -> TrafficCount:
+        """What was asked of others for the pack so far."""
+        return self._stream.asked if self._stream is not None else TrafficCount()
 
     async def run(self, *, ask: bool) -> None:
         """Look for the pack, and stream it.

@@ -7,7 +7,7 @@ entry's span locks do the same.
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,7 @@ from lazyfs.image.plan import Fetch, plan_fetches
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.span_pour import SpanPour
 from lazyfs.image.throughput import Throughput
-from lazyfs.image.traffic import Purpose, Ticket, Traffic
+from lazyfs.image.traffic import Purpose, Tally, Ticket, Traffic, TrafficCount
 from lazyfs.image.whole_stream import WholeStream
 from lazyfs.image.windows import ReadWindow, WindowFetcher
 from lazyfs.source.base import Blob
@@ -80,12 +80,14 @@ class FetchStatistics:
         bytes_fetched: compressed bytes asked for by them.
         spans_fetched: spans they brought.
         failures: fetches that failed.
+        asked: what was asked for whom.
     """
 
     fetches: int = 0
     bytes_fetched: int = 0
     spans_fetched: int = 0
     failures: int = 0
+    asked: Mapping[Purpose, TrafficCount] = field(default_factory=dict)
 
 
 class SpanFetcher:
@@ -126,6 +128,7 @@ class SpanFetcher:
         self._transfers: deque[tuple[int, float]] = deque(maxlen=_TRANSFERS)  # bytes and seconds
         self._whole: WholeStream | None = None  # once the server was seen to know no ranges
         self._landed = trio.Event()  # replaced each time something has landed
+        self._tally = Tally()
         self._fetches = self._bytes = self._fetched = self._failures = 0
 
     def __repr__(self) -> str:
@@ -133,7 +136,8 @@ class SpanFetcher:
 
     def statistics(self) -> FetchStatistics:
         """Counts so far."""
-        return FetchStatistics(self._fetches, self._bytes, self._fetched, self._failures)
+        asked = self._tally.counts()
+        return FetchStatistics(self._fetches, self._bytes, self._fetched, self._failures, asked)
 
     @property
     def worth_ahead(self) -> int | None:
@@ -407,9 +411,10 @@ class SpanFetcher:
 
     def _count(self, size: int, spans: int, purpose: Purpose = Purpose.DEMAND, ahead: int = 0) -> None:
         """A request for `size` bytes is sent; nobody waits yet for at most `ahead` of them."""
-        traffic, ahead = self._settings.traffic, min(ahead, size)
-        traffic.count(purpose, size - ahead)
-        traffic.count(Purpose.AHEAD, ahead, requests=0)
+        ahead = min(ahead, size)
+        for tally in (self._settings.traffic, self._tally):
+            tally.count(purpose, size - ahead)
+            tally.count(Purpose.AHEAD, ahead, requests=0)
         self._fetches += 1
         self._bytes += size
         self._fetched += spans

@@ -1,7 +1,7 @@
 """An image ready to be read: its merged tree, and layers that fetch what is missing."""
 
 import mmap
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from lazyfs.image.indexing import IndexedLayer, Indexer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
-from lazyfs.image.traffic import SlowRead, Traffic
+from lazyfs.image.traffic import SlowRead, Traffic, WaitTally
 from lazyfs.image.waits import Wait
 from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
@@ -315,9 +315,20 @@ async def open_image(
 
 @asynccontextmanager
 async def open_layer(
-    indexed: IndexedLayer, blob: Blob, cache: Cache, settings: FetchSettings
+    indexed: IndexedLayer,
+    blob: Blob,
+    cache: Cache,
+    settings: FetchSettings,
+    waits: WaitTally | None = None,
 ) -> AsyncIterator[LazyLayer]:
     """A layer, open for reading. What was fetched is made durable at the end.
+
+    Args:
+        indexed: its index.
+        blob: its bytes at their source.
+        cache: where they are kept.
+        settings: how to fetch; their traffic is told of reads that wait.
+        waits: told of those of this layer.
 
     Raises:
         IndexerError: its table is damaged.
@@ -340,7 +351,8 @@ async def open_layer(
             line = blob.line if settings.read_ahead.most_reach else None
             beside = Beside(spans, fetcher, line, head.file_ranges) if line is not None else None
             names = PackLayer(head.header.layer_digest, head.digest)
-            waited = partial(_tell, settings.traffic, names)
+            tallies = (settings.traffic, waits) if waits is not None else (settings.traffic,)
+            waited = partial(_tell, tallies, names)
             lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, beside, waited)
             if settings.read_ahead.most_reach:
                 nursery.start_soon(complete_when_much_read, lazy)
@@ -350,9 +362,10 @@ async def open_layer(
             await trio.to_thread.run_sync(lazy.sync)
 
 
-def _tell(traffic: Traffic, layer: PackLayer, wait: Wait) -> None:
+def _tell(tallies: Iterable[Traffic | WaitTally], layer: PackLayer, wait: Wait) -> None:
     read = SlowRead(wait.seconds, wait.asked_s, layer, wait.start, wait.size, wait.cause, wait.came)
-    traffic.waited(read)
+    for tally in tallies:
+        tally.waited(read)
 
 
 def _window(windows: memoryview, span: Span) -> bytes:

@@ -26,7 +26,7 @@ from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.image.ordered_ranges import Take, pour
 from lazyfs.image.pace import Pace
 from lazyfs.image.tasks import open_tasks
-from lazyfs.image.traffic import Purpose, Ticket, Traffic
+from lazyfs.image.traffic import Purpose, Ticket, Traffic, TrafficCount
 from lazyfs.source.base import Blob
 
 MOST_HELD: Final = 16 << 20
@@ -110,11 +110,17 @@ class PackStream:
         self._ended = False
         self._reader: PackReader | None = None
         self._pace = Pace(trio.current_time())
+        self._asked = TrafficCount()
         self._received = self._written = self._waited = 0
         self._state, self._why = "coming", ""
 
     def __repr__(self) -> str:
         return f"<PackStream {self._state}, {self._received} of {self._blob.size} bytes>"
+
+    @property
+    def asked(self) -> TrafficCount:
+        """What was asked of others for it so far."""
+        return self._asked
 
     def statistics(self) -> PackStatistics:
         """What it has brought so far."""
@@ -197,7 +203,7 @@ class PackStream:
         ticket = Ticket(Purpose.PACK)
         async with self._traffic.turn(ticket):
             await self._traffic.pay(ticket, end - start)
-            self._traffic.count(Purpose.PACK, end - start)
+            self._count(end - start)
             data = await self._blob.fetch(start, end, bytes)
         self._arrived(len(data))
         return data
@@ -215,13 +221,17 @@ class PackStream:
             ticket = Ticket(Purpose.PACK)
             async with self._traffic.turn(ticket), pieces:
                 await self._traffic.pay(ticket, end - start)
-                self._traffic.count(Purpose.PACK, end - start)
+                self._count(end - start)
                 await self._blob.stream(start, end, lambda piece: token.run_sync_soon(arrived, bytes(piece)))
 
         async with open_tasks() as nursery, coming:
             nursery.start_soon(bring)
             async for piece in coming:
                 await take(piece)
+
+    def _count(self, size: int) -> None:
+        self._traffic.count(Purpose.PACK, size)
+        self._asked = TrafficCount(self._asked.requests + 1, self._asked.bytes + size)
 
     def _arrived(self, size: int) -> None:
         self._received += size

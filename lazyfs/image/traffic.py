@@ -81,6 +81,49 @@ class TrafficCount:
     bytes: int = 0
 
 
+class Tally:
+    """What was asked for, by purpose."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(Purpose, TrafficCount())
+
+    def count(self, purpose: Purpose, size: int, *, requests: int = 1) -> None:
+        """A request for `size` bytes is sent; none of its own, if `requests` is 0."""
+        before = self._counts[purpose]
+        self._counts[purpose] = TrafficCount(before.requests + requests, before.bytes + size)
+
+    def counts(self) -> dict[Purpose, TrafficCount]:
+        """What was asked so far."""
+        return dict(self._counts)
+
+
+class WaitTally:
+    """Reads that had to wait: how long, by what for, and which waited longest."""
+
+    def __init__(self) -> None:
+        self._slowest: list[tuple[float, int, SlowRead]] = []
+        self._reads = 0
+        self._waits = {cause: Histogram() for cause in Cause}
+
+    def waited(self, read: SlowRead) -> None:
+        """A read had to wait."""
+        self._reads += 1
+        self._waits[read.cause].observe(read.wait_s)
+        item = (read.wait_s, self._reads, read)
+        if len(self._slowest) < SLOWEST:
+            heappush(self._slowest, item)
+        elif item > self._slowest[0]:
+            heapreplace(self._slowest, item)
+
+    def waits(self) -> Mapping[Cause, Distribution]:
+        """How long reads waited, by what they waited for most."""
+        return {cause: histogram.distribution() for cause, histogram in self._waits.items()}
+
+    def slowest(self) -> list[SlowRead]:
+        """The reads that waited longest, the longest first."""
+        return [read for _, _, read in nlargest(SLOWEST, self._slowest)]
+
+
 class Ticket:
     """A request's place among others.
 
@@ -119,14 +162,12 @@ class Traffic:
         self._most_ahead = min(_MOST, max(connections * 3 // 4, 1)) if connections else _MOST
         self._patient = patient
         self._running = dict.fromkeys(Purpose, 0)
-        self._counts = dict.fromkeys(Purpose, TrafficCount())
+        self._tally = Tally()
+        self._wait_tally = WaitTally()
         self._waiting: list[Ticket] = []
         self._changed = trio.lowlevel.ParkingLot()
         self._busy_until = -_IDLE_S
         self._paid_until = 0.0
-        self._slowest: list[tuple[float, int, SlowRead]] = []
-        self._reads = 0
-        self._waits = {cause: Histogram() for cause in Cause}
 
     def __repr__(self) -> str:
         running = ", ".join(f"{count} {purpose.value}" for purpose, count in self._running.items() if count)
@@ -204,30 +245,23 @@ class Traffic:
     # Counts
 
     def count(self, purpose: Purpose, size: int, *, requests: int = 1) -> None:
-        """A request for `size` bytes is sent; none of its own, if `requests` is 0."""
-        before = self._counts[purpose]
-        self._counts[purpose] = TrafficCount(before.requests + requests, before.bytes + size)
+        """As Tally.count; what the background may ask for next follows from it."""
+        self._tally.count(purpose, size, requests=requests)
         if purpose is Purpose.BACKGROUND and self._rate:
             self._paid_until = max(self._paid_until, trio.current_time()) + size / self._rate
 
     def waited(self, read: SlowRead) -> None:
-        """A read had to wait."""
-        self._reads += 1
-        self._waits[read.cause].observe(read.wait_s)
-        item = (read.wait_s, self._reads, read)
-        if len(self._slowest) < SLOWEST:
-            heappush(self._slowest, item)
-        elif item > self._slowest[0]:
-            heapreplace(self._slowest, item)
+        """As WaitTally.waited."""
+        self._wait_tally.waited(read)
 
     def counts(self) -> Mapping[Purpose, TrafficCount]:
-        """What was asked so far."""
-        return dict(self._counts)
+        """As Tally.counts."""
+        return self._tally.counts()
 
     def waits(self) -> Mapping[Cause, Distribution]:
-        """How long reads waited, by what they waited for most."""
-        return {cause: histogram.distribution() for cause, histogram in self._waits.items()}
+        """As WaitTally.waits."""
+        return self._wait_tally.waits()
 
     def slowest(self) -> list[SlowRead]:
-        """The reads that waited longest, the longest first."""
-        return [read for _, _, read in nlargest(SLOWEST, self._slowest)]
+        """As WaitTally.slowest."""
+        return self._wait_tally.slowest()

@@ -28,7 +28,7 @@ from lazyfs.image.indexing import IndexedLayer, load_index
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.reads import Reads, reads_of, sum_of
 from lazyfs.image.tasks import open_tasks
-from lazyfs.image.traffic import Purpose
+from lazyfs.image.traffic import Purpose, WaitTally
 from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.erofs import LocalFile, opened_metadata
 from lazyfs.mount.forest import Forest, VirtualFile
@@ -56,6 +56,8 @@ class ShownLayer:
         lazy: its bytes.
         auditor: watches over its table.
         mounted: to be set once it is read by a mount: then the rest of it may be brought in the background.
+        indexed: its index.
+        waits: its reads that had to wait.
     """
 
     names: PackLayer
@@ -63,6 +65,8 @@ class ShownLayer:
     lazy: LazyLayer
     auditor: Auditor
     mounted: trio.Event
+    indexed: IndexedLayer
+    waits: WaitTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,10 @@ class Layers:
 
     def __repr__(self) -> str:
         return f"<Layers {self._layers!r} in {self._forest!r}>"
+
+    def shown(self) -> dict[PackLayer, ShownLayer]:
+        """Those that are open now, by their digests."""
+        return {shown.names: shown for shown in self._layers.open_values()}
 
     def open_layers(self) -> list[LazyLayer]:
         """Those that are open now."""
@@ -175,7 +183,11 @@ class Layers:
     ) -> AsyncIterator[ShownLayer]:
         async with self._images.lease(order) as image:
             blob = image.workshop.source.blob(layer.descriptor)
-            async with open_layer(indexed, blob, self._cache, self._settings) as lazy, open_tasks() as tasks:
+            waits = WaitTally()
+            async with (
+                open_layer(indexed, blob, self._cache, self._settings, waits) as lazy,
+                open_tasks() as tasks,
+            ):
                 auditor = Auditor([Case(layer, indexed, lazy)], self._cache)
                 tasks.start_soon(auditor.run)
                 tasks.start_soon(_sync_now_and_then, lazy)
@@ -185,7 +197,7 @@ class Layers:
                 file = SavedFile(0, indexed.head.header.device_size, 0, *names, order)
                 inode = self._show(file, lazy, partial(self._layers.count, names))
                 try:
-                    yield ShownLayer(names, inode, lazy, auditor, mounted)
+                    yield ShownLayer(names, inode, lazy, auditor, mounted, indexed, waits)
                 finally:
                     self._past = sum_of([self._past, reads_of(lazy)])
                     self._hide(inode)
