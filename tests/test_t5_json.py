@@ -89,6 +89,7 @@ ELSEWHERE = {
     "stats",
     "stats --daemon",
     "explain DIR",
+    "explain --daemon",
     "trace show",
     "commit",
     "optimize",

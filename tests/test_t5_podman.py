@@ -130,6 +130,20 @@ def test_an_image_is_pulled_without_its_layers_runs_and_goes(lab, publish, tmp_p
     assert mounts_below(tmp_path) == []
 
 
+def test_explain_tells_of_an_image_whose_layers_are_mounted_alone(node, lazyfs):
+    name = node.name("python")
+    node.podman.pull(name)
+    assert node.python("20", "22") == "42"
+    words = ("explain", "--json", "--daemon", node.daemon.socket)
+    (one,) = json.loads(lazyfs(*words).stdout)
+    assert one["image"] == name
+    assert {mount["path"] for mount in one["mounts"]} == {mount["path"] for mount in node.mounted()}
+    assert all(mount["alone"] for mount in one["mounts"])
+    assert len(one["layers"]) == len(one["mounts"]) > 1
+    assert one["traffic"]["demand"]["bytes"] > 0
+    assert json.loads(lazyfs(*words, node.root("python")).stdout)["digest"] == one["digest"]
+
+
 @pytest.mark.parametrize("name", ["oddities", "base"])
 def test_podman_shows_what_the_layers_hold(lab, publish, tmp_path, unpacked, name):
     with running_node(tmp_path, lab, publish(name)) as node:

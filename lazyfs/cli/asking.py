@@ -15,7 +15,7 @@ from lazyfs.errors import MountError, NotMounted
 from lazyfs.mount.mounts import resolve_mount_point
 from lazyfs.mount_states import MountStates, runtime_directory
 
-_OF_CONTAINERD: Final = " by lazyfs mount or run; lazyfs stats --daemon tells of containerd's containers"
+_OTHERS: Final = " by lazyfs mount or run; lazyfs stats --daemon, or explain, tells of other containers"
 
 
 def ask_mounts(config: Config, directory: Path | None, question: str) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def write_each(answers: Sequence[dict[str, Any]], write: Callable[[dict[str, Any
     """Answers on stdout, an empty line between two; where there is none, a line on stderr says so."""
     if not answers:
         served = os.path.exists(DAEMON_SOCKET)  # noqa: PTH110  # also where it may not be looked at
-        complain(f"no image is mounted{_OF_CONTAINERD if served else ''}")
+        complain(f"no image is mounted{_OTHERS if served else ''}")
     for number, answer in enumerate(answers):
         if number:
             write_line("")

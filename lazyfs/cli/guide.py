@@ -49,7 +49,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("umount /mnt", "umount --lazy /mnt"),
     "stats": ("stats", "stats --json /mnt", "stats --daemon"),
     "exec": ("exec web nginx -s reload", "exec -it web bash"),
-    "explain": ("explain /mnt", "explain --json"),
+    "explain": ("explain /mnt", "explain --json", "explain --daemon", "explain --daemon debian:12"),
     "index": ("index registry.example/app:1", "index --push registry.example/app:1"),
     "inspect": ("inspect debian:12", "inspect --json --platform linux/arm64 debian:12"),
     "verify": ("verify registry.example/app:1",),

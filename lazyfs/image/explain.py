@@ -2,11 +2,12 @@
 
 from typing import Any, Final
 
+from lazyfs.image.boot import Boot
 from lazyfs.image.histogram import BOUNDS_S
 from lazyfs.image.image import Image
 from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher
 from lazyfs.image.layer import LazyLayer
-from lazyfs.image.traffic import Purpose, Traffic
+from lazyfs.image.traffic import Purpose, Tally, Traffic, WaitTally
 
 _KINDS: Final = {
     IndexKind.LAZYFS: "an index of lazyfs",
@@ -18,22 +19,30 @@ _KINDS: Final = {
 
 def explanation(image: Image) -> dict[str, Any]:
     """How an image is read, and what that has cost so far."""
-    boot = image.boot.statistics() if image.boot else None
     layers = {
-        names.layer_digest: _layer(image.indexed[list(image.layers).index(layer)], layer)
+        names.layer_digest: layer_facts(image.indexed[list(image.layers).index(layer)], layer)
         for names, layer in image.by_names.items()
     }
     sizes = {layer.descriptor.digest: layer.descriptor.size for layer in image.resolved.layers}
     return {
         "lazy": not all(layer["complete"] for layer in layers.values()),
         "layers": [{"digest": digest, "size": sizes[digest], **layers[digest]} for digest in layers],
-        "boot": {"state": boot.state, "why": boot.why, "leaves": boot.leaves} if boot else None,
+        "boot": boot_facts(image.boot),
         "traffic": traffic_facts(image.traffic),
         "slowest": slowest_facts(image.traffic),
     }
 
 
-def _layer(index: IndexedLayer, layer: LazyLayer) -> dict[str, Any]:
+def boot_facts(boot: Boot | None) -> dict[str, Any] | None:
+    """What became of a boot pack; None where there is to be none."""
+    if boot is None:
+        return None
+    statistics = boot.statistics()
+    return {"state": statistics.state, "why": statistics.why, "leaves": statistics.leaves}
+
+
+def layer_facts(index: IndexedLayer, layer: LazyLayer) -> dict[str, Any]:
+    """By what an open layer is read, how much of it is here, and what that has cost so far."""
     statistics = layer.statistics()
     entry = layer.entry.statistics()
     return {
@@ -50,6 +59,28 @@ def _layer(index: IndexedLayer, layer: LazyLayer) -> dict[str, Any]:
     }
 
 
+def unread_facts(toc: str, index: IndexedLayer | None) -> dict[str, Any]:
+    """The same of a layer that nobody reads now; how much of it is here has to be looked for.
+
+    Args:
+        toc: digest of its table; "" if there is none.
+        index: its index, if it is open.
+    """
+    why = "a table that is not open now" if toc else "no index that may be used"
+    return {
+        "toc": toc,
+        "index": index.kind.value if index is not None else None,
+        "why": why_lazy(index) if index is not None else why,
+        "present": 0,
+        "leaves": 0,
+        "complete": False,
+        "read_whole": False,
+        "hits": 0,
+        "misses": 0,
+        "fetched": 0,
+    }
+
+
 def why_lazy(index: IndexedLayer) -> str:
     """By what a layer is read, and who vouches for that, in words."""
     if index.kind is IndexKind.LAZYFS and index.audited:
@@ -59,7 +90,7 @@ def why_lazy(index: IndexedLayer) -> str:
     return f"{_KINDS[index.kind]}{where}{vouched}"
 
 
-def traffic_facts(traffic: Traffic) -> dict[str, Any]:
+def traffic_facts(traffic: Traffic | Tally) -> dict[str, Any]:
     """What was asked for whom."""
     counts = traffic.counts()
     return {
@@ -73,7 +104,7 @@ def waits_facts(traffic: Traffic) -> dict[str, Any]:
     return {cause.value: {"bounds": BOUNDS_S, **seen._asdict()} for cause, seen in traffic.waits().items()}
 
 
-def slowest_facts(traffic: Traffic) -> list[dict[str, Any]]:
+def slowest_facts(traffic: Traffic | WaitTally) -> list[dict[str, Any]]:
     """The reads that waited longest."""
     return [
         {

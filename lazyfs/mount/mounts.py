@@ -36,6 +36,7 @@ class Mount:
         options: of this mount: b"ro", b"nosuid", ...
         fstype: b"ext4", b"fuse.lazyfs", ...
         source: what is mounted, in the words of the file system.
+        file_system_options: of the file system, in its own words: b"lowerdir=/a:/b".
     """
 
     mount_id: int
@@ -46,6 +47,7 @@ class Mount:
     options: frozenset[bytes]
     fstype: bytes
     source: bytes
+    file_system_options: bytes = b""
 
     @property
     def looks_ours(self) -> bool:
@@ -64,7 +66,7 @@ def _parse_line(line: bytes) -> Mount:
     fields = line.split(b" ")
     mount_id, parent_id, device, root, mount_point, options = fields[:6]
     optional_end = fields.index(b"-", 6)
-    fstype, source = fields[optional_end + 1 : optional_end + 3]
+    fstype, source, file_system_options = fields[optional_end + 1 : optional_end + 4]
     major, _, minor = device.partition(b":")
     return Mount(
         mount_id=int(mount_id),
@@ -75,6 +77,7 @@ def _parse_line(line: bytes) -> Mount:
         options=frozenset(options.split(b",")),
         fstype=fstype,
         source=_unescape(source),
+        file_system_options=_unescape(file_system_options),
     )
 
 
@@ -120,6 +123,21 @@ def resolve_mount_point(path: Path) -> bytes:
             return place
         place = os.path.join(os.path.dirname(place), target)  # noqa: PTH118, PTH120  # bytes
     raise MountError(f"too many symbolic links in {os.fsdecode(path)}")
+
+
+def lower_directories(mount_point: bytes) -> list[bytes]:
+    """What the overlay at a mount point lies over, as `resolve_mount_point` writes it; none of others.
+
+    Where a list was too long for whoever mounted it, its paths are relative to a directory that the kernel
+    does not tell: these are left out.
+    """
+    mount = topmost(read_mount_table(), mount_point)
+    if mount is None or mount.fstype != b"overlay":
+        return []
+    options = (option.partition(b"=") for option in mount.file_system_options.split(b","))
+    lists = [value for name, _, value in options if name in {b"lowerdir", b"lowerdir+"}]
+    paths = [path for each in lists for path in each.split(b":")]
+    return [resolve_mount_point(Path(os.fsdecode(path))) for path in paths if path.startswith(b"/")]
 
 
 def unmount_apart(path: Path, *, lazy: bool = False) -> bool:

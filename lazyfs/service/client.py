@@ -182,6 +182,16 @@ class ServiceClient:
         """
         return await self._ask(_OTHERS_S, {"do": "stats"})
 
+    async def explain(self, image: str = "", paths: Collection[str] = ()) -> list[dict[str, Any]]:
+        """How images are read, and what that has cost: those of a name, or mounted at one of `paths`, or all.
+
+        Raises:
+            Unreachable: the daemon does not answer.
+            NotFound: it knows no such image.
+        """
+        question = {"do": "explain", "image": image, "paths": list(paths)}
+        return list(_of(await self._ask(_OTHERS_S, question), "images", list))
+
     async def _ask(self, timeout_s: float, question: Mapping[str, Any]) -> dict[str, Any]:
         line = await self._answer(timeout_s, encoded(question))
         try:

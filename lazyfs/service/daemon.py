@@ -230,7 +230,7 @@ class _Service:
                 nursery.start_soon(keep_room, cache)
                 nursery.start_soon(trio.to_thread.run_sync, _get_ready, config)
                 nursery.start_soon(chains.remake)
-                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic, self._pulls)
+                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic, self._pulls, cache)
                 if config.metrics:
                     nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
                 nursery.start_soon(answer_questions, listener, desk.answer)

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lazyfs.cache.cache import Cache
 from lazyfs.errors import BadReference
 from lazyfs.image.explain import slowest_facts, traffic_facts, waits_facts
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
+from lazyfs.service.explaining import Explainer
 from lazyfs.service.fuse_driver import FuseDriver
 from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
@@ -31,6 +33,7 @@ class Desk:
         queue: what is to be indexed.
         traffic: where requests for content take turns.
         pulls: takes the credentials of pulls.
+        cache: where layers are kept.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class Desk:
         queue: IndexQueue,
         traffic: Traffic,
         pulls: PullCredentials,
+        cache: Cache,
     ) -> None:
+        self._explainer = Explainer(images, starts, layers, fuse, chains, cache)
         self._traffic = traffic
         self._pulls = pulls
         self._images = images
@@ -82,6 +87,8 @@ class Desk:
                 return {"mounts": self._chains.listed()}
             case {"do": "stats"}:
                 return self.statistics()
+            case {"do": "explain", "image": str(image), "paths": list(paths)}:
+                return {"images": await self._explainer.explain(image, [str(path) for path in paths])}
         raise BadReference(f"no such question: {str(question.get('do'))[:200]}")  # the rest may be secret
 
     async def _assess(self, order: ChainOrder) -> dict[str, Any]:

@@ -194,6 +194,19 @@ class Images:
         """Those that are open now."""
         return self._open.open_values()
 
+    def refusals(self) -> dict[ImageKey, str]:
+        """Why images cannot be shown lazily, as far as that is remembered and holds still.
+
+        By the key of the manifest, where that is known.
+        """
+        now = trio.current_time()
+        found = {}
+        for key, verdict in self._verdicts.items():
+            if verdict.why and now <= verdict.until:
+                opened = self._open.get(key)
+                found[opened.key if opened is not None else key] = verdict.why
+        return found
+
     def statistics(self) -> SourceStatistics:
         """What all images have cost so far, also those that are closed."""
         return sum((workshop.statistics() for workshop in self._workshops), start=self._past)

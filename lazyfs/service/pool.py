@@ -82,6 +82,11 @@ class Pool(Generic[K, V]):
         """Whether the thing with this key is open, or being opened."""
         return key in self._members
 
+    def get(self, key: K) -> V | None:
+        """The thing with this key, if it is open."""
+        member = self._members.get(key)
+        return member.value[0] if member is not None and member.value else None
+
     def open_values(self) -> list[V]:
         """The things that are open."""
         members = dict.fromkeys(self._members.values())

@@ -9,6 +9,7 @@
     {"do": "log_out", "image": "...", "entry": {...}}   {}
     {"do": "list"}                     {"mounts": [{...}]}
     {"do": "stats"}                    {...}
+    {"do": "explain", "image": "...", "paths": [...]}         {"images": [{...}]}    of all if both are empty
     any failure                        {"error": "one line", "code": 75}   a code of `lazyfs.exit_codes`
 
 Each may be asked again when no answer came: none does anything twice.

@@ -68,6 +68,10 @@ class Starts:
         if not order.manifest or ImageKey.of(order) not in self._boots:
             self._nursery.start_soon(self._start, order)
 
+    def boot(self, key: ImageKey) -> Boot | None:
+        """The start of an image, if its layers are open and a boot pack is of use."""
+        return self._boots.get(key)
+
     def lease(self, order: ChainOrder) -> AbstractAsyncContextManager[Boot | None]:
         """The start of the whole ordered image, its layers open; None if no boot pack is wanted or of use.
 
