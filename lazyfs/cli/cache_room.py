@@ -12,6 +12,7 @@ from lazyfs.assembly import Workshop, open_cache, opened
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import Listed
 from lazyfs.cache.collecting import GRACE_S
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, write_line, write_table
 from lazyfs.cli.progress import PullBar
@@ -27,7 +28,7 @@ _LEAST_DIGITS: Final = 12
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option("--fetch", is_flag=True, help="Fetch all of its content now.")
 def pin(config: Config, image: str, fetch: bool) -> None:
     """Keep IMAGE: none of its content that is here, or comes later, is evicted.
@@ -48,7 +49,7 @@ def pin(config: Config, image: str, fetch: bool) -> None:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 def unpin(config: Config, image: str) -> None:
     """Let the content of IMAGE, a name or a digest, be evicted again."""
     catalogue = open_cache(config).catalogue
@@ -86,7 +87,7 @@ def gc(config: Config, dry_run: bool, now: bool, as_json: bool) -> None:
 
 @click.command()
 @configured
-@click.argument("targets", metavar="[IMAGE|DIGEST]...", nargs=-1)
+@click.argument("targets", metavar="[IMAGE|DIGEST]...", nargs=-1, shell_complete=complete_image)
 @click.option("--all", "everything", is_flag=True, help="Everything that is not pinned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rm(config: Config, targets: tuple[str, ...], everything: bool, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from lazyfs.assembly import Workshop, source_settings
 from lazyfs.cli.build_time import build_time
+from lazyfs.cli.completing import complete_changes, complete_image
 from lazyfs.cli.containers import container_places
 from lazyfs.cli.images import index_image
 from lazyfs.cli.options import configured
@@ -34,10 +35,12 @@ from lazyfs.source.push_image import ImageToStore, open_image_store
 
 @click.command()
 @configured
-@click.argument("changes")
+@click.argument("changes", shell_complete=complete_changes)
 @click.argument("target")
 @click.option(
-    "--image", help="The image below, where CHANGES is the upper directory of an overlay of your own."
+    "--image",
+    shell_complete=complete_image,
+    help="The image below, where CHANGES is the upper directory of an overlay of your own.",
 )
 @click.option(
     "--compression", type=click.Choice(["gzip", "zstd"]), default="gzip", show_default=True,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lazyfs.cli.completing import complete_container
 from lazyfs.cli.containers import container_places, variables
 from lazyfs.cli.options import PATH, configured
 from lazyfs.config import Config
@@ -15,7 +16,7 @@ from lazyfs.errors import ContainerError
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @configured
-@click.argument("name")
+@click.argument("name", shell_complete=complete_container)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")

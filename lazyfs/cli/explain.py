@@ -12,6 +12,7 @@ from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.cli.asking import ask_mounts, write_each
+from lazyfs.cli.completing import complete_explained, complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import complain, human, print_json, shown, write_line, write_table
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
@@ -26,9 +27,10 @@ _MOUNTS_SHOWN: Final = 4
 
 @click.command()
 @configured
-@click.argument("about", metavar="[DIRECTORY|IMAGE]", required=False)
+@click.argument("about", metavar="[DIRECTORY|IMAGE]", required=False, shell_complete=complete_explained)
 @click.option(
     "--daemon", is_flag=False, flag_value=str(DAEMON_SOCKET), metavar="[SOCKET]",
+    shell_complete=complete_image,
     help=f"Of the images of lazyfs daemon, or of IMAGE alone [default: at {DAEMON_SOCKET}].",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

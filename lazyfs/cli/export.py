@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from lazyfs.api import AsyncImage
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import GivenPath, configured
 from lazyfs.cli.output import STDOUT, naming
 from lazyfs.cli.running import with_image
@@ -15,7 +16,7 @@ from lazyfs.config import Config
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option(
     "-o", "--output", type=GivenPath(path_type=Path, dir_okay=False),
     help="Write to this file, which is there whole or not at all.",

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from lazyfs.api import AsyncImage
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import GivenPath, configured
 from lazyfs.cli.output import print_json, shown, write_line
 from lazyfs.cli.running import with_image
@@ -36,7 +37,7 @@ _path_argument = click.argument("path", default="/")
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @_path_argument
 @click.option("-l", "long", is_flag=True, help="Mode, owner, size, time.")
 @click.option("-d", "itself", is_flag=True, help="A directory itself, not what is in it.")
@@ -75,7 +76,7 @@ def _when(seconds: int, form: str = "%Y-%m-%d %H:%M") -> str:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @_path_argument
 @click.option("-L", "--level", type=click.IntRange(min=1), help="Go down so many directories only.")
 @_json_option
@@ -97,7 +98,7 @@ def tree(config: Config, image: str, path: str, level: int | None, as_json: bool
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @_path_argument
 @click.option("-name", "--name", metavar="PATTERN", help="The last component matches this shell pattern.")
 @click.option("-path", "--path", "whole", metavar="PATTERN", help="The whole path matches it.")
@@ -155,7 +156,7 @@ def _time_ns(text: str) -> int:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("paths", nargs=-1, required=True)
 def cat(config: Config, image: str, paths: tuple[str, ...]) -> None:
     """Write files of IMAGE to standard output, fetching only what they need."""
@@ -174,7 +175,7 @@ def cat(config: Config, image: str, paths: tuple[str, ...]) -> None:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("path")
 @click.option("-L", "--dereference", is_flag=True, help="Follow a symlink.")
 @_json_option
@@ -217,7 +218,7 @@ def _all_facts(opened: AsyncImage, entry: Entry) -> dict[str, Any]:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("source")
 @click.argument("target", type=GivenPath())
 @click.option("-r", "--recursive", is_flag=True, help="Directories too.")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lazyfs.assembly import Workshop
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.running import with_workshop
@@ -25,7 +26,7 @@ from lazyfs.source.push_artifact import Publisher
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option("--push", is_flag=True, help="Publish the index beside the image, or in --index-repo.")
 @click.option("--all-platforms", is_flag=True, help="Of every image in a multi-platform index, not only one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -91,7 +92,7 @@ def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(config: Config, image: str, as_json: bool) -> None:
     """Show IMAGE's manifest, configuration, history and layers, and by which indexes they would be read.

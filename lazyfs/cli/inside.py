@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from lazyfs.api import AsyncImage
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, shown, write_line, write_table
 from lazyfs.cli.running import with_image, with_two_images
@@ -19,7 +20,7 @@ _human_option = click.option("-H", "--human", "humans", is_flag=True, help="Size
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("path", default="/")
 @click.option("-a", "--all", "files", is_flag=True, help="Files too, not only directories.")
 @click.option("-d", "--depth", type=click.IntRange(min=0), help="Show so many directories deep only.")
@@ -84,8 +85,8 @@ def _size(size: int, *, humans: bool) -> str:
 
 @click.command()
 @configured
-@click.argument("image1")
-@click.argument("image2")
+@click.argument("image1", shell_complete=complete_image)
+@click.argument("image2", shell_complete=complete_image)
 @click.argument("path", default="/")
 @click.option("--times", is_flag=True, help="Modification times count too.")
 @click.option(
@@ -144,7 +145,7 @@ def _change_line(change: Change) -> str:
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option("-n", "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Wasted files.")
 @_human_option
 @_json_option

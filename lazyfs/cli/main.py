@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from indexer.errors import IndexerError
 from lazyfs import __version__
+from lazyfs.cli.completing import COMPLETE_VARIABLE, complete_quietly
 from lazyfs.cli.guide import SECTIONS, examples_of
 from lazyfs.cli.options import common_last, common_options, take_flags
 from lazyfs.cli.output import STDOUT, complain, naming
@@ -154,6 +156,8 @@ def _open_standard_streams() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if os.environ.get(COMPLETE_VARIABLE, "").endswith("_complete"):
+        return complete_quietly(partial(group.main, arguments, prog_name="lazyfs"))
     try:
         result = group.main(arguments, prog_name="lazyfs", standalone_mode=False)
         with naming(STDOUT):

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import click
 
+from lazyfs.cli.completing import complete_image, complete_mount
 from lazyfs.cli.daemon_events import follow
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain, print_json
@@ -26,7 +27,7 @@ _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that 
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("directory", type=PATH)
 @click.option("--foreground", is_flag=True, help="Stay; unmount at Ctrl-C. The log goes to stderr.")
 @click.option(
@@ -147,7 +148,7 @@ def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 @click.command()
 @configured
-@click.argument("directory", type=PATH)
+@click.argument("directory", type=PATH, shell_complete=complete_mount)
 @click.option("--lazy", is_flag=True, help="Detach now, even if in use.")
 def umount(config: Config, directory: Path, lazy: bool) -> None:
     """Unmount DIRECTORY, and wait until its daemon has ended. Cleans up after a dead daemon too."""

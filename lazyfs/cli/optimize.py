@@ -12,6 +12,7 @@ import trio
 
 from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, opened
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.followed import run_followed
 from lazyfs.cli.options import PATH, Seconds, configured
 from lazyfs.cli.output import complain, human, print_json, write_line
@@ -48,7 +49,7 @@ class _ImageThenCommand(click.Command):
 
 @click.command(cls=_ImageThenCommand)
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("command", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
 @click.option("--trace", "traces", type=PATH, multiple=True, metavar="FILE", help="A trace; may be repeated.")
 @click.option(

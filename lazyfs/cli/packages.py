@@ -8,6 +8,7 @@ import click
 from lazyfs import __version__
 from lazyfs.api import AsyncImage
 from lazyfs.cli.build_time import build_time
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import complain, print_document, print_json, shown, write_table
 from lazyfs.cli.running import with_image
@@ -19,7 +20,7 @@ from lazyfs.image.packages.find import Inventory
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option(
     "--format",
     "form",

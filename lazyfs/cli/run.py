@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.containers import container_places, variables
 from lazyfs.cli.image_server import ForkedServer, ServerFailed
 from lazyfs.cli.options import PATH, configured
@@ -27,7 +28,7 @@ BEGUN: Final = f"{__name__}.begun"
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.asking import ask_mounts, write_each
+from lazyfs.cli.completing import complete_place
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
@@ -14,7 +15,7 @@ from lazyfs.config import Config
 
 @click.command()
 @configured
-@click.argument("directory", type=PATH, required=False)
+@click.argument("directory", type=PATH, required=False, shell_complete=complete_place)
 @click.option(
     "--daemon", type=PATH, is_flag=False, flag_value=DAEMON_SOCKET, metavar="[SOCKET]",
     help=f"Of what containerd's containers read, by lazyfs daemon [default: at {DAEMON_SOCKET}].",

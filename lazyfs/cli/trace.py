@@ -11,6 +11,7 @@ import trio
 
 from lazyfs.assembly import open_cache, open_workshop
 from lazyfs.cache.cache import Cache
+from lazyfs.cli.completing import complete_traced
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_document, print_json, shown, write_line, write_table
 from lazyfs.config import Config
@@ -38,7 +39,7 @@ def trace() -> None:
 
 @trace.command()
 @configured
-@click.argument("target", metavar="DIR|IMAGE")
+@click.argument("target", metavar="DIR|IMAGE", shell_complete=complete_traced)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(config: Config, target: str, as_json: bool) -> None:
     """List the files that were read, in the order of first touch."""
@@ -65,7 +66,7 @@ def show(config: Config, target: str, as_json: bool) -> None:
 
 @trace.command()
 @configured
-@click.argument("target", metavar="DIR|IMAGE")
+@click.argument("target", metavar="DIR|IMAGE", shell_complete=complete_traced)
 def export(config: Config, target: str) -> None:
     """Write the newest trace as a document, which lazyfs optimize --trace takes."""
     found = find_trace(config, open_cache(config), target)

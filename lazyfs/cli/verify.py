@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from lazyfs.assembly import Workshop
+from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.progress import PullBar
@@ -16,7 +17,7 @@ from lazyfs.image.verifying import LayerReport, verify_image
 
 @click.command()
 @configured
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.option("--pull", is_flag=True, help="Pull layers also where the cache holds all of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(config: Config, image: str, pull: bool, as_json: bool) -> int:
