@@ -96,15 +96,16 @@ def bounded(limits: Limits, compressed_size: int) -> Callable[[int], None]:
     """A check of how much a layer has become so far, cheap enough for every piece of output.
 
     Raises:
-        LimitExceeded: (from the check) too much.
+        LimitExceeded: (from the check) too much; it names the key of lazyfs' configuration that counts.
     """
     allowance = limits.allowance(compressed_size)
+    setting = "max_layer_gib" if allowance == limits.max_uncompressed else "max_ratio"
 
     def check(size: int) -> None:
         if size > allowance:
             raise LimitExceeded(
                 f"a layer of {compressed_size} bytes becomes more than {allowance} bytes: "
-                "a decompression bomb, or raise the limit"
+                f"a decompression bomb; for an image that you trust, raise {setting}"
             )
 
     return check

@@ -215,9 +215,11 @@ def test_a_bomb_is_refused_before_it_is_large(encode):
     bomb = encode(bytes(60 << 20))
     stored = []
     limits = Limits(ratio_floor=4 << 20, max_ratio=50)
-    with pytest.raises(LimitExceeded, match="bomb"):
+    with pytest.raises(LimitExceeded, match=r"a decompression bomb; .* raise max_ratio$"):
         build(bomb, limits=limits, store=stored.append)
     assert sum(map(len, stored)) < 16 << 20
+    with pytest.raises(LimitExceeded, match=r"a decompression bomb; .* raise max_layer_gib$"):
+        build(bomb, limits=Limits(max_uncompressed=4 << 20), store=stored.append)
 
 
 def test_compressed_bytes_that_hold_nothing_are_refused_before_they_are_many():
