@@ -234,6 +234,18 @@ def test_export_writes_a_tar_to_a_pipe_or_a_file_and_to_no_terminal(lazyfs, layo
     assert b"a tar is not for a terminal" in refused.stderr
 
 
+def test_exports_to_one_file_at_once_are_both_whole(lazyfs, layout, tmp_path):
+    lazyfs("index", layout)
+    target = tmp_path / "a.tar"
+    command = [executable(), "export", layout, "-o", str(target), "--cache-dir", str(lazyfs.cache_dir)]
+    environment = lazyfs.environment()
+    running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in running] == [(b"", 0)] * 4
+    piped = subprocess.run([*command[:3], *command[5:]], check=True, capture_output=True, env=environment)
+    assert target.read_bytes() == piped.stdout
+    assert list(tmp_path.glob("a.tar*")) == [target]
+
+
 def test_an_export_into_a_pipe_leaves_it_one(lazyfs, layout, tmp_path):
     pipe, told = tmp_path / "pipe", tmp_path / "told"
     os.mkfifo(pipe)

@@ -1,5 +1,6 @@
 """export: an image's tree as one tar."""
 
+import secrets
 import sys
 from pathlib import Path
 
@@ -35,9 +36,11 @@ def export(config: Config, image: str, output: Path | None) -> None:
         with output.open("wb", buffering=0) as file:  # a device, a pipe, /dev/stdout: it stays what it is
             _write(config, image, file.fileno(), output)
     else:
-        partial = output.with_name(output.name + ".partial")
+        partial = output.with_name(
+            f"{output.name}.{secrets.token_hex(4)}.partial"
+        )  # others may export it, too
         with naming(output):
-            file = partial.open("wb", buffering=0)
+            file = partial.open("xb", buffering=0)
         try:
             with file:
                 _write(config, image, file.fileno(), output)
