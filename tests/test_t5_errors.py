@@ -31,6 +31,7 @@ EXPECTED_WARNINGS = {
         "lazyfs: cannot keep a metadata image",
     ),
     "Another process is in the way": ("lazyfs: waiting for a lock on ",),
+    "A container that the runtime cannot make": ("runc run failed: ",),
     "Changes to another image": ("lazyfs: the image is for linux/s390x: its programs may not run here",),
 }
 LAYER = GOOD.json["layers"][0]["digest"]
@@ -401,6 +402,9 @@ CASES: dict[str, Callable[[World], Done]] = {
     "A volume that is not there": lambda w: contain(w, "x", options=("-v", f"{w.tmp}/absent:/x")),
     "A volume that makes no sense": lambda w: contain(w, "x", options=("-v", "x")),
     "No runtime": lambda w: contain(w, "x", options=("--runtime", "none")),
+    "A container that the runtime cannot make": lambda w: contain(
+        w, "/v/x", options=("--runtime", "runc", "-v", f"{w.tmp}:/v", "-v", f"{w.tmp}:/a")
+    ),
     "No such capability": lambda w: contain(w, "x", options=("--cap-drop", "FLY")),
     "A capability that we have not ourselves": without_a_capability,
     "No seccomp profile": lambda w: contain(w, "x", options=("--security-opt", f"seccomp={w.file('p', '')}")),

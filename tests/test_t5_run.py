@@ -208,6 +208,25 @@ def test_what_cannot_be_run_is_said_in_a_line(containers, image, tmp_path):
         assert done.stderr.startswith("lazyfs: ")
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_why_the_runtime_failed_is_said_once(containers, image, tmp_path, runtime):
+    words = ("run", "--runtime", runtime, "-v", f"{tmp_path}:/etc/passwd")
+    *told, ours = containers(*words, image("base"), "id", exit_code=125).stderr.splitlines()
+    assert sum("irectory" in line for line in told) == 1
+    assert ours == f"lazyfs: {runtime} cannot start the container: it says why above"
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [executable(), *words, "-t", image("base"), "id"],
+        env=containers.environment, stdin=slave, stdout=slave, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    said = process.communicate()[1].decode()
+    os.close(master)
+    os.close(slave)
+    assert process.returncode == 125
+    assert said.count("irectory") == said.count("\n") == 1
+    assert said.startswith(f"lazyfs: {runtime} cannot start the container: ")
+
+
 def test_changes_are_kept_where_the_user_says_and_gone_on_with(containers, image, tmp_path):
     kept = tmp_path / "kept"
     containers("run", "--rm", "--upper", kept, image("base"), "sh", "-c", "echo 1 > /one; rm /etc/passwd-")

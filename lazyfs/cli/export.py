@@ -36,9 +36,8 @@ def export(config: Config, image: str, output: Path | None) -> None:
         with output.open("wb", buffering=0) as file:  # a device, a pipe, /dev/stdout: it stays what it is
             _write(config, image, file.fileno(), output)
     else:
-        partial = output.with_name(
-            f"{output.name}.{secrets.token_hex(4)}.partial"
-        )  # others may export it, too
+        # Others may export to the same file at the same time.
+        partial = output.with_name(f"{output.name}.{secrets.token_hex(4)}.partial")
         with naming(output):
             file = partial.open("xb", buffering=0)
         try:

@@ -30,11 +30,13 @@ class Runtime:
         program: its path.
         state: where it keeps what it knows of containers.
         rootless: whether it runs in a user namespace that an ordinary user made.
+        patience_s: for how long the terminal of a container that was started is waited for.
     """
 
     program: str
     state: Path
     rootless: bool = False
+    patience_s: float = 10.0
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Runtime:
             CommandNotFound, CommandRefused: there is no such program in it, or not to execute.
             ContainerError: it cannot be started.
         """
-        pid_file, log = bundle / "pid", bundle / "runtime.log"
+        pid_file, log, said = bundle / "pid", bundle / "runtime.log", bundle / "runtime.err"
         words = ["run", "--detach", "--pid-file", str(pid_file), "--bundle", str(bundle)]
         with ExitStack() as stack:
             if console is not None:
@@ -67,15 +69,21 @@ class Runtime:
                 stack.callback(os.close, place)
                 # Names of sockets end at 108 bytes (unix(7)); this one is short wherever the bundle lies.
                 words += ["--console-socket", f"/proc/{os.getpid()}/fd/{place}/console.sock"]
+            # A container without a terminal has what the runtime has as error output.
+            errors = stack.enter_context(said.open("wb")) if console is not None else None
             done = subprocess.run(
                 [*self._command(), "--log", str(log), "--log-format", "json", *words, identifier],
                 stdin=stdin,
+                stderr=errors,
                 check=False,
             )
         if done.returncode != 0:
-            raise _failure(self.name, log, done.returncode)
-        terminal = _receive(console) if console is not None else None
-        return int(pid_file.read_text()), terminal
+            why = _last_error(log) or (_last_line(said) if console else "") or f"exit code {done.returncode}"
+            raise _failure(self.name, why, is_told=console is None and self.name in KNOWN)
+        if console is None:
+            return int(pid_file.read_text()), None
+        os.write(2, said.read_bytes())  # warnings
+        return int(pid_file.read_text()), _receive(console, self.patience_s)
 
     def delete(self, identifier: str) -> None:
         """Kill what is left of a container, and forget it; what there is not is no error."""
@@ -140,27 +148,37 @@ def write_bundle(bundle: Path, spec: Mapping[str, Any]) -> None:
     (bundle / "config.json").write_text(json.dumps(spec))
 
 
-def _receive(console: socket.socket) -> int:
-    connection, _ = console.accept()
-    with connection:
-        _message, descriptors, _flags, _address = socket.recv_fds(connection, 4096, 1)
+def _receive(console: socket.socket, patience_s: float) -> int:
+    console.settimeout(patience_s)
+    try:
+        connection, _ = console.accept()
+        with connection:
+            connection.settimeout(patience_s)
+            _message, descriptors, _flags, _address = socket.recv_fds(connection, 4096, 1)
+    except TimeoutError:
+        raise ContainerError(f"the runtime sent no terminal within {patience_s:g} s") from None
     if not descriptors:
         raise ContainerError("the runtime sent no terminal")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
 
 
-def _failure(name: str, log: Path, code: int) -> ContainerError:
-    """The error that a runtime's log tells of."""
-    said = _last_error(log) or f"exit code {code}"
-    words = said.lower()
+def _failure(name: str, why: str, *, is_told: bool) -> ContainerError:
+    """The error that a runtime tells of; `is_told` if it has just told the user, too."""
+    words = why.lower()
     kind = ContainerError
     if "exec" in words:
         if any(mark in words for mark in _NOT_FOUND):
             kind = CommandNotFound
         elif any(mark in words for mark in _REFUSED):
             kind = CommandRefused
-    return kind(f"{name} cannot start the container: {said}")
+    return kind(f"{name} cannot start the container: {'it says why above' if is_told else why}")
+
+
+def _last_line(said: Path) -> str:
+    with suppress(OSError):
+        return said.read_text(errors="replace").strip().rpartition("\n")[2]
+    return ""
 
 
 def _last_error(log: Path) -> str:
