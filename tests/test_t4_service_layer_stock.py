@@ -12,18 +12,18 @@ import trio
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
-from lazyfs.assembly import fetch_settings, open_cache
+from lazyfs.assembly import open_cache
 from lazyfs.errors import NotFound
 from lazyfs.image.image import index_layers
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
+from lazyfs.service.content import Content
 from lazyfs.service.images import Images
 from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
-from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Entry
 from lazyfs.service.raw_blobs import BlobReader, RawBlobs
-from lazyfs.service.starts import Starts
+from lazyfs.service.supervisor import Supervisor
 from tests.support.images import build_image, build_image_from_layers, compress
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
@@ -83,15 +83,14 @@ async def world(
     registry: Registry, place: Path, orders: tuple[Entry, ...] = (), **settings: Any
 ) -> AsyncIterator[World]:
     config = config_of(place, **{"trust_index": True, **settings})
-    cache, fetching = open_cache(config), fetch_settings(config)
+    cache = open_cache(config)
     async with trio.open_nursery() as nursery:
-        images = Images(nursery, config, cache, fetching.traffic)
-        layers = Layers(nursery, Forest(ROOT), images, cache, fetching, lambda: None)
-        starts = Starts(nursery, images, layers, cache, fetching.traffic)
+        content = Content(nursery, config, cache, Forest(ROOT), Supervisor(), lambda: None)
+        images = content.images
         chains = Chains(nursery, images, Nowhere(), lambda _: None, place, trio.lowlevel.checkpoint)
         chains.expect(orders)
         blobs = RawBlobs(nursery, images, cache.root / "tmp")
-        yield World(registry, LayerStock(nursery, images, starts, chains, blobs), images, chains)
+        yield World(registry, LayerStock(nursery, images, content.starts, chains, blobs), images, chains)
         nursery.cancel_scope.cancel()
 
 

@@ -14,14 +14,16 @@ from trio.testing import MockClock
 from indexer.boot_pack import PackLayer
 from indexer.compile import image_key
 from indexer.digest import sha256_digest
-from lazyfs.assembly import fetch_settings, open_cache
+from lazyfs.assembly import open_cache
 from lazyfs.cache.cache import Cache
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.oci.chain import ChainOrder
+from lazyfs.service.content import Content
 from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
+from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 from tests.support.elf import elf
 from tests.support.foreign_images import foreign_image
@@ -58,12 +60,10 @@ def registry() -> Iterator[Registry]:
 @asynccontextmanager
 async def parts(place: Path, **settings: Any) -> AsyncIterator[Parts]:
     config = config_of(place, **settings)
-    cache, fetching = open_cache(config), fetch_settings(config)
+    cache = open_cache(config)
     async with trio.open_nursery() as nursery:
-        images = Images(nursery, config, cache, fetching.traffic)
-        layers = Layers(nursery, Forest(ROOT), images, cache, fetching, lambda: None)
-        starts = Starts(nursery, images, layers, cache, fetching.traffic)
-        yield Parts(cache, images, layers, starts, Trees(images, layers, starts, cache))
+        content = Content(nursery, config, cache, Forest(ROOT), Supervisor(), lambda: None)
+        yield Parts(cache, content.images, content.layers, content.starts, content.trees)
         nursery.cancel_scope.cancel()
 
 

@@ -1,4 +1,4 @@
-"""The data daemon: puts forest, images, layers, chains and server together, and takes them down again.
+"""The data daemon: puts content, chains, fronts and server together, and takes them down again.
 
 At its end, by SIGTERM, everything is unmounted; what is in use goes lazily, and reads of it that the page
 cache cannot answer fail from then on. Orders stay: the next daemon makes all mounts again. One that is
@@ -9,13 +9,12 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 
-from lazyfs.assembly import fetch_settings, open_cache, source_settings
+from lazyfs.assembly import open_cache, source_settings
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.files import kernel_boot_id
 from lazyfs.cache.keeping import keep_room
@@ -23,38 +22,31 @@ from lazyfs.config import Config
 from lazyfs.errors import MountError
 from lazyfs.flock import flock_within, holder_of
 from lazyfs.image.tasks import open_tasks
-from lazyfs.mount.drivers import why_not_erofs
-from lazyfs.mount.forest import Forest
-from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.fuse_mount import check_mount_point
 from lazyfs.mount.mounts import read_mount_table
-from lazyfs.service.chains import Chains
+from lazyfs.service.chains import Chains, Driver
+from lazyfs.service.content import Content
 from lazyfs.service.desk import Desk
 from lazyfs.service.either_driver import FirstThatWorks
 from lazyfs.service.erofs_driver import ErofsDriver
-from lazyfs.service.fuse_driver import FuseDriver
+from lazyfs.service.forest_front import ForestFront, connect_forest
 from lazyfs.service.heritage import Heritage, inherit, take_down_rest
-from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
-from lazyfs.service.kept_session import Connection, KeptSession, new_connection
+from lazyfs.service.kept_session import Connection
 from lazyfs.service.layer_stock import LayerStock
-from lazyfs.service.layers import Layers
 from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
 from lazyfs.service.pulls import PullCredentials
 from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
-from lazyfs.service.server import answer_questions, is_at, listen
-from lazyfs.service.starts import Starts
+from lazyfs.service.server import answer_questions, keep, listening
 from lazyfs.service.store_front import StoreFront, take_down_store
 from lazyfs.service.supervisor import Supervisor
-from lazyfs.service.tree import Trees
 from lazyfs.source.open import get_ready
 
 _log = logging.getLogger(__name__)
 
-_QUESTIONS: Final = "questions"
 _LOCK_S: Final = 5.0
 _SYNC_S: Final = 5.0
 
@@ -103,22 +95,26 @@ async def _begin(
     ledger = Ledger(options.root, kernel_boot_id())
     state = await trio.to_thread.run_sync(ledger.load)
     # Who cannot listen has to end before anything is mounted and kept: else the keeper tries again.
-    with _listening(options.socket, supervisor) as (listener, is_kept):
+    with listening(options.socket, supervisor) as (listener, is_kept):
         heritage = inherit(state, options, supervisor, read_mount_table())
         if heritage.store is None:
             await trio.to_thread.run_sync(_make_way, options, state)
-        connection = heritage.connection
-        if connection is None:
-            rest = [entry.name for entry in heritage.adopted]
-            await trio.to_thread.run_sync(take_down_rest, options, rest)
-            await trio.to_thread.run_sync(take_down, options.forest)
-            connection = await trio.to_thread.run_sync(_new_connection, options, supervisor)
+        connection = heritage.connection or await _new_connection(options, supervisor, heritage)
         if not is_kept:
-            supervisor.store(_QUESTIONS, listener.fileno())
+            keep(listener, supervisor)
         pulls = PullCredentials(supervisor)
         supervisor.drop_rest()
-        service = _Service(options, config, cache, ledger, supervisor, pulls)
-        await service.run(heritage, connection, listener, wait_leave)
+        service = _Service(options, config, cache, supervisor, heritage, connection, pulls)
+        await service.run(ledger, listener, wait_leave)
+
+
+async def _new_connection(
+    options: ServiceOptions, supervisor: Supervisor, heritage: Heritage
+) -> Connection | None:
+    """As `connect_forest` says, once a forest that nobody goes on with is unmounted, and trees on it."""
+    await trio.to_thread.run_sync(take_down_rest, options, heritage.adopted_names)
+    await trio.to_thread.run_sync(take_down, options.forest)
+    return await trio.to_thread.run_sync(connect_forest, options, supervisor)
 
 
 def _make_way(options: ServiceOptions, left: State) -> None:
@@ -142,112 +138,131 @@ def _take_down_all(options: ServiceOptions, supervisor: Supervisor) -> None:
     take_down(options.forest)
 
 
-def _new_connection(options: ServiceOptions, supervisor: Supervisor) -> Connection | None:
-    """A connection for the forest; None if trees are to have their own."""
-    if options.driver == "fuse":
-        return None
-    reason = why_not_erofs()
-    if reason is None:
-        try:
-            return new_connection("forest", options.forest, supervisor)
-        except MountError as error:
-            reason = str(error)
-    if options.driver == "erofs":
-        raise MountError(f"the erofs driver does not work here: {reason}")
-    _log.warning("trees are served by FUSE, the erofs driver does not work here: %s", reason)
-    return None
-
-
 class _Service:
-    """What runs while the daemon does."""
+    """What runs while the daemon does: what is read lasts longest, then what is mounted, then who orders it.
+
+    Args:
+        options: how the daemon is started.
+        config: the configuration.
+        cache: where content is kept.
+        supervisor: keeps descriptors.
+        heritage: what it goes on with.
+        connection: shows the forest; None if trees are to have connections of their own.
+        pulls: what is known of who pulls.
+    """
 
     def __init__(
         self,
         options: ServiceOptions,
         config: Config,
         cache: Cache,
-        ledger: Ledger,
         supervisor: Supervisor,
+        heritage: Heritage,
+        connection: Connection | None,
         pulls: PullCredentials,
     ) -> None:
-        self._pulls = pulls
         self._options = options
         self._config = config
         self._cache = cache
-        self._ledger = ledger
         self._supervisor = supervisor
+        self._heritage = heritage
+        self._pulls = pulls
+        timeout_s = config.read_timeout_s
+        self._forest = ForestFront(options.forest, supervisor, connection, heritage.last, timeout_s)
+        self._store = StoreFront(options.layer_store, supervisor, heritage.store, timeout_s)
 
-    async def run(
-        self,
-        heritage: Heritage,
-        connection: Connection | None,
-        listener: socket.socket,
-        wait_leave: WaitLeave,
-    ) -> None:
+    async def run(self, ledger: Ledger, listener: socket.socket, wait_leave: WaitLeave) -> None:
         """Serve, going on with what is there."""
 
-        def compose() -> State:
-            saved = session.saved(forest.last) if session else None
-            files = layers.saved() if session else ()
-            store = front.saved() if front else None
-            return State(saved, files, fuse.saved(), chains.entries(), chains.idle(), store)
+        def compose() -> State:  # nothing is written before all of this is there
+            return self._state(content, chains)
 
-        options, config, cache = self._options, self._config, self._cache
-        timeout_s = config.read_timeout_s
-        scribe = Scribe(self._ledger, compose)
-        forest = Forest(heritage.last)
-        session = KeptSession(ForestAnswers(forest, timeout_s), connection) if connection else None
-        front = None
-        if options.layer_store:
-            front = StoreFront(options.layer_store, self._supervisor, heritage.store)
+        scribe = Scribe(ledger, compose)
         async with open_tasks() as lasting:
-            fetching = fetch_settings(config)
-            images = Images(lasting, config, cache, fetching.traffic, self._pulls.given)
-            layers = Layers(lasting, forest, images, cache, fetching, scribe.soon)
-            for file in heritage.files:
-                layers.put_back(file)
-            starts = Starts(lasting, images, layers, cache, fetching.traffic)
-            trees = Trees(images, layers, starts, cache)
-            fuse = FuseDriver(lasting, trees, layers, self._supervisor, timeout_s, scribe.soon)
-            fuse.go_on(heritage.trees)
-            erofs = (
-                ErofsDriver(trees, layers, options.forest) if session and options.driver != "fuse" else None
-            )
-            shown = session.shown(options.forest, self._supervisor) if session else nullcontext()
-            async with shown, open_tasks() as nursery:
-                driver = FirstThatWorks(erofs, fuse) if options.driver == "auto" else erofs or fuse
-                chains = Chains(
-                    nursery, images, driver, trees.warm, options.mounts, scribe.write, options.linger_s
-                )
-                chains.adopt(heritage.adopted)
-                chains.expect(heritage.orders)  # before anything is written: nothing gets lost if we die
-                kept = [entry.name for entry in heritage.adopted]
-                await trio.to_thread.run_sync(take_down_rest, options, kept)
+            content = self._content(lasting, scribe)
+            content.go_on(self._heritage)
+            async with self._forest.shown(), open_tasks() as nursery:
+                chains = self._chains(nursery, content, scribe)
+                await self._adopt(chains)
                 await scribe.write()
-                queue = IndexQueue(images, config, options.content_store, self._pulls.given)
-                nursery.start_soon(scribe.run)
-                nursery.start_soon(queue.run)
-                nursery.start_soon(keep_room, cache)
-                nursery.start_soon(trio.to_thread.run_sync, _get_ready, config)
-                nursery.start_soon(chains.remake)
-                desk = Desk(images, starts, layers, fuse, chains, queue, fetching.traffic, self._pulls, cache)
-                if config.metrics:
-                    nursery.start_soon(_tell_metrics, config.metrics, desk, cache)
-                nursery.start_soon(answer_questions, listener, desk.answer)
-                blobs = RawBlobs(nursery, images, cache.root / "tmp")
-                stock = LayerStock(nursery, images, starts, chains, blobs)
-                async with front.shown(stock, timeout_s) if front else nullcontext():
+                self._begin_chores(nursery, chains, scribe)
+                self._begin_answering(nursery, listener, content, chains)
+                async with self._store.shown(self._stock(nursery, content, chains)):
                     await scribe.write()
                     self._supervisor.ready()
-                    await wait_leave(lambda: bool(fuse.saved()) or any(file.opens for file in layers.saved()))
-                    await _leave(layers)
+                    await wait_leave(content.is_used)
+                    await _leave(content)
+
+    def _state(self, content: Content, chains: Chains) -> State:
+        """What the next daemon must know."""
+        return State(
+            session=self._forest.saved(),
+            files=content.layers.saved() if self._forest.is_connected else (),
+            trees=content.fuse.saved(),
+            entries=chains.entries(),
+            idle=chains.idle(),
+            store=self._store.saved(),
+        )
+
+    def _content(self, lasting: trio.Nursery, scribe: Scribe) -> Content:
+        forest, given = self._forest.forest, self._pulls.given
+        return Content(lasting, self._config, self._cache, forest, self._supervisor, scribe.soon, given)
+
+    def _chains(self, nursery: trio.Nursery, content: Content, scribe: Scribe) -> Chains:
+        mounts, linger_s = self._options.mounts, self._options.linger_s
+        driver, warm = self._driver(content), content.trees.warm
+        return Chains(nursery, content.images, driver, warm, mounts, scribe.write, linger_s)
+
+    def _driver(self, content: Content) -> Driver:
+        if not self._forest.is_connected or self._options.driver == "fuse":
+            return content.fuse
+        erofs = ErofsDriver(content.trees, content.layers, self._options.forest)
+        return FirstThatWorks(erofs, content.fuse) if self._options.driver == "auto" else erofs
+
+    async def _adopt(self, chains: Chains) -> None:
+        """Go on with mounts that are there, expect others that are to be, and take down the rest."""
+        chains.adopt(self._heritage.adopted)
+        chains.expect(self._heritage.orders)  # before anything is written: nothing gets lost if we die
+        await trio.to_thread.run_sync(take_down_rest, self._options, self._heritage.adopted_names)
+
+    def _begin_chores(self, nursery: trio.Nursery, chains: Chains, scribe: Scribe) -> None:
+        """What nobody asks for."""
+        nursery.start_soon(scribe.run)
+        nursery.start_soon(keep_room, self._cache)
+        nursery.start_soon(trio.to_thread.run_sync, _get_ready, self._config)
+        nursery.start_soon(chains.remake)
+
+    def _begin_answering(
+        self, nursery: trio.Nursery, listener: socket.socket, content: Content, chains: Chains
+    ) -> None:
+        """Questions, and what is done for them when there is time."""
+        images, pulls = content.images, self._pulls
+        queue = IndexQueue(images, self._config, self._options.content_store, pulls.given)
+        desk = Desk(
+            images,
+            content.starts,
+            content.layers,
+            content.fuse,
+            chains,
+            queue,
+            content.traffic,
+            pulls,
+            self._cache,
+        )
+        nursery.start_soon(queue.run)
+        nursery.start_soon(answer_questions, listener, desk.answer)
+        if self._config.metrics:
+            nursery.start_soon(_tell_metrics, self._config.metrics, desk, self._cache)
+
+    def _stock(self, nursery: trio.Nursery, content: Content, chains: Chains) -> LayerStock:
+        blobs = RawBlobs(nursery, content.images, self._cache.root / "tmp")
+        return LayerStock(nursery, content.images, content.starts, chains, blobs)
 
 
-async def _leave(layers: Layers) -> None:
+async def _leave(content: Content) -> None:
     """End at once, as if killed, but with everything on disk."""
     with trio.move_on_after(_SYNC_S):
-        for lazy in layers.open_layers():
-            await trio.to_thread.run_sync(lazy.sync, abandon_on_cancel=True)
+        await content.sync()
     os._exit(0)
 
 
@@ -273,24 +288,3 @@ def _owned(options: ServiceOptions) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-@contextmanager
-def _listening(path: Path, supervisor: Supervisor) -> Iterator[tuple[socket.socket, bool]]:
-    """A socket that listens at `path`: that of the daemon before us, where questions may wait, or a new one.
-
-    Gives also whether it is the one from before, which is kept for the daemon after us already.
-
-    Raises:
-        MountError: there can be none.
-    """
-    kept = supervisor.take(_QUESTIONS)
-    listener = socket.socket(fileno=kept) if kept is not None else None
-    if listener is not None and not is_at(listener, path):
-        listener.close()
-        listener = None
-    is_kept = listener is not None
-    if listener is None:
-        listener = listen(path)
-    with listener:
-        yield listener, is_kept

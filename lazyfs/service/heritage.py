@@ -41,6 +41,11 @@ class Heritage:
     adopted: tuple[Entry, ...]
     orders: tuple[Entry, ...]
 
+    @property
+    def adopted_names(self) -> list[str]:
+        """Names of the mounts that are there and will be served."""
+        return [entry.name for entry in self.adopted]
+
 
 def inherit(
     state: State, options: ServiceOptions, supervisor: Supervisor, mounts: Iterable[Mount]

@@ -7,7 +7,8 @@ for some seconds. An answer may take as long as what was ordered takes; who goes
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +21,12 @@ from lazyfs.errors import BadReference, LazyfsError, MountError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.printable import one_line
 from lazyfs.service.protocol import MAX_LINE, decoded, encoded
+from lazyfs.service.supervisor import Supervisor
 from lazyfs.unix_sockets import is_ours
 
 _log = logging.getLogger(__name__)
 
+_KEPT_AS: Final = "questions"
 _QUESTION_S: Final = 10.0
 _ANSWER_S: Final = 10.0
 _CONNECTIONS: Final = 512
@@ -61,6 +64,32 @@ def is_at(listener: socket.socket, path: Path) -> bool:
 
 def _made(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
+
+
+@contextmanager
+def listening(path: Path, supervisor: Supervisor) -> Iterator[tuple[socket.socket, bool]]:
+    """A socket that listens at `path`: that of the daemon before us, where questions may wait, or a new one.
+
+    Gives also whether it is the one from before, which is kept for the daemon after us already.
+
+    Raises:
+        MountError: there can be none.
+    """
+    kept = supervisor.take(_KEPT_AS)
+    listener = socket.socket(fileno=kept) if kept is not None else None
+    if listener is not None and not is_at(listener, path):
+        listener.close()
+        listener = None
+    is_kept = listener is not None
+    if listener is None:
+        listener = listen(path)
+    with listener:
+        yield listener, is_kept
+
+
+def keep(listener: socket.socket, supervisor: Supervisor) -> None:
+    """Have a socket kept for the daemon after us."""
+    supervisor.store(_KEPT_AS, listener.fileno())
 
 
 async def answer_questions(listening: socket.socket, answer: Answer) -> None:

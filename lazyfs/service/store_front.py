@@ -22,15 +22,23 @@ class StoreFront:
     """Shows a stock.
 
     Args:
-        directory: where.
+        directory: where; None for nowhere.
         supervisor: keeps the connection.
         inherited: that of a daemon before us, whose file system is there; None if there is none.
+        timeout_s: how long whoever looks something up waits at most.
     """
 
-    def __init__(self, directory: Path, supervisor: Supervisor, inherited: Connection | None) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        supervisor: Supervisor,
+        inherited: Connection | None,
+        timeout_s: float,
+    ) -> None:
         self._directory = directory
         self._supervisor = supervisor
         self._inherited = inherited
+        self._timeout_s = timeout_s
         self._session: KeptSession | None = None
 
     def __repr__(self) -> str:
@@ -38,25 +46,30 @@ class StoreFront:
 
     def saved(self) -> SavedStore | None:
         """What the next daemon must know; None before it is shown."""
-        saved = self._session.saved() if self._session is not None else None
+        if self._directory is None or self._session is None:
+            return None
+        saved = self._session.saved()
         return SavedStore(self._directory, saved) if saved is not None else None
 
     @asynccontextmanager
-    async def shown(self, stock: LayerStock, timeout_s: float) -> AsyncIterator[None]:
-        """Shows a stock while the block lasts; whoever looks something up waits so long at most.
+    async def shown(self, stock: LayerStock) -> AsyncIterator[None]:
+        """Shows a stock while the block lasts.
 
         Raises:
             MountError: it cannot be shown, or somebody has ended it.
         """
+        if self._directory is None:
+            yield
+            return
         connection = self._inherited
         if connection is None:
-            connection = await trio.to_thread.run_sync(self._connect)
-        self._session = KeptSession(StoreAnswers(stock, timeout_s), connection)
+            connection = await trio.to_thread.run_sync(self._connected, self._directory)
+        self._session = KeptSession(StoreAnswers(stock, self._timeout_s), connection)
         async with self._session.shown(self._directory, self._supervisor):
             yield
 
-    def _connect(self) -> Connection:
-        return new_connection(_KIND, self._directory, self._supervisor, read_only=False)
+    def _connected(self, directory: Path) -> Connection:
+        return new_connection(_KIND, directory, self._supervisor, read_only=False)
 
 
 def take_down_store(directory: Path) -> None:
