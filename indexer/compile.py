@@ -14,15 +14,18 @@ from indexer.toc_codec import TocHead
 from indexer.tree import Node, number_layers
 
 
-def image_key(toc_digests: Sequence[str], *, alone: bool = False) -> str:
-    """Hexadecimal key of the metadata image of layers, the lowest first: all that it depends on.
+def image_key(toc_digests: Sequence[str]) -> str:
+    """Hexadecimal key of what `compile_image` makes of layers, the lowest first: all that it depends on."""
+    return _key(*map(digest_hex, toc_digests))
 
-    Args:
-        toc_digests: of the layers.
-        alone: whether it is of what the topmost changes, as `compile_alone` has it.
-    """
-    text = " ".join([str(LAYOUT_VERSION), *["alone"] * alone, *map(digest_hex, toc_digests)])
-    return sha256(text.encode()).hexdigest()
+
+def alone_key(toc_digests: Sequence[str]) -> str:
+    """That of what `compile_alone` makes of the topmost of layers."""
+    return _key("alone", *map(digest_hex, toc_digests))
+
+
+def _key(*words: str) -> str:
+    return sha256(" ".join([str(LAYOUT_VERSION), *words]).encode()).hexdigest()
 
 
 def compile_image(heads: Sequence[TocHead], out: BinaryIO) -> None:

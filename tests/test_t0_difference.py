@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from indexer.compile import compile_alone, image_key
+from indexer.compile import alone_key, compile_alone, image_key
 from indexer.difference import OPAQUE_XATTR, layers_alone
 from indexer.erofs_read import MetadataImage
 from indexer.errors import FormatError, LimitExceeded
@@ -370,6 +370,6 @@ def test_a_layer_that_makes_no_tree_with_those_below_makes_none_alone():
 def test_a_layer_alone_has_a_key_of_its_own():
     digests = ["sha256:" + "1" * 64, "sha256:" + "2" * 64]
     whole = "9fb55e8207da9d08372ca717a4bd30313059abf6ed06e5e0510a95414b653873"
-    keys = [image_key(digests), image_key(digests, alone=True), image_key(digests[:1], alone=True)]
+    keys = [image_key(digests), alone_key(digests), alone_key(digests[:1])]
     assert keys[0] == whole
     assert len(set(keys)) == 3

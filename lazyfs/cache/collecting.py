@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from indexer.compile import image_key
+from indexer.compile import alone_key
 from indexer.errors import FormatError
 from lazyfs.cache.catalogue import KeptImage
 from lazyfs.cache.files import read_bounded
@@ -107,7 +107,7 @@ def _metadata_keys(image: KeptImage) -> Iterator[str]:
     yield image.metadata
     tocs = [toc for _, toc in image.layers]
     with suppress(FormatError):  # a record of digests that are none
-        yield from (image_key(tocs[:number], alone=True) for number in range(1, len(tocs) + 1))
+        yield from (alone_key(tocs[:number]) for number in range(1, len(tocs) + 1))
 
 
 def _unreferred_documents(root: Path, kept: Sequence[KeptImage]) -> Iterator[Path]:

@@ -11,17 +11,15 @@ from typing import Final, Protocol
 import trio
 
 from indexer.boot_pack import PackLayer
-from indexer.compile import compile_alone, compile_image, image_key
 from indexer.erofs_read import MetadataImage
 from indexer.errors import IndexerError
 from indexer.toc import Span
-from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache
-from lazyfs.cache.catalogue import KeptImage
 from lazyfs.image.beside import Beside
 from lazyfs.image.blame import Refused
 from lazyfs.image.boot import Boot, booting
 from lazyfs.image.boot_packs import BootPacks
+from lazyfs.image.compiling import Compile, compiled
 from lazyfs.image.completion import complete_when_much_read
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.indexing import IndexedLayer, Indexer
@@ -161,53 +159,6 @@ async def index_layers(
     return indexed
 
 
-async def compiled(
-    resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], cache: Cache, *, alone: bool = False
-) -> Path:
-    """The metadata image of the image's merged tree, compiled unless the cache has it.
-
-    The cache's catalogue knows of the image from then on. Where a layer alone is wanted, those below it are
-    compiled as well: that costs hardly more.
-
-    Args:
-        resolved: the image.
-        indexed: the indexes of its layers, by digest.
-        cache: where it is kept.
-        alone: whether it is to be of the topmost layer alone, as overlayfs takes a lower directory.
-
-    Raises:
-        IndexerError: the layers make no tree.
-        CacheError: there is no room for it.
-    """
-    heads = [indexed[layer.descriptor.digest].head for layer in resolved.layers]
-    tocs = [head.digest for head in heads]
-    key = image_key(tocs, alone=alone)
-    path = cache.images.path(key)
-    if path is None:
-        async with cache.named_lock(f"compile-{key}"):
-            path = cache.images.path(key)
-            if path is None:
-                compile_missing = _compile_alone if alone else _compile
-                path = await trio.to_thread.run_sync(compile_missing, heads, cache)
-    if not alone:
-        await trio.to_thread.run_sync(cache.catalogue.note, kept_image(resolved, tocs))
-    return path
-
-
-def _compile(heads: Sequence[TocHead], cache: Cache) -> Path:
-    key = image_key([head.digest for head in heads])
-    return cache.images.publish(key, partial(compile_image, heads))
-
-
-def _compile_alone(heads: Sequence[TocHead], cache: Cache) -> Path:
-    """Compile each layer alone; gives the topmost."""
-    tocs = [head.digest for head in heads]
-    for number, write in enumerate(compile_alone(heads), 1):
-        key = image_key(tocs[:number], alone=True)
-        path = cache.images.path(key) or cache.images.publish(key, write)
-    return path
-
-
 async def indexed_tree(
     resolved: ResolvedImage,
     source: Source,
@@ -215,10 +166,9 @@ async def indexed_tree(
     cache: Cache,
     finders: Sequence[IndexFinder] = (),
     here: Mapping[str, IndexedLayer] | None = None,
-    *,
-    alone: bool = False,
+    compile_tree: Compile = compiled,
 ) -> tuple[dict[str, IndexedLayer], Path]:
-    """Indexes of all layers by layer digest, and their metadata image; as `index_layers` and `compiled` say.
+    """Indexes of all layers by layer digest, as `index_layers` says, and what `compile_tree` makes of them.
 
     A table from elsewhere with which the layers make no tree is done without: the next one that is found
     takes its place, or one that is made now.
@@ -232,19 +182,12 @@ async def indexed_tree(
     while True:
         indexed = await index_layers(resolved, source, indexer, finders, here, refused)
         try:
-            return indexed, await compiled(resolved, indexed, cache, alone=alone)
+            return indexed, await compile_tree(resolved, indexed, cache)
         except IndexerError as error:
             here = {digest: index for digest, index in indexed.items() if index.audited}
             judge = partial(refused.add, digests, indexed, here.keys(), error)
             if not await trio.to_thread.run_sync(judge):
                 raise
-
-
-def kept_image(resolved: ResolvedImage, tocs: Sequence[str]) -> KeptImage:
-    """What the cache's catalogue holds of an image whose layers are read by tables with these digests."""
-    documents = (resolved.root.digest, resolved.manifest.config.digest)
-    layers = tuple(zip((layer.descriptor.digest for layer in resolved.layers), tocs, strict=True))
-    return KeptImage(resolved.name, resolved.descriptor.digest, documents, layers, image_key(tocs))
 
 
 def map_metadata(path: Path) -> MetadataImage:

@@ -18,9 +18,10 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot, booting, ending
+from lazyfs.image.compiling import compiled, compiled_alone
 from lazyfs.image.completion import bring_prioritised
 from lazyfs.image.foresight import Process, foresee
-from lazyfs.image.image import compiled, map_metadata
+from lazyfs.image.image import map_metadata
 from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
@@ -99,7 +100,8 @@ class Starts:
             if boot is not None:
                 with trio.move_on_after(_FIRST_S):
                     await boot.find()
-            tree = await compiled(image.resolved, image.indexed, self._cache, alone=order.alone)
+            compile_mounted = compiled_alone if order.alone else compiled
+            tree = await compile_mounted(image.resolved, image.indexed, self._cache)
             if boot is not None:
                 if await boot.find() is None:
                     if order.alone:

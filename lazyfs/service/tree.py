@@ -6,8 +6,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from indexer.boot_pack import PackLayer
 from indexer.digest import digest_hex
 from indexer.errors import IndexerError
@@ -15,9 +13,10 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot import Boot
+from lazyfs.image.compiling import Compile, compiled, compiled_alone, note
 from lazyfs.image.completion import wait_much_read
 from lazyfs.image.hastening import hasten, starts_by_pack
-from lazyfs.image.image import indexed_tree, kept_image, map_metadata
+from lazyfs.image.image import indexed_tree, map_metadata
 from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
@@ -80,11 +79,13 @@ class Trees:
             LazyfsError: something of it cannot be had.
         """
         opened = await stack.enter_async_context(self._images.lease(order))
+        open_ordered = self._open_alone if order.alone else self._open_merged
+        return await open_ordered(order, opened, stack)
+
+    async def _open_merged(self, order: ChainOrder, opened: OpenImage, stack: AsyncExitStack) -> OpenTree:
+        """That of all ordered layers."""
         resolved = opened.lowest(order)
-        indexed, metadata_file = await self._indexed(opened, resolved, alone=order.alone)
-        if order.alone:
-            await self._note(opened)
-            return await self._open_alone(order, resolved, indexed, metadata_file, stack)
+        indexed, metadata_file = await self._indexed(opened, resolved, compiled)
         shown = await stack.enter_async_context(self._layers.lease_all(order, resolved.layers, indexed))
         layers = {layer.names: layer.lazy for layer in shown}
         whole = len(resolved.layers) == len(opened.resolved.layers)  # as is what a boot pack is of
@@ -96,23 +97,12 @@ class Trees:
         self._until_closed(name, hastened.warm, stack)
         return await _open_tree(metadata_file, shown, hastened.packed, stack)
 
-    async def _note(self, opened: OpenImage) -> None:
-        """Have the cache know of an image by all its layers, which lead to each of them alone."""
-        if not opened.missing:
-            layers = opened.resolved.layers
-            tocs = [opened.indexed[layer.descriptor.digest].head.digest for layer in layers]
-            kept = kept_image(opened.resolved, tocs)
-            await trio.to_thread.run_sync(self._cache.catalogue.note, kept)
-
-    async def _open_alone(
-        self,
-        order: ChainOrder,
-        resolved: ResolvedImage,
-        indexed: dict[str, IndexedLayer],
-        metadata_file: Path,
-        stack: AsyncExitStack,
-    ) -> OpenTree:
-        """The topmost layer; its image's start is hastened by whoever has it pulled."""
+    async def _open_alone(self, order: ChainOrder, opened: OpenImage, stack: AsyncExitStack) -> OpenTree:
+        """That of the topmost layer; its image's start is hastened by whoever has it pulled."""
+        resolved = opened.lowest(order)
+        indexed, metadata_file = await self._indexed(opened, resolved, compiled_alone)
+        if not opened.missing:  # the whole image leads to each of its layers alone
+            await note(opened.resolved, opened.indexed, self._cache)
         names = [device.tag.decode() for device in map_metadata(metadata_file).devices]
         by_name = {digest_hex(layer.descriptor.digest): layer for layer in resolved.layers}
         layers = [by_name[name] for name in names]
@@ -145,7 +135,7 @@ class Trees:
         stack.callback(forget)
 
     async def _indexed(
-        self, opened: OpenImage, resolved: ResolvedImage, *, alone: bool
+        self, opened: OpenImage, resolved: ResolvedImage, compile_tree: Compile
     ) -> tuple[dict[str, IndexedLayer], Path]:
         """The layers' indexes, and their tree; indexes that are gone by now are made."""
         digests = {layer.descriptor.digest for layer in resolved.layers}
@@ -153,7 +143,7 @@ class Trees:
         here = known if known.keys() == digests else None
         shop = opened.workshop
         return await indexed_tree(
-            resolved, shop.source, shop.indexer, self._cache, shop.finders, here, alone=alone
+            resolved, shop.source, shop.indexer, self._cache, shop.finders, here, compile_tree
         )
 
 
