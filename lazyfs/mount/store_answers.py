@@ -75,8 +75,8 @@ class StoredLayer(Protocol):
 L = TypeVar("L", bound=StoredLayer)
 
 
-class BlobReader(Protocol):
-    """One who has a blob open."""
+class OpenBlob(Protocol):
+    """A blob, as somebody has opened it."""
 
     async def read(self, start: int, size: int) -> bytes:
         """Bytes [start, start + size) of the blob, which has them; raises as methods of Stock do."""
@@ -98,8 +98,8 @@ class Stock(Protocol[L]):
     async def mounted(self, layer: L) -> bytes:
         """The path where it is mounted, alone."""
 
-    def open_blob(self, layer: L) -> BlobReader:
-        """Somebody who begins to read its blob."""
+    def open_blob(self, layer: L) -> OpenBlob:
+        """Its blob, for somebody who begins to read it."""
 
     def use(self, layer: L, change: int) -> None:
         """One user more (+1) or less (-1)."""
@@ -142,7 +142,7 @@ class StoreAnswers(Answers, Generic[L]):
         self._timeout_s = timeout_s
         self._root: _Node[L] = _Node()
         self._nodes: OrderedDict[int, _Node[L]] = OrderedDict()
-        self._readers: dict[int, BlobReader] = {}
+        self._blobs: dict[int, OpenBlob] = {}
         self._handles = count(randbits(_HANDLE_BITS))  # none that another process has given out
 
     def handlers(self) -> Mapping[int, Handler]:
@@ -201,15 +201,15 @@ class StoreAnswers(Answers, Generic[L]):
         layer = _layer(node)
         if node.part == _INFO:
             return layer.info[asked.offset : asked.offset + asked.size]
-        reader = self._readers.get(asked.handle)
-        if reader is None:
+        blob = self._blobs.get(asked.handle)
+        if blob is None:
             raise Refused(errno.ESTALE)
         size = min(asked.size, layer.size - asked.offset)
         if size <= 0:
             return b""
 
         async def read() -> bytes:
-            return await self._in_time(reader.read(asked.offset, size))
+            return await self._in_time(blob.read(asked.offset, size))
 
         return read
 
@@ -219,13 +219,13 @@ class StoreAnswers(Answers, Generic[L]):
         if node.part != _BLOB:
             return wire.encode_open(OpenFlag.KEEP_CACHE)
         handle = next(self._handles)
-        self._readers[handle] = self._stock.open_blob(_layer(node))
+        self._blobs[handle] = self._stock.open_blob(_layer(node))
         return wire.encode_open(OpenFlag.DIRECT_IO, handle)
 
     def _release(self, _nodeid: int, body: memoryview) -> bytes:
-        reader = self._readers.pop(wire.decode_release(body), None)
-        if reader is not None:
-            reader.close()
+        blob = self._blobs.pop(wire.decode_release(body), None)
+        if blob is not None:
+            blob.close()
         return b""
 
     def _readlink(self, nodeid: int, _body: memoryview) -> Later:
