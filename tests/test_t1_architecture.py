@@ -37,7 +37,7 @@ RULES = Rules(
         "isal": ("indexer",),
         "numpy": ("indexer",),
         "zstandard": ("indexer", "lazyfs.container"),
-        "cryptography": ("lazyfs.image",),
+        "cryptography": ("lazyfs.image.key_file",),
         "packageurl": ("lazyfs.image.packages",),
         "cyclonedx": ("lazyfs.image.packages",),
         "spdx_tools": ("lazyfs.image.packages",),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lazyfs.errors import Unauthorized
-from lazyfs.image.keys import PublicKey, parse_key
+from lazyfs.image.key_file import parse_key
+from lazyfs.image.keys import PublicKey
 from lazyfs.image.signatures import Finding, find_signer
 from lazyfs.image.sigstore_bundle import BUNDLE_TYPES
 from lazyfs.oci.descriptor import Descriptor

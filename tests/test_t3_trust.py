@@ -17,7 +17,8 @@ from indexer.digest import sha256_digest
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError, Unauthorized
 from lazyfs.exit_codes import exit_code
-from lazyfs.image.keys import PublicKey, parse_key
+from lazyfs.image.key_file import parse_key
+from lazyfs.image.keys import PublicKey
 from lazyfs.image.signatures import find_signer
 from lazyfs.image.trust import Demands, IndexTrust, Rule, demands_on, parse_rules
 from lazyfs.oci.image_name import RegistryImage, parse_image
