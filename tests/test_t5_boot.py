@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,16 @@ def test_nothing_was_recorded_is_said(published, lazyfs):
     assert "no trace of" in failed.stderr
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["a tree", "a layer alone"])
 def test_where_a_start_turns_into_much_reading_the_daemons_kernel_reads_ahead_again(
-    published, lazyfs, tmp_path
+    published, lazyfs, tmp_path, alone
 ):
     lazyfs("optimize", "--push", published, "--", "sh", "-c", "cat /etc/passwd", "--")
     facts = told(lazyfs, "inspect", published)
     ids = chain_ids(facts["config"]["rootfs"]["diff_ids"])
     layers = [layer["digest"] for layer in facts["manifest"]["layers"]]
-    order = orders_of(published, facts["digest"], layers, ids)[-1]
+    orders = orders_of(published, facts["digest"], layers, ids)
+    order = replace(orders[0], alone=True) if alone else orders[-1]
     with running_daemon(tmp_path / "daemon", flags=["--driver", "fuse"]) as daemon:
         mounted = daemon.ask("mount", order)
         device = mounted.path.stat().st_dev
