@@ -100,16 +100,18 @@ def test_what_means_something_else_is_no_signature(name: str) -> None:
         parse_bundle(bundle(MEANS_ELSE[name])).names(IMAGE.digest)
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.sampled_from(["QUJD", SIGN]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
 @settings(max_examples=100)
 @given(st.data())
 def test_whatever_stands_in_a_bundle_there_is_one_kind_of_error(data: st.DataObject) -> None:
-    anything = st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.sampled_from(["QUJD", SIGN]),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    )
     document = data.draw(st.sampled_from([WHOLE, MESSAGE]))
     paths = sorted(paths_in(document))
-    broken = changed(document, data.draw(st.sampled_from(paths)), data.draw(anything))
+    broken = changed(document, data.draw(st.sampled_from(paths)), data.draw(ANYTHING))
     try:
         signed = parse_bundle(broken)
         signed.names(IMAGE.digest)
