@@ -236,19 +236,9 @@ class _Service:
         self, nursery: trio.Nursery, listener: socket.socket, content: Content, chains: Chains
     ) -> None:
         """Questions, and what is done for them when there is time."""
-        images, pulls = content.images, self._pulls
-        queue = IndexQueue(images, self._config, self._options.content_store, pulls.given)
-        desk = Desk(
-            images,
-            content.starts,
-            content.layers,
-            content.fuse,
-            chains,
-            queue,
-            content.traffic,
-            pulls,
-            self._cache,
-        )
+        pulls = self._pulls
+        queue = IndexQueue(content.images, self._config, self._options.content_store, pulls.given)
+        desk = Desk(content, chains, queue, pulls, self._cache)
         nursery.start_soon(queue.run)
         nursery.start_soon(answer_questions, listener, desk.answer)
         if self._config.metrics:

@@ -8,55 +8,34 @@ from typing import Any
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import BadReference
 from lazyfs.image.explain import slowest_facts, traffic_facts, waits_facts
-from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
+from lazyfs.service.content import Content
 from lazyfs.service.explaining import Explainer
-from lazyfs.service.fuse_driver import FuseDriver
-from lazyfs.service.images import Images
 from lazyfs.service.indexing import IndexQueue
-from lazyfs.service.layers import Layers
 from lazyfs.service.protocol import is_name, parse_order
 from lazyfs.service.pulls import PullCredentials
-from lazyfs.service.starts import Starts
 
 
 class Desk:
     """Answers questions.
 
     Args:
-        images: what is known of images.
-        starts: those that are about to start.
-        layers: those that are read.
-        fuse: serves trees beside the forest.
-        chains: those that are mounted.
+        content: what is read.
+        chains: what is mounted of it.
         queue: what is to be indexed.
-        traffic: where requests for content take turns.
         pulls: takes the credentials of pulls.
         cache: where layers are kept.
     """
 
     def __init__(
-        self,
-        images: Images,
-        starts: Starts,
-        layers: Layers,
-        fuse: FuseDriver,
-        chains: Chains,
-        queue: IndexQueue,
-        traffic: Traffic,
-        pulls: PullCredentials,
-        cache: Cache,
+        self, content: Content, chains: Chains, queue: IndexQueue, pulls: PullCredentials, cache: Cache
     ) -> None:
-        self._explainer = Explainer(images, starts, layers, fuse, chains, cache)
-        self._traffic = traffic
-        self._pulls = pulls
-        self._images = images
-        self._starts = starts
-        self._layers = layers
-        self._fuse = fuse
+        self._content = content
         self._chains = chains
         self._queue = queue
+        self._pulls = pulls
+        self._explainer = Explainer(content, chains, cache)
 
     async def answer(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a question.
@@ -92,27 +71,27 @@ class Desk:
         raise BadReference(f"no such question: {str(question.get('do'))[:200]}")  # the rest may be secret
 
     async def _assess(self, order: ChainOrder) -> dict[str, Any]:
-        why = await self._images.assess(order)
+        why = await self._content.images.assess(order)
         if why:
             return {"lazy": False, "why": why}
-        self._starts.foresee(order)
+        self._content.starts.foresee(order)
         return {"lazy": True}
 
     def statistics(self) -> dict[str, Any]:
         """What was read, fetched and waited for so far."""
-        reads = self._layers.reads()
-        files = self._layers.saved()
+        images, layers, traffic = self._content.images, self._content.layers, self._content.traffic
+        files, trees = layers.saved(), self._content.fuse.saved()
         return {
             "pid": os.getpid(),
             "mounts": len(self._chains.listed()),
-            "images": len(self._images.open_images()),
-            "layers": len(self._layers.open_layers()),
-            "in_use": {"files": sum(file.opens > 0 for file in files), "trees": len(self._fuse.saved())},
+            "images": len(images.open_images()),
+            "layers": len(layers.open_layers()),
+            "in_use": {"files": sum(file.opens > 0 for file in files), "trees": len(trees)},
             "indexing": self._queue.statistics()._asdict(),
-            "reads": reads._asdict(),
-            "traffic": traffic_facts(self._traffic),
-            "waits": waits_facts(self._traffic),
-            "slowest": slowest_facts(self._traffic),
-            "source": asdict(self._images.statistics()),
-            "sources": [asdict(image.workshop.statistics()) for image in self._images.open_images()],
+            "reads": layers.reads()._asdict(),
+            "traffic": traffic_facts(traffic),
+            "waits": waits_facts(traffic),
+            "slowest": slowest_facts(traffic),
+            "source": asdict(images.statistics()),
+            "sources": [asdict(image.workshop.statistics()) for image in images.open_images()],
         }

@@ -22,11 +22,10 @@ from lazyfs.image.traffic import Purpose, Tally, WaitTally
 from lazyfs.oci.image_name import RegistryImage, parse_image
 from lazyfs.oci.reference import Reference, parse_reference
 from lazyfs.service.chains import Chains
-from lazyfs.service.fuse_driver import FuseDriver
-from lazyfs.service.images import ImageKey, Images, OpenImage
-from lazyfs.service.layers import Layers, ShownLayer
+from lazyfs.service.content import Content
+from lazyfs.service.images import ImageKey, OpenImage
+from lazyfs.service.layers import ShownLayer
 from lazyfs.service.ledger import Entry
-from lazyfs.service.starts import Starts
 
 _SLOWEST: Final = 10  # of each image
 
@@ -103,21 +102,16 @@ class Explainer:
     """Tells of images.
 
     Args:
-        images: those that are open.
-        starts: how theirs went.
-        layers: those that are read.
-        fuse: knows which layers its trees are of.
-        chains: what is mounted.
+        content: what is read, and by which images.
+        chains: what is mounted of it.
         cache: where layers are kept that are not open.
     """
 
-    def __init__(
-        self, images: Images, starts: Starts, layers: Layers, fuse: FuseDriver, chains: Chains, cache: Cache
-    ) -> None:
-        self._images = images
-        self._starts = starts
-        self._layers = layers
-        self._fuse = fuse
+    def __init__(self, content: Content, chains: Chains, cache: Cache) -> None:
+        self._images = content.images
+        self._starts = content.starts
+        self._layers = content.layers
+        self._fuse = content.fuse
         self._chains = chains
         self._cache = cache
 
