@@ -13,6 +13,7 @@ from lazyfs.cli.main import run
 from lazyfs.oci.chain import ChainOrder
 from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
+from tests.support.mount_server import wait_until
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner
 from tests.support.service import Daemon, running_daemon
@@ -69,6 +70,7 @@ def test_images_are_told_of_apart(daemon, python, base, lazyfs):
                 "state": "live",
                 "layers": order.layers,
                 "alone": False,
+                "why": "",
             }
         ]
         assert one["lazy"]
@@ -183,8 +185,26 @@ def test_the_root_of_a_container_leads_to_its_image(daemon, base, lazyfs, tmp_pa
             assert run(["explain", "--json", str(place)]) == 0
             assert json.loads(capfd.readouterr().out)["image"] == base.reference
         assert run(["explain", str(tmp_path)]) == 66
+        capfd.readouterr()
+        assert run(["explain", "--daemon", base.reference, "--json"]) == 0
+        assert [one["image"] for one in json.loads(capfd.readouterr().out)] == [base.reference]
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+def test_of_what_could_not_be_mounted_again_it_is_said_why(tmp_path, lab, lazyfs):
+    with docker_registry(tmp_path / "registry") as address:
+        image = published(lab, address, "base", tmp_path / "publisher")
+        with running_daemon(tmp_path / "daemon") as daemon:
+            daemon.ask("mount", image.whole)
+    with running_daemon(tmp_path / "daemon", tmp_path / "empty") as daemon:
+        wait_until(lambda: daemon.ask("mounts")[0]["why"] != "not yet made again")
+        (one,) = told(lazyfs, daemon, image.reference)
+        (mount,) = one["mounts"]
+        assert (one["layers"], mount["state"], bool(mount["why"])) == ([], "stale", True)
+        said = lazyfs("explain", "--daemon", daemon.socket).stdout
+        assert f"{mount['path']} (stale: " in said or "stale: " in said.splitlines()[0]
+        daemon.ask("keep", [])
 
 
 def test_what_is_not_mounted_any_more_is_told_of_as_long_as_it_is_open(daemon, base, lazyfs):

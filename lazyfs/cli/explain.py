@@ -20,6 +20,7 @@ from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotMounted
 from lazyfs.image.advice import advice
 from lazyfs.image.trace_files import FilesOfLayer, find_head
+from lazyfs.printable import one_line
 
 _LAZY: Final = "yes: content is fetched when it is read"
 _MOUNTS_SHOWN: Final = 4
@@ -152,7 +153,7 @@ def _lines(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "mounted at", answer["mount_point"]
     yield "image", f"{answer['image']} {answer['digest']}"
     if answer.get("why_not"):
-        yield "lazy", f"no: {answer['why_not']}"
+        yield "lazy", f"no: {one_line(answer['why_not'])}"
     else:
         yield "lazy", _LAZY if answer["lazy"] else "not any more: all content is here"
     if not answer["layers"]:
@@ -169,7 +170,8 @@ def _mounts(mounts: Sequence[dict[str, Any]]) -> Iterator[str]:
     if not mounts:
         yield "nowhere"
     for mount in mounts[:_MOUNTS_SHOWN]:
-        which = f", layer {mount['layers']} alone" if mount["alone"] else ""
-        yield f"{mount['path']} ({', '.join(filter(None, (mount['driver'], mount['state'])))}{which})"
+        alone = f"layer {mount['layers']} alone" if mount["alone"] else ""
+        state = ": ".join(filter(None, (mount["state"], one_line(mount["why"]))))
+        yield f"{mount['path']} ({', '.join(filter(None, (mount['driver'], alone, state)))})"
     if len(mounts) > _MOUNTS_SHOWN:
         yield f"and {len(mounts) - _MOUNTS_SHOWN} more places, which --json tells"

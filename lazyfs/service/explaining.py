@@ -24,7 +24,6 @@ from lazyfs.oci.reference import Reference, parse_reference
 from lazyfs.service.chains import Chains
 from lazyfs.service.content import Content
 from lazyfs.service.images import ImageKey, OpenImage
-from lazyfs.service.layers import ShownLayer
 from lazyfs.service.ledger import Entry
 
 _SLOWEST: Final = 10  # of each image
@@ -126,9 +125,10 @@ class Explainer:
             BadReference: `image` can be no name.
             NotFound: there is no such image here.
         """
-        chosen = self._chosen(image, paths)
-        shown = self._layers.shown()
-        told = [(subject, self._of_open(subject, shown)) for subject in chosen]
+        told = []
+        for subject in self._chosen(image, paths):
+            told.append((subject, self._of_open(subject)))
+            await trio.lowlevel.checkpoint()  # readers first
         rows = [row for _, facts in told for row in facts["layers"] if row["toc"] and not row["leaves"]]
         await trio.to_thread.run_sync(_look_up, rows, self._cache)
         return [_judged(subject, facts) for subject, facts in told]
@@ -164,13 +164,14 @@ class Explainer:
             return found
 
         entries = {entry.name: entry for entry in (*self._chains.entries(), *self._chains.idle())}
+        read_by = self._read_by(entries.values())
         for listed in self._chains.listed():
             entry = entries.get(listed["name"])
             if entry is not None:
                 about = subject(ImageKey.of(entry.order))
                 about.call(parse_reference(entry.order.image))
                 about.mounts.append(_mount(listed))
-                about.layers |= dict.fromkeys(self._read_by(entry))
+                about.layers |= dict.fromkeys(read_by.get(entry.name, ()))
         for opened in self._images.open_images():
             about = subject(opened.key)
             about.opened = opened
@@ -184,22 +185,24 @@ class Explainer:
                 about.call(parse_reference(f"{key.repository}:{key.tag}"))
         return subjects.values()
 
-    def _read_by(self, entry: Entry) -> Iterator[PackLayer]:
-        """The layers that a mount reads."""
+    def _read_by(self, entries: Iterable[Entry]) -> dict[str, list[PackLayer]]:
+        """The layers that mounts read, by their names; of what is to be mounted again, none."""
+        files = {file.inode: PackLayer(file.layer, file.toc) for file in self._layers.saved() if file.layer}
+        found = {
+            entry.name: [files[number] for number in entry.devices if number in files]
+            for entry in entries
+            if entry.name in self._chains
+        }
         for tree in self._fuse.saved():
-            if tree.name == entry.name:
-                yield from (PackLayer(*pair) for pair in tree.layers)
-        if entry.devices:
-            files = {file.inode: file for file in self._layers.saved()}
-            found = [files[number] for number in entry.devices if number in files]
-            yield from (PackLayer(file.layer, file.toc) for file in found if file.layer)
+            found.setdefault(tree.name, []).extend(PackLayer(*pair) for pair in tree.layers)
+        return found
 
-    def _of_open(self, subject: _Subject, shown: Mapping[PackLayer, ShownLayer]) -> Row:
+    def _of_open(self, subject: _Subject) -> Row:
         """What is known of what is open now."""
         tally, waits = Tally(), WaitTally()
         rows: list[Row] = []
         for names in subject.all_layers():
-            digest, layer = names.layer_digest, shown.get(names)
+            digest, layer = names.layer_digest, self._layers.shown(names)
             if layer is None:
                 index = subject.index_of(digest)
                 known = index if index is not None and index.head.digest == names.toc_digest else None
@@ -229,7 +232,8 @@ class Explainer:
 
 
 def _mount(listed: Mapping[str, Any]) -> Row:
-    return {name: listed[name] for name in ("path", "driver", "state", "layers", "alone")}
+    place = {name: listed[name] for name in ("path", "driver", "state", "layers", "alone")}
+    return {**place, "why": listed.get("why", "")}
 
 
 def _boot_told(subject: _Subject, boot: Boot | None) -> Row | None:

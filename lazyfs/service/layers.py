@@ -117,9 +117,9 @@ class Layers:
     def __repr__(self) -> str:
         return f"<Layers {self._layers!r} in {self._forest!r}>"
 
-    def shown(self) -> dict[PackLayer, ShownLayer]:
-        """Those that are open now, by their digests."""
-        return {shown.names: shown for shown in self._layers.open_values()}
+    def shown(self, names: PackLayer) -> ShownLayer | None:
+        """The one with these digests, if it is open now."""
+        return self._layers.get(names)
 
     def open_layers(self) -> list[LazyLayer]:
         """Those that are open now."""
