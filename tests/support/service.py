@@ -16,6 +16,7 @@ import trio
 
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.client import ServiceClient
+from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.service_manager import ServiceManager
 
@@ -51,10 +52,17 @@ class Daemon:
         place.mkdir(exist_ok=True)
 
     def start(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers, and shows the layer store that it is to have."""
         self.launch()
         self.ask("mounts")
+        store = self._layer_store
+        wait_until(lambda: store is None or store in mounts_below(store))
         return self
+
+    @property
+    def _layer_store(self) -> Path | None:
+        flags = iter(self._flags)
+        return next((Path(next(flags)) for flag in flags if flag == "--layer-store"), None)
 
     def launch(self) -> None:
         """Start it."""
