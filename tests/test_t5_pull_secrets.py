@@ -164,3 +164,10 @@ def test_everything_else_passes_as_it_is(machine: Node, world: World) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("other", ["--socket", "--containerd", "--daemon"])
+def test_a_socket_is_for_one_thing(lazyfs: LazyfsRunner, tmp_path: Path, other: str) -> None:
+    options = ["--root", tmp_path / "root", "--image-service", tmp_path / "s", other, tmp_path / "s"]
+    assert "are different sockets" in lazyfs("snapshotter", *options, exit_code=64).stderr
+    assert not (tmp_path / "root").exists()
