@@ -65,6 +65,14 @@ async def test_a_token_that_allows_nothing_is_no_obstacle_either() -> None:
             await read(registry, given_for(registry, OTHER))
 
 
+@pytest.mark.parametrize(
+    "other", [Credentials(registry_token="n0thing"), Credentials(identity_token="n0body")]
+)
+async def test_other_kinds_of_credentials_give_way_too(other: Credentials) -> None:
+    with guarded("token") as registry:
+        assert await read(registry, given_for(registry, RIGHT, other)) == DATA
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_is_configured_comes_after_what_is_given(mode: str) -> None:
     with guarded(mode) as registry:
