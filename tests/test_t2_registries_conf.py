@@ -1,5 +1,6 @@
 """Podman's registries.conf: who is asked for which name, and that it is reached."""
 
+import os
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -105,6 +106,7 @@ def asked(name: str, settings: SourceSettings) -> list[str]:
         ("a.wild.example/app", ["a.wild.example/app"]),
         ("a.b.wild.example:5000/app", ["a.b.wild.example:5000/app"]),
         ("a.moved.example/app", ["here.example/app"]),
+        ("a.moved.example:5000/app", ["here.example:5000/app"]),
         ("moved.example/app", ["moved.example/app"]),
         ("else.example/app", ["else.example/app"]),
     ],
@@ -136,6 +138,34 @@ def test_drop_ins_replace_what_is_of_the_same_prefix(conf: Callable[..., SourceS
     assert asked("registry.example/team/app", settings)[0] == "https://near.example/cache/app"
 
 
+def test_of_the_same_prefix_in_a_file_the_first_counts(conf: Callable[..., SourceSettings]) -> None:
+    first = '[[registry]]\nprefix = "docker.io"\nlocation = "one.example"\n'
+    assert asked("python", conf(first + first.replace("one", "two"))) == [
+        "https://one.example/library/python"
+    ]
+
+
+def test_a_directory_among_drop_ins_is_passed_over(
+    conf: Callable[..., SourceSettings], tmp_path: Path
+) -> None:
+    settings = conf(CONF)
+    (tmp_path / "registries.conf.d/old.conf").mkdir()
+    assert asked("python", settings) == ["https://hub.example/docker/library/python"]
+
+
+def test_a_fifo_among_drop_ins_holds_nobody(conf: Callable[..., SourceSettings], tmp_path: Path) -> None:
+    settings = conf(CONF)
+    os.mkfifo(tmp_path / "registries.conf.d/pipe.conf")
+    with pytest.raises(ConfigError, match="a FIFO, not a file"):
+        endpoints_of("app.example", settings, "app")
+
+
+def test_an_insecure_host_that_can_be_nobodys_is_no_bug(conf: Callable[..., SourceSettings]) -> None:
+    host = f"{'a' * 64}.example"
+    settings = conf(f'[[registry]]\nprefix = "app.example"\nlocation = "{host}"\ninsecure = true')
+    assert asked("app.example/app", settings) == [f"https://{host}/app"]
+
+
 def test_hosts_toml_goes_before(conf: Callable[..., SourceSettings], tmp_path: Path) -> None:
     (tmp_path / "certs.d/registry.example").mkdir(parents=True)
     (tmp_path / "certs.d/registry.example/hosts.toml").write_text('server = "https://other.example"')
@@ -163,6 +193,8 @@ def test_hosts_toml_goes_before(conf: Callable[..., SourceSettings], tmp_path: P
         ),
         ('[[registry]]\nprefix = "app.example"\nlocation = "up/../STAIRS"', "a location that is none"),
         ('[[registry]]\nlocation = "app.example"\nblocked = true', "registry 'app.example': is blocked"),
+        ('[[registry]]\nprefix = "*.app.example:5000"\nblocked = true', r"'prefix' is \*.DOMAIN"),
+        ("n = " + "9" * 5000, "not TOML"),
         ("#" * (2 << 20), "more than"),
     ],
 )

@@ -8,7 +8,7 @@ not count.
 
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -65,7 +65,8 @@ class _Rule:
         """How much of a name the prefix stands for; 0 if it is another's."""
         host = name.partition("/")[0]
         if self.prefix.startswith("*."):
-            return len(host) if host.partition(":")[0].endswith(self.prefix[1:]) else 0
+            domain = host.partition(":")[0]
+            return len(domain) if domain.endswith(self.prefix[1:]) else 0
         whole = name == self.prefix or name.startswith(f"{self.prefix}/")
         return len(self.prefix) if whole else 0
 
@@ -124,7 +125,7 @@ def _may_speak_tls(host: str) -> bool:
             context.wrap_socket(connection, server_hostname=address[0]).close()
     except ssl.SSLError:
         return False
-    except OSError:
+    except (OSError, ValueError):  # also of a name that can be nobody's
         return True
     return True
 
@@ -133,15 +134,17 @@ def _rules(file: Path) -> dict[str, _Rule]:
     """By prefix."""
     found: dict[str, _Rule] = {}
     try:
-        drop_ins = sorted(file.with_name(f"{file.name}.d").glob("*.conf"))
+        found_there = sorted(file.with_name(f"{file.name}.d").glob("*.conf"))
+        drop_ins = [path for path in found_there if not path.is_dir()]
     except OSError as error:
         raise ConfigError(f"{file}.d: cannot be read: {error.strerror}") from None
     for path in (file, *drop_ins):
-        found |= {rule.prefix: rule for rule in _rules_in(path)}
+        found |= {rule.prefix: rule for rule in reversed(_rules_in(path))}
     return found
 
 
-def _rules_in(path: Path) -> Iterable[_Rule]:
+def _rules_in(path: Path) -> Sequence[_Rule]:
+    """In the order of the file; of the same prefix, the first counts."""
     try:
         root = read_toml(path)
     except FileNotFoundError as error:
@@ -157,6 +160,8 @@ def _rule(table: Mapping[str, Any], path: Path) -> _Rule:
     where = f"{path}, registry {prefix!r}"
     if not prefix or not (location or prefix.startswith("*.")):
         raise ConfigError(f"{where}: 'location' is missing")
+    if prefix.startswith("*.") and set("/@:") & set(prefix):
+        raise ConfigError(f"{where}: with a wildcard, 'prefix' is *.DOMAIN")
     digests = _value(table, "mirror-by-digest-only", False, where)
     tables = _tables(table, "mirror", where)
     if len(tables) > _MAX_MIRRORS:

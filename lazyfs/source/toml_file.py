@@ -1,5 +1,7 @@
 """Configuration files in TOML that other programs' administrators write."""
 
+import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +19,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is not TOML, or longer than 1 MiB.
     """
     try:
-        with path.open("rb") as opened:
+        with open(path, "rb", opener=_open_nowait) as opened:
+            if stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode):
+                raise ConfigError(f"{path}: a FIFO, not a file")
             data = opened.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise
@@ -36,5 +40,10 @@ def parse_toml(data: bytes, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: more than {_MAX_BYTES} bytes")
     try:
         return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number that is too long for Python
         raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _open_nowait(path: str, flags: int) -> int:
+    """A FIFO would hold us until somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
