@@ -8,7 +8,7 @@ releases pass too; of a pull's request, image and AuthConfig are read (cri-api `
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ _GRACE_S: Final = 5.0
 _LARGEST: Final = 16 << 20  # as containerd's and the kubelet's own
 _TELL_S: Final = 5.0
 _RECONNECT_MS: Final = (100, 1000)
+_FOREVER_S: Final = 1e9  # what gRPC gives for no deadline is longer, and it takes that for one in the past
 
 _MESSAGES: Final = message_classes(
     "runtime.v1",
@@ -107,6 +108,7 @@ async def serving_images(socket: Path, containerd: Path, gate: Gate) -> AsyncIte
         ConfigError: the socket cannot be made.
     """
     sizes = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
+    sizes += [("grpc.max_metadata_size", _LARGEST), ("grpc.absolute_max_metadata_size", _LARGEST)]
     first_ms, longest_ms = _RECONNECT_MS
     pauses = [("grpc.initial_reconnect_backoff_ms", first_ms), ("grpc.max_reconnect_backoff_ms", longest_ms)]
     with grpc.insecure_channel(f"unix:{containerd}", options=[*sizes, *pauses]) as channel:
@@ -150,12 +152,17 @@ class _HandedOn(grpc.GenericRpcHandler):
         """What containerd answers; else the call is aborted as containerd's was."""
         metadata = tuple(pair for pair in context.invocation_metadata() if not _is_transports(pair[0]))
         ask: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
-        call = ask(requests, timeout=context.time_remaining(), metadata=metadata)
+        if not context.is_active():
+            return  # who asked has gone while the call waited for us
+        left_s = context.time_remaining()
+        timeout_s = left_s if left_s is not None and left_s < _FOREVER_S else None
+        call = ask(_while_there(requests), timeout=timeout_s, metadata=metadata)
 
         def give_up() -> None:
             call.cancel()
 
-        context.add_callback(give_up)
+        if not context.add_callback(give_up):
+            give_up()
         try:
             yield from call
         except grpc.RpcError:
@@ -199,6 +206,12 @@ def _read(request: bytes) -> Pull:
         return read_pull(request)
     except DecodeError:  # containerd says what is wrong with it
         return Pull("", {})
+
+
+def _while_there(requests: Iterator[bytes]) -> Iterator[bytes]:
+    """A client's requests, up to where it went away: the call is cancelled then, and that is no mistake."""
+    with suppress(grpc.RpcError):
+        yield from requests
 
 
 def _is_transports(name: str) -> bool:
