@@ -132,6 +132,8 @@ def test_what_is_for_another_server_is_not_taken(
         ("registry.example/UPPER", ALICE),
         (IMAGE, {"auth": "s3cret, which is no base64"}),
         (IMAGE, {"username": ["s3cret"]}),
+        (IMAGE, {"registrytoken": "s3cret\n"}),
+        (IMAGE, {"registrytoken": "s3crét"}),
         (IMAGE, {"username": "a", "password": "s3cret" * 20_000}),
     ],
 )

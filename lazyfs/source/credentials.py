@@ -224,6 +224,8 @@ def credentials_of_entry(entry: Fields) -> Credentials | None:
     if identity:
         return Credentials(identity_token=identity)
     if registry_token:
+        if not registry_token.isascii() or not registry_token.isprintable():
+            raise FormatError(f"{entry.where}: 'registrytoken' does not fit into a header")
         return Credentials(registry_token=registry_token)
     username, password = entry.text("username", ""), entry.text("password", "")
     encoded = entry.text("auth", "")
