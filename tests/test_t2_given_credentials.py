@@ -13,6 +13,7 @@ from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
 from tests.support.registry_client import layer_link, source_of
+from tests.support.registry_faults import Status
 
 DATA = bytes(range(256)) * 16
 LINK = layer_link(DATA)
@@ -106,6 +107,20 @@ async def test_all_refused_ends_in_words_without_secrets(mode: str) -> None:
         with pytest.raises(Unauthorized, match="refused") as caught:
             await read(registry, given_for(registry, OTHER, WRONG))
         assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+async def test_an_identity_token_that_is_void_is_no_obstacle(status: int) -> None:
+    with guarded("token") as registry:
+        registry.faults.add("token", Status(status, {}, b'{"error": "invalid_grant"}'))
+        assert (
+            await read(registry, given_for(registry, RIGHT, Credentials(identity_token="v0id-s3cret")))
+            == DATA
+        )
+        registry.faults.add("token", Status(status, {}, b'{"error": "invalid_grant"}'))
+        registry.access.expire_tokens()
+        with pytest.raises(Unauthorized, match="refused"):
+            await read(registry, given_for(registry, Credentials(identity_token="v0id-s3cret")))
 
 
 class Inventive:

@@ -31,6 +31,8 @@ MIN_TOKEN_LIFETIME_S: Final = 60  # "for compatibility ... tokens must be good f
 MAX_TOKEN_LIFETIME_S: Final = 86_400
 MAX_TOKEN_BYTES: Final = 1 << 20
 CLIENT_ID: Final = "lazyfs"
+_REFUSED_POST: Final = frozenset({400, 404, 405})
+"""How an identity token may be refused: it is void (RFC 6749, section 5.2), or the service takes none."""
 MOST_CANDIDATES: Final = 8
 """Credentials that are tried for one request at most: helpers may make new ones each time."""
 
@@ -228,6 +230,8 @@ class Authenticator:
         scopes = sorted({scope, *challenge.scopes} - {""})
         if credentials and credentials.identity_token:
             reply = await self._post(challenge, scopes, credentials)
+            if reply.status in _REFUSED_POST:
+                raise self._refused()
         else:
             reply = await self._get(challenge, scopes, credentials)
         return self._grant(reply, challenge, credentials)
