@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from lazyfs.snapshotter import image_service
 from lazyfs.snapshotter.image_service import Entry, serving_images
 
 SERVICE = "/runtime.v1.ImageService/"
@@ -113,6 +114,17 @@ async def test_a_call_without_a_deadline_has_none(
     containerd.behaviours["PullImage"] = lambda request, _: request
     assert await ask(channel, "PullImage", PULL) == PULL
     assert gate.told == ["in", "in"]
+
+
+@pytest.mark.expect_log("a/b: it has not answered within 0 s")
+async def test_a_pull_goes_on_without_a_daemon_that_hangs(
+    channel: grpc.Channel, containerd: ContainerdDouble, gate: GateDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_service, "_TELL_S", 0.0)
+    gate.open = trio.Event()
+    containerd.behaviours["PullImage"] = lambda request, _: request
+    assert await ask(channel, "PullImage", PULL) == PULL
+    assert gate.told == []
 
 
 async def test_long_errors_pass(channel: grpc.Channel, containerd: ContainerdDouble) -> None:

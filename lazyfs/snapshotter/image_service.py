@@ -194,10 +194,13 @@ class _HandedOn(grpc.GenericRpcHandler):
 
         try:
             return trio.from_thread.run(tell, trio_token=self._token)
-        except (LazyfsError, trio.TooSlowError) as error:
-            _log.warning("the daemon does not know who pulls %s: %s", pull.image, error)
+        except trio.TooSlowError:
+            why = f"it has not answered within {_TELL_S:g} s"
+        except LazyfsError as error:
+            why = str(error)
         except (trio.RunFinishedError, trio.Cancelled):
-            pass
+            return None
+        _log.warning("the daemon does not know who pulls %s: %s", pull.image, why)
         return None
 
 
