@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from lazyfs.errors import ConfigError
 from lazyfs.snapshotter import image_service
 from lazyfs.snapshotter.image_service import Entry, serving_images
 
@@ -201,3 +202,16 @@ async def test_who_goes_without_a_word_is_not_logged(
     silent.set()
     assert await ask(channel, "ImageStatus") == b"x"
     assert caplog.records == []
+
+
+async def test_a_socket_is_where_it_is_said(gate: GateDouble, tmp_path: Path) -> None:
+    async with serving_images(tmp_path / "a%20b", tmp_path / "containerd", gate):
+        assert (tmp_path / "a%20b").is_socket()
+
+
+async def test_a_path_of_containerd_that_is_too_long_is_said_at_once(
+    gate: GateDouble, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="at most 107 bytes"):
+        async with serving_images(tmp_path / "images", tmp_path / ("x" * 108), gate):
+            pass

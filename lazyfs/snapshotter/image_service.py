@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from lazyfs.errors import LazyfsError
 from lazyfs.snapshotter.messages import message_classes
-from lazyfs.snapshotter.server import bind
+from lazyfs.snapshotter.server import address_of, bind
 
 SERVICES: Final = ("runtime.v1.ImageService", "runtime.v1alpha2.ImageService")
 
@@ -105,13 +105,13 @@ async def serving_images(socket: Path, containerd: Path, gate: Gate) -> AsyncIte
         gate: is told of credentials before a pull begins.
 
     Raises:
-        ConfigError: the socket cannot be made.
+        ConfigError: the socket cannot be made, or there can be none for containerd.
     """
     sizes = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
     sizes += [("grpc.max_metadata_size", _LARGEST), ("grpc.absolute_max_metadata_size", _LARGEST)]
     first_ms, longest_ms = _RECONNECT_MS
     pauses = [("grpc.initial_reconnect_backoff_ms", first_ms), ("grpc.max_reconnect_backoff_ms", longest_ms)]
-    with grpc.insecure_channel(f"unix:{containerd}", options=[*sizes, *pauses]) as channel:
+    with grpc.insecure_channel(address_of(containerd), options=[*sizes, *pauses]) as channel:
         server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="images"),
             handlers=[_HandedOn(channel, gate, trio.lowlevel.current_trio_token())],

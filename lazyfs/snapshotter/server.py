@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 import trio
@@ -86,18 +87,28 @@ async def serving(
             await trio.to_thread.run_sync(stopped.wait)
 
 
+def address_of(socket: Path) -> str:
+    """What gRPC calls a unix socket.
+
+    Raises:
+        ConfigError: its path is too long for one.
+    """
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(f"{socket}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes")
+    return f"unix:{quote(os.fsencode(socket))}"
+
+
 def bind(server: grpc.Server, socket: Path) -> None:
     """Have a server listen on a unix socket that only our user can open.
 
     Raises:
         ConfigError: it cannot be made.
     """
-    if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
-        raise ConfigError(f"{socket}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes")
+    address = address_of(socket)
     before = os.umask(_PRIVATE)
     try:
         socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        server.add_insecure_port(f"unix:{socket}")
+        server.add_insecure_port(address)
     except (OSError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"cannot listen on {socket}: {why or error}") from error
