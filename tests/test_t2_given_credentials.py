@@ -183,6 +183,20 @@ async def test_there_is_a_bound_for_each_repository_and_for_all() -> None:
     assert await given.lookup("a.example", "app", refused) is None
 
 
+async def test_what_is_proved_makes_no_room_for_what_is_not() -> None:
+    given = GivenCredentials()
+    given.give("a.example/app", RIGHT)
+    assert not given.give("a.example/app", RIGHT, proved=True)
+    wrong = [Credentials("user", str(number)) for number in range(10)]
+    for each in wrong:
+        given.give("a.example/app", each)
+    assert await given.lookup("a.example", "app") == wrong[-1]
+    assert await given.lookup("a.example", "app", wrong) == RIGHT
+    for each in wrong:
+        given.give("a.example/app", each, proved=True)
+    assert await given.lookup("a.example", "app", wrong) is None
+
+
 async def test_they_travel_as_they_are() -> None:
     given = GivenCredentials()
     token, identity = Credentials(registry_token="t"), Credentials(identity_token="i")

@@ -57,7 +57,7 @@ class GateDouble:
         self.open.set()
         self.asked = threading.Event()
 
-    async def log_in(self, image: str, entry: Entry) -> bool:
+    async def log_in(self, image: str, entry: Entry, *, proved: bool = False) -> bool:
         assert (image, entry) == (IMAGE, {"username": "u", "password": "p"})
         self.asked.set()
         await self.open.wait()

@@ -46,7 +46,7 @@ def main(daemon: Path) -> None:
 async def _tell(client: ServiceClient, told: Mapping[str, Mapping[str, str]]) -> None:
     for image, entry in told.items():
         if entry:
-            await client.log_in(image, entry)
+            await client.log_in(image, entry, proved=True)  # the manifest came
 
 
 def _told(data: bytes) -> dict[str, dict[str, str]]:

@@ -70,7 +70,7 @@ def snapshotter(
     An image that has an index is not pulled: its containers start at once, and `lazyfs daemon` fetches what
     they read. Any other image is pulled as usual. docs/containerd.md says how containerd is told.
     """
-    sockets = [path.absolute() for path in (socket, daemon, containerd, image_service) if path]
+    sockets = [os.path.realpath(path) for path in (socket, daemon, containerd, image_service) if path]
     if len(set(sockets)) < len(sockets):
         raise click.UsageError("--socket, --daemon, --containerd and --image-service are different sockets")
     counts = SnapshotterCounts()

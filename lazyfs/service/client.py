@@ -140,12 +140,13 @@ class ServiceClient:
         answer = await self._ask(_OTHERS_S, {"do": "index", "order": order_fields(order)})
         return _of(answer, "queued", bool)
 
-    async def log_in(self, image: str, entry: Mapping[str, str]) -> bool:
+    async def log_in(self, image: str, entry: Mapping[str, str], *, proved: bool = False) -> bool:
         """Give the credentials by which an image is pulled.
 
         Args:
             image: its name.
             entry: as one of `auths` in docker's `config.json`, perhaps with "serveraddress".
+            proved: whether something of it came by them.
 
         Returns:
             Whether they were not known.
@@ -154,7 +155,8 @@ class ServiceClient:
             Unreachable: the daemon does not answer.
             BadReference: these are none.
         """
-        answer = await self._ask(_OTHERS_S, {"do": "log_in", "image": image, "entry": dict(entry)})
+        question = {"do": "log_in", "image": image, "entry": dict(entry), "proved": proved}
+        answer = await self._ask(_OTHERS_S, question)
         return _of(answer, "new", bool)
 
     async def log_out(self, image: str, entry: Mapping[str, str]) -> None:

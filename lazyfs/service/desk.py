@@ -57,8 +57,8 @@ class Desk:
                 return {"released": await self._chains.keep(names)}
             case {"do": "index", "order": fields}:
                 return {"queued": self._queue.add(parse_order(fields))}
-            case {"do": "log_in", "image": str(image), "entry": dict(entry)}:
-                return {"new": self._pulls.log_in(image, entry)}
+            case {"do": "log_in", "image": str(image), "entry": dict(entry), "proved": bool(proved)}:
+                return {"new": self._pulls.log_in(image, entry, proved=proved)}
             case {"do": "log_out", "image": str(image), "entry": dict(entry)}:
                 self._pulls.log_out(image, entry)
                 return {}

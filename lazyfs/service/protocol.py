@@ -5,7 +5,7 @@
     {"do": "release", "name": "..."}   {}
     {"do": "keep", "names": [...]}     {"released": [...]}    layers alone are kept anyway: they are others'
     {"do": "index", "order": {...}}    {"queued": true}
-    {"do": "log_in", "image": "...", "entry": {...}}    {"new": true}    of `auths` in docker's config.json
+    {"do": "log_in", "image": "...", "entry": {...}, "proved": true}    {"new": true}    an entry of `auths`
     {"do": "log_out", "image": "...", "entry": {...}}   {}
     {"do": "list"}                     {"mounts": [{...}]}
     {"do": "stats"}                    {...}

@@ -45,13 +45,14 @@ class PullCredentials:
     def __repr__(self) -> str:
         return f"<PullCredentials {self.given!r}>"
 
-    def log_in(self, image: str, entry: Mapping[str, Any]) -> bool:
+    def log_in(self, image: str, entry: Mapping[str, Any], *, proved: bool = False) -> bool:
         """A pull of an image begins, or has succeeded.
 
         Args:
             image: its name.
             entry: what the pull tells of who pulls, with the names of an entry of `auths` in Docker's
                 `config.json`; "serveraddress" may say which registry it is for.
+            proved: whether it has succeeded.
 
         Returns:
             Whether these credentials were not known for its repository.
@@ -62,7 +63,7 @@ class PullCredentials:
         told = _told(image, entry)
         if told is None:
             return False
-        is_new = self.given.give(*told)
+        is_new = self.given.give(*told, proved=proved)
         if is_new:
             self._keep()
         return is_new

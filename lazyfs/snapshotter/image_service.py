@@ -57,8 +57,8 @@ Entry = Mapping[str, str]
 class Gate(Protocol):
     """Who needs the credentials of pulls. Both may raise LazyfsError."""
 
-    async def log_in(self, image: str, entry: Entry) -> bool:
-        """Give them; whether they are new there."""
+    async def log_in(self, image: str, entry: Entry, *, proved: bool = False) -> bool:
+        """Give them, before a pull or, `proved`, after it; whether they are new there."""
 
     async def log_out(self, image: str, entry: Entry) -> None:
         """Take them back."""
@@ -179,9 +179,8 @@ class _HandedOn(grpc.GenericRpcHandler):
                 has_come = True
                 yield answer
         finally:
-            # Proved credentials stay, whatever pull of the same ones has failed meanwhile.
-            if has_come and is_new is not None:
-                self._tell(self._gate.log_in, pull)
+            if has_come and pull.entry:  # again: another pull by them may have failed meanwhile
+                self._tell(partial(self._gate.log_in, proved=True), pull)
             elif is_new:
                 self._tell(self._gate.log_out, pull)
 

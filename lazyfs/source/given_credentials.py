@@ -16,27 +16,28 @@ class GivenCredentials:
     """What was given, by the name of its repository; of each, what was given last is tried first."""
 
     def __init__(self) -> None:
-        self._by_name: OrderedDict[str, list[Credentials]] = OrderedDict()
+        self._by_name: OrderedDict[str, dict[Credentials, bool]] = OrderedDict()  # whether they are proved
 
     def __repr__(self) -> str:
         return f"<GivenCredentials for {len(self._by_name)} repositories>"
 
-    def give(self, name: str, credentials: Credentials) -> bool:
-        """Take credentials for a repository.
+    def give(self, name: str, credentials: Credentials, *, proved: bool = False) -> bool:
+        """Take credentials for a repository. Those that were proved make room for no others that were not.
 
         Args:
             name: the repository's, with its registry, as `Reference.name` is.
             credentials: some.
+            proved: whether something came by them.
 
         Returns:
             Whether they were not among its credentials before.
         """
-        found = self._by_name.setdefault(name, [])
+        found = self._by_name.setdefault(name, {})
         is_new = credentials not in found
-        if not is_new:
-            found.remove(credentials)
-        found.insert(0, credentials)
-        del found[_MOST_EACH:]
+        found[credentials] = found.pop(credentials, False) or proved
+        while len(found) > _MOST_EACH:
+            doubtful = (each for each, known in found.items() if not known and each != credentials)
+            del found[next(doubtful, next(iter(found)))]
         self._by_name.move_to_end(name)
         while len(self._by_name) > _MOST_REPOSITORIES:
             self._by_name.popitem(last=False)
@@ -44,10 +45,9 @@ class GivenCredentials:
 
     def take_back(self, name: str, credentials: Credentials) -> bool:
         """Forget credentials of a repository; whether they were known."""
-        found = self._by_name.get(name, [])
-        if credentials not in found:
+        found = self._by_name.get(name, {})
+        if found.pop(credentials, None) is None:
             return False
-        found.remove(credentials)
         if not found:
             del self._by_name[name]
         return True
@@ -56,8 +56,8 @@ class GivenCredentials:
         self, registry: str, repository: str, refused: Collection[Credentials] = ()
     ) -> Credentials | None:
         """As CredentialsProvider says."""
-        given = self._by_name.get(f"{registry}/{repository}", ())
-        return next((credentials for credentials in given if credentials not in refused), None)
+        given = self._by_name.get(f"{registry}/{repository}", {})
+        return next((credentials for credentials in reversed(given) if credentials not in refused), None)
 
     def encoded(self, names: Iterable[str] | None = None) -> bytes:
         """All of it as JSON, or only what is for the repositories of these names; for `decoded`."""
@@ -69,5 +69,6 @@ class GivenCredentials:
         """What `encoded` gave."""
         told: Mapping[str, list[dict[str, Any]]] = json.loads(data)
         made = cls()
-        made._by_name.update((name, [Credentials(**each) for each in found]) for name, found in told.items())
+        for name, found in told.items():
+            made._by_name[name] = {Credentials(**each): True for each in found}
         return made
