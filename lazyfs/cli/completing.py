@@ -37,7 +37,7 @@ Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]
 def _images(ctx: click.Context, incomplete: str) -> Iterator[str]:
     """Names of the images in the cache, the one last used first, each as it is begun."""
     from lazyfs.cache.catalogue import Catalogue  # noqa: PLC0415  # only who presses Tab pays for it
-    from lazyfs.cache.scratch import Scratch  # noqa: PLC0415
+    from lazyfs.cache.scratch import Scratch  # noqa: PLC0415  # only who presses Tab pays for it
 
     root = _config(ctx).cache_dir
     for listed in Catalogue(root / "catalogue", Scratch(root / "tmp")).images():
@@ -62,7 +62,7 @@ def _images_of_daemon(ctx: click.Context, incomplete: str) -> Iterator[str]:
 def _mounts(ctx: click.Context, incomplete: str) -> Iterator[str]:
     """Where `lazyfs mount` has mounted images, as seen from the working directory where they are typed so."""
     del ctx
-    from lazyfs.mount_states import MountStates, runtime_directory  # noqa: PLC0415  # as above
+    from lazyfs.mount_states import MountStates, runtime_directory  # noqa: PLC0415  # only who presses Tab pays for it
 
     for facts in MountStates(runtime_directory(os.environ)).all():
         yield from (
@@ -75,7 +75,7 @@ def _mounts(ctx: click.Context, incomplete: str) -> Iterator[str]:
 def _containers(ctx: click.Context, incomplete: str) -> Iterator[str]:
     """Names of containers that `lazyfs run` runs."""
     del incomplete
-    from lazyfs.cli.containers import container_places  # noqa: PLC0415  # as above
+    from lazyfs.cli.containers import container_places  # noqa: PLC0415  # only who presses Tab pays for it
 
     yield from (place.path.name for place in container_places(_config(ctx)).all())
 
@@ -84,7 +84,7 @@ def _completing(*sources: _Known, otherwise: str = "") -> Complete:
     """Completes from what is known; where nothing is, the shell does: "dir" or "file", or "" for nothing."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        from click.shell_completion import CompletionItem  # noqa: PLC0415  # as above
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  # only who presses Tab pays for it
 
         del param
         words = dict.fromkeys(word for source in sources for word in _quietly(source, ctx, incomplete))
@@ -110,13 +110,13 @@ complete_traced = _completing(_mounts, _images, otherwise="dir")
 def _quietly(source: _Known, ctx: click.Context, incomplete: str) -> list[str]:
     try:
         return list(source(ctx, incomplete))
-    except Exception:  # noqa: BLE001  # see above
+    except Exception:  # noqa: BLE001  # it would stand in what is being typed
         return []
 
 
 def _config(ctx: click.Context) -> "Config":
     """The configuration that the command would have, as far as it says what is where."""
-    from lazyfs.config import load_config  # noqa: PLC0415  # as above
+    from lazyfs.config import load_config  # noqa: PLC0415  # only who presses Tab pays for it
 
     settings: dict[str, Path | None] = dict.fromkeys(_SETTINGS)
     outer: click.Context | None = ctx
@@ -132,7 +132,7 @@ def complete_quietly(work: Callable[[], object]) -> int:
 
     Bash splits words at ":", "=" and "@", too, and goes on after the last of them.
     """
-    from lazyfs.cli.completing_bash import mend_bash  # noqa: PLC0415  # as above
+    from lazyfs.cli.completing_bash import mend_bash  # noqa: PLC0415  # only who presses Tab pays for it
 
     mend_bash()
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
@@ -140,6 +140,6 @@ def complete_quietly(work: Callable[[], object]) -> int:
             work()
         except SystemExit as end:
             return int(end.code or 0)
-        except Exception:  # noqa: BLE001  # see above
+        except Exception:  # noqa: BLE001  # it would stand in what is being typed
             return 0
     return 0

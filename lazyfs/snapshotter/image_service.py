@@ -20,13 +20,12 @@ from google.protobuf.message import DecodeError
 
 from lazyfs.errors import LazyfsError
 from lazyfs.snapshotter.messages import message_classes
-from lazyfs.snapshotter.server import address_of, bind
+from lazyfs.snapshotter.server import address_of, listening
 
 SERVICES: Final = ("runtime.v1.ImageService", "runtime.v1alpha2.ImageService")
 
 _PULL: Final = "PullImage"
 _THREADS: Final = 64  # one for a call under way; more calls wait
-_GRACE_S: Final = 5.0
 _LARGEST: Final = 16 << 20  # as containerd's and the kubelet's own
 _TELL_S: Final = 5.0
 _RECONNECT_MS: Final = (100, 1000)
@@ -117,14 +116,8 @@ async def serving_images(socket: Path, containerd: Path, gate: Gate) -> AsyncIte
             handlers=[_HandedOn(channel, gate, trio.lowlevel.current_trio_token())],
             options=sizes,
         )
-        bind(server, socket)
-        server.start()
-        try:
+        async with listening(server, socket):
             yield
-        finally:
-            with trio.CancelScope(shield=True):
-                stopped = server.stop(_GRACE_S)
-                await trio.to_thread.run_sync(stopped.wait)
 
 
 class _HandedOn(grpc.GenericRpcHandler):

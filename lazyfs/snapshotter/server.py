@@ -77,14 +77,8 @@ async def serving(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshotter"),
         handlers=[_Service(snapshotter, trio.lowlevel.current_trio_token(), counts or SnapshotterCounts())],
     )
-    bind(server, socket)
-    server.start()
-    try:
+    async with listening(server, socket):
         yield
-    finally:
-        with trio.CancelScope(shield=True):
-            stopped = server.stop(_GRACE_S)
-            await trio.to_thread.run_sync(stopped.wait)
 
 
 def address_of(socket: Path) -> str:
@@ -98,12 +92,24 @@ def address_of(socket: Path) -> str:
     return f"unix:{quote(os.fsencode(socket))}"
 
 
-def bind(server: grpc.Server, socket: Path) -> None:
-    """Have a server listen on a unix socket that only our user can open.
+@asynccontextmanager
+async def listening(server: grpc.Server, socket: Path) -> AsyncIterator[None]:
+    """Have a server answer on a unix socket that only our user can open; what is under way may end.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: the socket cannot be made.
     """
+    _bind(server, socket)
+    server.start()
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            stopped = server.stop(_GRACE_S)
+            await trio.to_thread.run_sync(stopped.wait)
+
+
+def _bind(server: grpc.Server, socket: Path) -> None:
     address = address_of(socket)
     before = os.umask(_PRIVATE)
     try:
