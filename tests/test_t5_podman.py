@@ -316,6 +316,17 @@ def test_a_store_that_a_killed_daemon_left_goes_where_the_next_one_has_none(tmp_
     assert mounts_below(tmp_path) == []
 
 
+def test_a_daemon_killed_the_moment_it_has_mounted_its_store_leaves_one_that_the_next_knows(tmp_path):
+    store = tmp_path / "store"
+    daemon = Daemon(tmp_path / "daemon", flags=["--layer-store", str(store)])
+    daemon.launch()
+    wait_until(lambda: store in mounts_below(store), every_s=0)
+    daemon.kill_early()
+    assert store in mounts_below(tmp_path)
+    with running_daemon(tmp_path / "daemon"):
+        assert mounts_below(store) == []
+
+
 def test_what_is_not_there_is_not_there_and_nothing_can_be_written(lab, node):
     name = b64encode(node.name("python").encode()).decode()
     digest = layers_of(lab, "python")[0]

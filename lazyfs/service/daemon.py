@@ -186,9 +186,9 @@ class _Service:
                 await self._adopt(chains)
                 await scribe.write()
                 self._begin_chores(nursery, chains, scribe)
-                self._begin_answering(nursery, listener, content, chains)
                 async with self._store.shown(self._stock(nursery, content, chains)):
                     await scribe.write()
+                    self._begin_answering(nursery, listener, content, chains)
                     self._supervisor.ready()
                     await wait_leave(content.is_used)
                     await _leave(content)

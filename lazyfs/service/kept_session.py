@@ -43,6 +43,11 @@ class Connection:
     device_fd: int
     predecessor: Negotiated | None
 
+    def saved(self) -> SavedSession | None:
+        """What a daemon before us saved of it; None if there was none."""
+        settled = self.predecessor
+        return SavedSession(self.token, settled.minor, int(settled.offered), 0) if settled else None
+
 
 def _kept_name(kind: str, token: str) -> str:
     return f"{kind}-{token}"

@@ -49,12 +49,12 @@ class SavedStore:
     """A layer store, as its next server must know it.
 
     Attributes:
-        directory: where it is mounted.
-        session: its connection.
+        directory: where it is mounted, or about to be.
+        session: its connection; None before kernel and daemon have begun to talk.
     """
 
     directory: Path
-    session: SavedSession
+    session: SavedSession | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class State:
 
     Attributes:
         session: the forest's connection; None where there is none to go on with.
-        store: the layer store; None likewise.
+        store: the layer store; None if there is to be none.
         files: the forest's files.
         trees: trees beside the forest.
         entries: the mounts.
@@ -232,15 +232,17 @@ class Ledger:
 def _plain(state: State) -> dict[str, Any]:
     return {
         "session": asdict(state.session) if state.session else None,
-        "store": asdict(state.store.session) | {"directory": str(state.store.directory)}
-        if state.store
-        else None,
+        "store": _plain_store(state.store) if state.store else None,
         "files": [asdict(file) for file in state.files],
         "trees": [
             asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
         ],
         "mounts": [_plain_entry(entry) for entry in state.entries],
     }
+
+
+def _plain_store(store: SavedStore) -> dict[str, Any]:
+    return {"directory": str(store.directory), **(asdict(store.session) if store.session else {})}
 
 
 def _plain_entry(entry: Entry) -> dict[str, Any]:
@@ -282,10 +284,11 @@ def _session(state: Fields, name: str) -> SavedSession | None:
 
 
 def _store(state: Fields) -> SavedStore | None:
-    session = _session(state, "store")
-    if session is None or "directory" not in state.child("store"):
+    if "store" not in state:
         return None
-    return SavedStore(Path(state.child("store").text("directory")), session)
+    fields = state.child("store")
+    session = _session(state, "store") if "token" in fields else None
+    return SavedStore(Path(fields.text("directory")), session)
 
 
 def _file(fields: Fields) -> SavedFile:

@@ -45,11 +45,11 @@ class StoreFront:
         return f"<StoreFront at {self._directory}>"
 
     def saved(self) -> SavedStore | None:
-        """What the next daemon must know; None before it is shown."""
-        if self._directory is None or self._session is None:
+        """What the next daemon must know, before anything is mounted too; None if nothing is to be shown."""
+        if self._directory is None:
             return None
-        saved = self._session.saved()
-        return SavedStore(self._directory, saved) if saved is not None else None
+        source = self._session or self._inherited
+        return SavedStore(self._directory, source.saved() if source is not None else None)
 
     @asynccontextmanager
     async def shown(self, stock: LayerStock) -> AsyncIterator[None]:

@@ -249,12 +249,12 @@ def _end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def wait_until(holds) -> None:
+def wait_until(holds, every_s: float = 0.005) -> None:
     """Polls what another process does; there is nothing else to wait on."""
     limit = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 def is_waiting(pid: int) -> bool:

@@ -16,7 +16,6 @@ import trio
 
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.client import ServiceClient
-from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.service_manager import ServiceManager
 
@@ -52,17 +51,10 @@ class Daemon:
         place.mkdir(exist_ok=True)
 
     def start(self) -> Self:
-        """Start it, and wait until it answers, and shows the layer store that it is to have."""
+        """Start it, and wait until it answers."""
         self.launch()
         self.ask("mounts")
-        store = self._layer_store
-        wait_until(lambda: store is None or store in mounts_below(store))
         return self
-
-    @property
-    def _layer_store(self) -> Path | None:
-        flags = iter(self._flags)
-        return next((Path(next(flags)) for flag in flags if flag == "--layer-store"), None)
 
     def launch(self) -> None:
         """Start it."""
@@ -113,6 +105,18 @@ class Daemon:
         worker = self.worker
         self.kill_keeper()
         os.kill(worker, signal.SIGKILL)
+        self._wait_gone()
+
+    def kill_early(self) -> None:
+        """As `kill`, of one that may not answer yet."""
+        self.keeper.send_signal(signal.SIGSTOP)  # it would start another worker
+        pid = self.keeper.pid
+        for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(worker), signal.SIGKILL)
+        self.kill_keeper()
+        self._wait_gone()
+
+    def _wait_gone(self) -> None:
         with (self.root / "lock").open("w") as lock:
             flock(lock, LOCK_EX)
 
