@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections import Counter
@@ -106,10 +105,10 @@ async def run_mount(
         options = await mount_options(order, image)
         precise = options.read_ahead_kb < DEFAULT_READ_AHEAD_KB
         manifest = image.resolved.descriptor.digest
-        command = shlex.join(order.starts["command"]) if order.starts is not None else ""
+        program = next(iter(order.starts["command"]), "") if order.starts is not None else ""
         await stack.enter_async_context(warmed(manifest, image.by_names, workshop.cache, image.metadata_file))
         tracer = await stack.enter_async_context(
-            recorded(image.resolved, image.by_names, workshop.cache, precise=precise, command=command)
+            recorded(image.resolved, image.by_names, workshop.cache, precise=precise, program=program)
         )
         if order.starts is not None:
             nursery.start_soon(_foresee, order.starts, image)

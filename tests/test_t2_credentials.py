@@ -146,6 +146,7 @@ async def test_credentials_are_read_anew_each_time(config: Callable[..., ConfigC
         {"credHelpers": {"a.example": ["s3cret"]}},
         {"credHelpers": "s3cret"},
         {"credsStore": {"s3cret": 1}},
+        b"{}" + b" " * (4 << 20),
     ],
 )
 async def test_a_broken_file_is_an_error_that_shows_nothing_of_it(

@@ -51,7 +51,7 @@ async def recorded(
     cache: Cache,
     *,
     precise: bool,
-    command: str = "",
+    program: str = "",
 ) -> AsyncIterator[Tracer]:
     """Records the reads of a mount, and keeps the trace in the cache.
 
@@ -60,12 +60,12 @@ async def recorded(
         layers: its layers, each once.
         cache: where the trace goes.
         precise: whether the kernel reads little ahead.
-        command: what runs, if that is known.
+        program: what runs, if that is known; without its arguments, which may hold secrets.
     """
     traced = [TracedLayer(names, layer.size, layer.extents) for names, layer in layers.items()]
     tracer = Tracer(resolved.name, resolved.descriptor.digest, traced, precise=precise)
     watchers = [(layer, partial(tracer.note, number)) for number, layer in enumerate(layers.values())]
-    keeper = _Keeper(tracer, cache, command)
+    keeper = _Keeper(tracer, cache, program)
     async with background_tasks() as nursery:
         nursery.start_soon(keeper.run)
         for layer, watcher in watchers:
@@ -80,10 +80,10 @@ async def recorded(
 
 
 class _Keeper:
-    def __init__(self, tracer: Tracer, cache: Cache, command: str) -> None:
+    def __init__(self, tracer: Tracer, cache: Cache, program: str) -> None:
         self._tracer = tracer
         self._cache = cache
-        self._command = command
+        self._program = program
         self._kept = 0
         self._one_at_a_time = trio.Lock()
 
@@ -98,7 +98,7 @@ class _Keeper:
             if self._tracer.size == self._kept:
                 return
             self._kept = self._tracer.size
-            trace = self._tracer.trace(self._command)
+            trace = self._tracer.trace(self._program)
             try:
                 await trio.to_thread.run_sync(save_trace, self._cache, trace)
             except CacheError as error:

@@ -59,7 +59,7 @@ class Trace:
         image: the image's name.
         manifest: digest of its manifest.
         precise: whether the kernel read little ahead, so that hardly more is told than was wanted.
-        command: what ran, where that is known; "" else.
+        command: the program that ran, without its arguments, where that is known; "" else.
         began: when, in seconds since 1970.
         layers: by number.
         touches: in order.
@@ -220,14 +220,14 @@ class Tracer:
         elif len(touches) < MAX_TOUCHES * _FIELDS:
             touches.extend((number, start, end, int((self._clock() - self._began) * 1e6)))
 
-    def trace(self, command: str = "") -> Trace:
-        """What was recorded so far."""
+    def trace(self, program: str = "") -> Trace:
+        """What was recorded so far, while this program ran."""
         touches = self._touches
         return Trace(
             image=self._image,
             manifest=self._manifest,
             precise=self._precise,
-            command=command,
+            command=program,
             began=self._began_at,
             layers=tuple(layer.names for layer in self._layers),
             touches=tuple(Touch(*touches[at : at + _FIELDS]) for at in range(0, len(touches), _FIELDS)),

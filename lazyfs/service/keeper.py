@@ -33,6 +33,7 @@ from lazyfs.service.descriptors import Message
 
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 10.0
+_LONGEST_IN_USE_S: Final = 1.0  # after one that was ready: while there is none, every reader waits
 _WELL_AFTER_S: Final = 30.0
 _HOPELESS: Final = 5
 """Deaths in a row before a daemon was ready, after which what was kept is given up; as many more end us."""
@@ -93,8 +94,9 @@ class Keeper:
                 self._give_up()
             pause = _FIRST_PAUSE_S if time.monotonic() - begun > _WELL_AFTER_S else pause
             sys.stderr.write(f"lazyfs: the daemon's process ended with {code}, another one is started\n")
+            pause = min(pause, _LONGEST_IN_USE_S if self._is_ready else _LONGEST_PAUSE_S)
             self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause *= 2
 
     def _sleep(self, pause_s: float) -> None:
         until = time.monotonic() + pause_s

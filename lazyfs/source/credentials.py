@@ -16,7 +16,7 @@ import trio
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError
-from lazyfs.oci.json_fields import Fields, parse_object
+from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES, Fields, parse_object
 from lazyfs.oci.reference import DOCKER_HUB
 from lazyfs.source.credential_helper import HelperFailed, ask_helper
 
@@ -162,7 +162,8 @@ def read_credentials(path: Path) -> Fields | None:
         ConfigError: it cannot be read, or holds no object.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -92,6 +92,7 @@ class Gates:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.1"  # who tries TLS gets HTTP's answer, as from other servers
     disable_nagle_algorithm = True
     wbufsize = -1
     server: "Server"
