@@ -15,8 +15,9 @@ RULES = Rules(
         ("lazyfs.oci",),
         ("lazyfs.source", "lazyfs.cache"),
         ("lazyfs.image",),
-        ("lazyfs.mount", "lazyfs.snapshotter"),
+        ("lazyfs.mount",),
         ("lazyfs.container",),
+        ("lazyfs.snapshotter",),
         (
             *("lazyfs.__main__", "lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli"),
             "lazyfs.config",

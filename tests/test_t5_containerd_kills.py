@@ -12,7 +12,7 @@ from typing import TypeVar
 import grpc
 import pytest
 
-from tests.support.containerd_images import pause_image, push_layout_files
+from tests.support.containerd_images import indexed_and_plain
 from tests.support.containerd_left import give_back, nothing_is_left
 from tests.support.containerd_node import PROGRAMS, Node, node
 from tests.support.containerd_release import release
@@ -29,12 +29,7 @@ PATIENCE_S = 120
 
 @pytest.fixture
 def registry(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
-    """The python image with an index, and without one under another name."""
-    with Registry() as registry:
-        registry.push("pause", pause_image(), tag="1")
-        for repository in ("indexed", "plain"):
-            push_layout_files(registry, repository, lab.image("python"))
-        publisher("index", "--push", f"{registry.host}/indexed:latest")
+    with indexed_and_plain(lab, publisher) as registry:
         yield registry
 
 

@@ -53,7 +53,7 @@ _PATIENT_S: Final = 60.0  # a container's start is not given up sooner
 )  # fmt: skip
 @click.option(
     "--containerd", type=PATH, default=CONTAINERD_SOCKET, show_default=True,
-    help="Where containerd answers, for --image-service.",
+    help="Where containerd answers: for --image-service, and the layers that it asks us for.",
 )  # fmt: skip
 @click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
 def snapshotter(
@@ -89,6 +89,7 @@ def snapshotter(
         counts=counts,
         tell=partial(serve_metrics, address) if address else None,
         images=images,
+        containerd=containerd,
         ready=_say_ready,
     )
     trio.run(partial(run_until_signal, partial(_with_signs_of_life, run)))

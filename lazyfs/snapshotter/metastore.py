@@ -69,6 +69,17 @@ class Metastore:
             raise NoSnapshot(f"snapshot {name} does not exist")
         return record_of_row(row)
 
+    def name(self, number: int) -> str:
+        """The name of the snapshot with an id.
+
+        Raises:
+            NoSnapshot: there is none.
+        """
+        row = self._db.execute("SELECT name FROM snapshots WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise NoSnapshot(f"snapshot {number} does not exist")
+        return str(row[0])
+
     def usage(self, name: str) -> Usage:
         """What was measured when the snapshot was committed; nothing for others and lazy ones.
 

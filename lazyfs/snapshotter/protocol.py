@@ -15,7 +15,13 @@ _CALL: Final = {"snapshotter": (1, "string")}
 _CREATE: Final = {**_CALL, "key": (2, "string"), "parent": (3, "string"), "labels": (4, "map")}
 _KEY: Final = {**_CALL, "key": (2, "string")}
 _MOUNTS: Final = {"mounts": (1, "repeated Mount")}
-_EMPTY: Final = "google.protobuf.Empty"
+MOUNT: Final = {
+    "type": (1, "string"),
+    "source": (2, "string"),
+    "target": (3, "string"),
+    "options": (4, "repeated string"),
+}
+"""The fields of containerd.types.Mount."""
 
 MESSAGES: Final = message_classes(
     "containerd.services.snapshots.v1",
@@ -56,12 +62,7 @@ MESSAGES: Final = message_classes(
             "updated_at": (5, "google.protobuf.Timestamp"),
             "labels": (6, "map"),
         },
-        "Mount": {
-            "type": (1, "string"),
-            "source": (2, "string"),
-            "target": (3, "string"),
-            "options": (4, "repeated string"),
-        },
+        "Mount": MOUNT,
     },
 )
 """The message classes by name. `Empty` looks on the wire like google.protobuf.Empty."""

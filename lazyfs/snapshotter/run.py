@@ -1,10 +1,11 @@
 """Puts the snapshotter together and serves it: records, directories, the daemon, the socket."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import grpc
 import trio
 from prometheus_client import Metric
 
@@ -12,6 +13,7 @@ from lazyfs.errors import ConfigError
 from lazyfs.flock import directory_owned
 from lazyfs.image.tasks import open_tasks
 from lazyfs.snapshotter.chains import BoundedChains, Chains
+from lazyfs.snapshotter.diff_service import differ_of
 from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.metrics import SnapshotterCounts, snapshotter_metrics
@@ -33,6 +35,7 @@ async def run_snapshotter(
     counts: SnapshotterCounts | None = None,
     tell: Tell | None = None,
     images: AbstractAsyncContextManager[None] | None = None,
+    containerd: Path | None = None,
     ready: Callable[[], None] = lambda: None,
     step: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -46,30 +49,44 @@ async def run_snapshotter(
         counts: told of what is done.
         tell: serves what it is given to collect, as long as this runs.
         images: serves images, as long as this runs; entered once the snapshotter answers.
+        containerd: its socket; layers of what snapshots change are made if it is given.
         ready: called once containerd may come.
         step: told each step before it is taken; for tests.
 
     Raises:
         ConfigError: the root or the socket cannot be used.
     """
-    with _owned(root):
-        store = Metastore(root / "snapshots.db")
-        try:
-            directories = _directories(root)
-            counts = counts or SnapshotterCounts()
-            chains = BoundedChains(soon, patient, counts)
-            async with open_tasks() as nursery:
-                snapshotter = Snapshotter(
-                    store, directories, chains, overlay_options(), nursery, counts=counts, step=step
-                )
-                await snapshotter.start()
-                async with serving(snapshotter, socket, counts), images or nullcontext():
+    with _owned(root), closing(Metastore(root / "snapshots.db")) as store:
+        directories = _directories(root)
+        counts = counts or SnapshotterCounts()
+        chains = BoundedChains(soon, patient, counts)
+        async with open_tasks() as nursery:
+            snapshotter = Snapshotter(
+                store, directories, chains, overlay_options(), nursery, counts=counts, step=step
+            )
+            await snapshotter.start()
+            with _differs(root, containerd, snapshotter) as differs:
+                async with serving(snapshotter, socket, counts, differs), images or nullcontext():
                     if tell is not None:
                         nursery.start_soon(tell, partial(_collect, snapshotter, counts))
                     ready()
                     await trio.sleep_forever()
-        finally:
-            store.close()
+
+
+@contextmanager
+def _differs(
+    root: Path, containerd: Path | None, snapshotter: Snapshotter
+) -> Iterator[list[grpc.GenericRpcHandler]]:
+    if containerd is None:
+        yield []
+        return
+    token = trio.lowlevel.current_trio_token()
+
+    def namespace_of(number: int) -> str:
+        return trio.from_thread.run(snapshotter.namespace, number, trio_token=token)
+
+    with differ_of(root, containerd, namespace_of) as differ:
+        yield [differ]
 
 
 def _directories(root: Path) -> Directories:

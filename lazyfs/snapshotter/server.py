@@ -7,7 +7,7 @@ that goes away does not stop what it asked for.
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -61,7 +61,10 @@ Call = Callable[[Any], Awaitable[Any]]
 
 @asynccontextmanager
 async def serving(
-    snapshotter: Snapshotter, socket: Path, counts: SnapshotterCounts | None = None
+    snapshotter: Snapshotter,
+    socket: Path,
+    counts: SnapshotterCounts | None = None,
+    also: Iterable[grpc.GenericRpcHandler] = (),
 ) -> AsyncIterator[None]:
     """Serve a snapshotter on a unix socket that only our user can open.
 
@@ -69,14 +72,14 @@ async def serving(
         snapshotter: answers.
         socket: where.
         counts: told of every call.
+        also: other services there.
 
     Raises:
         ConfigError: the socket cannot be made.
     """
-    server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshotter"),
-        handlers=[_Service(snapshotter, trio.lowlevel.current_trio_token(), counts or SnapshotterCounts())],
-    )
+    service = _Service(snapshotter, trio.lowlevel.current_trio_token(), counts or SnapshotterCounts())
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshotter")
+    server = grpc.server(pool, handlers=[service, *also])
     async with listening(server, socket):
         yield
 

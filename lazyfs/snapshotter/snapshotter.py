@@ -205,6 +205,14 @@ class Snapshotter:
         """
         return await self._records(self._store.matching, parse_filters(filters))
 
+    async def namespace(self, number: int) -> str:
+        """The namespace that a snapshot belongs to, by its id: containerd begins names with it.
+
+        Raises:
+            NoSnapshot: there is none.
+        """
+        return (await self._records(self._store.name, number)).partition("/")[0]
+
     async def usage(self, key: str) -> Usage:
         """What a snapshot takes on disk by itself: an active one now, a committed one since its commit.
 

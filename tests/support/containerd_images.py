@@ -1,13 +1,16 @@
 """Images for containerd: the smallest sandbox there can be, and the laboratory's where bytes are counted."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.support.images import BuiltDocument, build_image
-from tests.support.lab import manifest_digest
+from tests.support.lab import Lab, manifest_digest
 from tests.support.registry import Registry
+from tests.support.runner import LazyfsRunner
 from tests.support.tars import file, tar
 
 _PAUSE = """
@@ -45,3 +48,14 @@ def push_layout_files(registry: Registry, repository: str, layout: Path, tag: st
     for reference in (digest, tag):
         registry.put_manifest(repository, reference, "application/vnd.oci.image.manifest.v1+json", manifest)
     return digest
+
+
+@contextmanager
+def indexed_and_plain(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
+    """A registry with the python image, with an index and without one under another name, and a sandbox's."""
+    with Registry() as registry:
+        registry.push("pause", pause_image(), tag="1")
+        for repository in ("indexed", "plain"):
+            push_layout_files(registry, repository, lab.image("python"))
+        publisher("index", "--push", f"{registry.host}/indexed:latest")
+        yield registry

@@ -44,6 +44,7 @@ class Node:
         sandbox: the image of pod sandboxes.
         environment: more for the daemon, as LAZYFS_CACHE_DIR.
         plugin: the socket that containerd calls, if it is not the snapshotter's own.
+        more: for containerd's configuration, as a page of ours has it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Node:
         sandbox: str,
         environment: Mapping[str, str] | None = None,
         plugin: Path | None = None,
+        more: str = "",
     ) -> None:
         self.top = top
         self.name = f"lazyfs-{os.getpid()}-{top.name}"
@@ -64,7 +66,8 @@ class Node:
         self.know(registry)
         called = plugin or self.socket("snapshotter")
         config = config_text(release.config_version, top, called, self.snapshots_root, sandbox)
-        (top / "config.toml").write_text(config)
+        own = more.replace("/run/lazyfs/snapshotter.sock", str(called))
+        (top / "config.toml").write_text(f"{config}\n{own}")
         (top / "log").mkdir()
 
     def know(self, registry: str) -> None:
@@ -72,6 +75,11 @@ class Node:
         hosts = self.top / "certs.d" / registry
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n[host."http://{registry}"]\n')
+
+    @property
+    def programs(self) -> Path:
+        """The directory of containerd's programs."""
+        return self._release.programs
 
     def socket(self, program: str) -> Path:
         return self.top / ("sock" if program == "containerd" else f"{program}.sock")
@@ -115,7 +123,7 @@ class Node:
         log = (self.top / "log" / program).open("ab")
         with log:
             process = subprocess.Popen(
-                self._enter(*self._command(program)),
+                self.enter(*self._command(program)),
                 env={"PATH": f"{self._release.programs}:{_PATH}", **self._variables(program)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -162,7 +170,7 @@ class Node:
     def inside(self, *command: str) -> str:
         """The standard output of a command in the machine."""
         done = subprocess.run(
-            self._enter(*command),
+            self.enter(*command),
             check=False,
             capture_output=True,
             text=True,
@@ -251,7 +259,8 @@ class Node:
         own = {"HOME": str(home), "LAZYFS_HOSTS_DIR": f"{self.top}/certs.d"}
         return own | self._environment if program != "containerd" else {"HOME": str(home)}
 
-    def _enter(self, *command: str) -> list[str]:
+    def enter(self, *command: str) -> list[str]:
+        """The command by which a command is run in the machine."""
         return ["nsenter", "--target", str(self._first), "--mount", "--pid", "--", *command]
 
 
@@ -263,11 +272,12 @@ def node(
     sandbox: str,
     *,
     plugin: Path | None = None,
+    more: str = "",
     **environment: str,
 ) -> Iterator[Node]:
     """A machine for as long as the block lasts."""
     top.mkdir(parents=True)
-    made = Node(top, release, registry, sandbox, environment, plugin)
+    made = Node(top, release, registry, sandbox, environment, plugin, more)
     made.open()
     try:
         yield made

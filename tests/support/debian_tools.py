@@ -56,7 +56,7 @@ def tools(lab: Lab, name: str, suite: str, packages: tuple[str, ...]) -> Tools:
     def make(out: Path) -> None:
         include = f"--include={','.join(packages)}"
         run("mmdebstrap", "--quiet", "--variant=extract", include, suite, str(out))
-        for part in ("usr/share", "usr/libexec", "usr/sbin", "var", "etc"):
+        for part in ("usr/share", "usr/libexec", "var", "etc"):
             shutil.rmtree(out / part, ignore_errors=True)
 
     return Tools(lab.once(f"tools/{name}-{recipe}", make))

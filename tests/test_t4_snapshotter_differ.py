@@ -1,0 +1,182 @@
+"""Which comparisons are ours, what becomes of the others, and a containerd that does not answer."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+
+from lazyfs.snapshotter.diff_service import MESSAGES, SERVICE, differ_of
+from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer
+from lazyfs.snapshotter.model import Mount, NoSnapshot
+from tests.support.snapshot_client import status
+
+KNOWN = 7
+ROOT = Path("/root/snapshots")
+TREE = "/daemon/mounts/abc"
+ODD = ("index=off", "userxattr")
+GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def overlay(*lower: str, upper: str = "", options: tuple[str, ...] = ()) -> list[Mount]:
+    own = (f"workdir={upper}/../work", f"upperdir={upper}") if upper else ()
+    return [Mount("overlay", "overlay", (*options, *own, f"lowerdir={':'.join(lower)}"))]
+
+
+def bind(source: str, *options: str) -> list[Mount]:
+    return [Mount("bind", source, options or ("ro", "rbind"))]
+
+
+def snapshot(number: int) -> str:
+    return f"{ROOT}/{number}/fs"
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "found"),
+    [
+        (bind(TREE), overlay(TREE, upper=snapshot(7)), 7),
+        (bind(TREE), overlay(TREE, upper=snapshot(7), options=ODD), 7),
+        (overlay(snapshot(3), TREE), overlay(snapshot(3), TREE, upper=snapshot(7)), 7),
+        (overlay(snapshot(3), TREE), overlay(snapshot(7), snapshot(3), TREE), 7),
+        (bind(TREE), overlay(snapshot(7), TREE), 7),
+        ([], bind(snapshot(7), "rw", "rbind"), 7),
+        ([], bind(snapshot(7)), 7),
+    ],
+)
+def test_what_a_snapshot_adds_lies_in_its_directory(left: Any, right: Any, found: int) -> None:
+    assert changed_directory(left, right, ROOT) == (found, Path(snapshot(found)))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ([], []),
+        (bind(TREE), []),
+        (bind(TREE), bind(TREE)),
+        ([], bind(TREE)),
+        ([], overlay(TREE, upper=snapshot(7))),
+        (bind(TREE), overlay(TREE, snapshot(3), upper=snapshot(7))),
+        (overlay(snapshot(3), TREE), overlay(TREE, snapshot(3), upper=snapshot(7))),
+        (bind(TREE), overlay(TREE, upper=snapshot(7), options=("metacopy=on",))),
+        (bind(TREE, "ro", "idmap=x"), overlay(TREE, upper=snapshot(7))),
+        (bind(TREE), [Mount("erofs", "overlay", (f"lowerdir={TREE}", f"upperdir={snapshot(7)}"))]),
+        (bind(TREE), [Mount("overlay", "overlay", (f"upperdir={snapshot(7)}",))]),
+        (bind(TREE), [*overlay(TREE, upper=snapshot(7)), *bind("/etc")]),
+        ([], bind("/etc")),
+        ([], bind(f"{ROOT}/7/work")),
+        ([], bind(f"{ROOT}/7/../fs")),
+        ([], bind(f"{ROOT}/x/fs")),
+        ([], bind(f"{ROOT}/7/fs/etc")),
+        ([], bind("/other/snapshots/7/fs")),
+    ],
+)
+def test_anything_else_is_left_to_containerd(left: Any, right: Any) -> None:
+    with pytest.raises(NotOurs):
+        changed_directory(left, right, ROOT)
+
+
+def test_layers_of_docker_s_own_type_are_left_to_containerd() -> None:
+    assert [compression_of(kind) for kind in ("", GZIP, GZIP.replace("gzip", "zstd"))] == [
+        "gzip",
+        "gzip",
+        "zstd",
+    ]
+    for kind in ("application/vnd.docker.image.rootfs.diff.tar.gzip", GZIP.removesuffix("+gzip"), "+gzip"):
+        with pytest.raises(NotOurs):
+            compression_of(kind)
+
+
+def test_no_time_is_later_than_the_one_that_is_wanted(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    for name, moment in (("old", 5), ("new", 50)):
+        (upper / name).touch()
+        os.utime(upper / name, times=(0, moment))
+    with (tmp_path / "layer").open("w+b") as file:
+        make_layer(upper, file.fileno(), "gzip", latest_ns=20 * 10**9)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as layer:
+            times = {member.name: member.mtime for member in layer}
+    assert (times["old"], times["new"]) == (5, 20)
+
+
+def namespace_of(number: int) -> str:
+    """That of the one snapshot with a record."""
+    if number != KNOWN:
+        raise NoSnapshot(f"snapshot {number} does not exist")
+    return "ns"
+
+
+def differing(top: Path) -> AbstractContextManager[grpc.GenericRpcHandler]:
+    return differ_of(top, top / "containerd.sock", namespace_of)
+
+
+@pytest.fixture
+def diff(tmp_path: Path) -> Iterator[Any]:
+    """Asks a differ of the snapshots below `tmp_path`, whose containerd is not there."""
+    address = f"unix:{tmp_path}/sock"
+    with differing(tmp_path) as handler, ThreadPoolExecutor() as pool:
+        server = grpc.server(pool, handlers=[handler])
+        server.add_insecure_port(address)
+        server.start()
+        with grpc.insecure_channel(address) as channel:
+            ask = channel.unary_unary(
+                f"/{SERVICE}/Diff",
+                request_serializer=MESSAGES["DiffRequest"].SerializeToString,
+                response_deserializer=MESSAGES["DiffResponse"].FromString,
+            )
+            yield lambda **fields: ask(MESSAGES["DiffRequest"](**fields), timeout=60)
+        server.stop(None).wait()
+
+
+def upper_of(top: Path, number: int = KNOWN) -> dict[str, Any]:
+    """A snapshot's directory, and the mount that shows it alone."""
+    upper = top / "snapshots" / str(number) / "fs"
+    upper.mkdir(parents=True)
+    return {"type": "bind", "source": str(upper), "options": ["rw", "rbind"]}
+
+
+@pytest.mark.expect_log("containerd does not take the layer")
+def test_without_containerd_the_layer_goes_nowhere_and_nothing_is_left(diff: Any, tmp_path: Path) -> None:
+    right = upper_of(tmp_path)
+    with status("UNAVAILABLE"):
+        diff(right=[right])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshots", "sock"]
+
+
+def test_what_no_layer_can_say_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+    right = upper_of(tmp_path)
+    Path(right["source"], ".wh.x").touch()
+    with status("UNIMPLEMENTED") as said:
+        diff(right=[right])
+    assert ".wh." in said[0]
+
+
+@pytest.mark.expect_log("left to containerd")
+def test_a_snapshot_that_is_gone_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+    right = upper_of(tmp_path)
+    Path(right["source"]).rmdir()
+    with status("UNIMPLEMENTED"):
+        diff(right=[right])
+
+
+def test_a_directory_without_a_record_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+    with status("UNIMPLEMENTED"):
+        diff(right=[upper_of(tmp_path, KNOWN + 1)])
+
+
+def test_layers_are_applied_by_containerd(tmp_path: Path) -> None:
+    with differing(tmp_path) as handler:
+        assert handler.service(HandlerCallDetails(f"/{SERVICE}/Apply")) is None
+
+
+class HandlerCallDetails(NamedTuple):
+    """What gRPC tells of a call."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str], ...] = ()
