@@ -4,7 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pytest
 from lazyfs.snapshotter.diff_service import MESSAGES, SERVICE, differ_of
 from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer
 from lazyfs.snapshotter.model import Mount, NoSnapshot
+from tests.support.containers import until
 from tests.support.snapshot_client import status
 
 KNOWN = 7
@@ -116,8 +117,21 @@ def differing(top: Path) -> AbstractContextManager[grpc.GenericRpcHandler]:
     return differ_of(top, top / "containerd.sock", namespace_of)
 
 
+class Asker:
+    """Asks for layers."""
+
+    def __init__(self, ask: Any) -> None:
+        self._ask = ask
+
+    def __call__(self, **fields: Any) -> Any:
+        return self._ask(MESSAGES["DiffRequest"](**fields), timeout=60)
+
+    def later(self, **fields: Any) -> grpc.Future:
+        return self._ask.future(MESSAGES["DiffRequest"](**fields))
+
+
 @pytest.fixture
-def diff(tmp_path: Path) -> Iterator[Any]:
+def diff(tmp_path: Path) -> Iterator[Asker]:
     """Asks a differ of the snapshots below `tmp_path`, whose containerd is not there."""
     address = f"unix:{tmp_path}/sock"
     with differing(tmp_path) as handler, ThreadPoolExecutor() as pool:
@@ -130,7 +144,7 @@ def diff(tmp_path: Path) -> Iterator[Any]:
                 request_serializer=MESSAGES["DiffRequest"].SerializeToString,
                 response_deserializer=MESSAGES["DiffResponse"].FromString,
             )
-            yield lambda **fields: ask(MESSAGES["DiffRequest"](**fields), timeout=60)
+            yield Asker(ask)
         server.stop(None).wait()
 
 
@@ -141,15 +155,15 @@ def upper_of(top: Path, number: int = KNOWN) -> dict[str, Any]:
     return {"type": "bind", "source": str(upper), "options": ["rw", "rbind"]}
 
 
-@pytest.mark.expect_log("containerd does not take the layer")
-def test_without_containerd_the_layer_goes_nowhere_and_nothing_is_left(diff: Any, tmp_path: Path) -> None:
+@pytest.mark.expect_log("the layer goes nowhere: UNAVAILABLE")
+def test_without_containerd_the_layer_goes_nowhere_and_nothing_is_left(diff: Asker, tmp_path: Path) -> None:
     right = upper_of(tmp_path)
     with status("UNAVAILABLE"):
         diff(right=[right])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshots", "sock"]
 
 
-def test_what_no_layer_can_say_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+def test_what_no_layer_can_say_is_left_to_containerd(diff: Asker, tmp_path: Path) -> None:
     right = upper_of(tmp_path)
     Path(right["source"], ".wh.x").touch()
     with status("UNIMPLEMENTED") as said:
@@ -158,16 +172,34 @@ def test_what_no_layer_can_say_is_left_to_containerd(diff: Any, tmp_path: Path) 
 
 
 @pytest.mark.expect_log("left to containerd")
-def test_a_snapshot_that_is_gone_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+def test_a_snapshot_that_is_gone_is_left_to_containerd(diff: Asker, tmp_path: Path) -> None:
     right = upper_of(tmp_path)
     Path(right["source"]).rmdir()
     with status("UNIMPLEMENTED"):
         diff(right=[right])
 
 
-def test_a_directory_without_a_record_is_left_to_containerd(diff: Any, tmp_path: Path) -> None:
+def test_a_directory_without_a_record_is_left_to_containerd(diff: Asker, tmp_path: Path) -> None:
     with status("UNIMPLEMENTED"):
         diff(right=[upper_of(tmp_path, KNOWN + 1)])
+
+
+def opened() -> Iterator[str]:
+    """What this process has open."""
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            yield str(link.readlink())
+
+
+@pytest.mark.expect_log("the layer goes nowhere: CANCELLED")
+def test_a_layer_that_nobody_waits_for_is_not_made(diff: Asker, tmp_path: Path, caplog: Any) -> None:
+    right = upper_of(tmp_path)
+    with Path(right["source"], "large").open("wb") as file:
+        file.truncate(1 << 40)
+    call = diff.later(right=[right])
+    until(lambda: any("snapshots/7" in link for link in opened()), "the file is read")
+    call.cancel()
+    until(lambda: "nobody waits" in caplog.text, "it is given up")
 
 
 def test_layers_are_applied_by_containerd(tmp_path: Path) -> None:

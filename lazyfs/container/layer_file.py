@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
@@ -66,13 +66,19 @@ class _Frames:
         return self._compressor.compress(bytes(self._held)) if self._held else b""
 
 
-def write_layer(members: Iterable[UpperMember], descriptor: int, compression: str) -> WrittenLayer:
+def write_layer(
+    members: Iterable[UpperMember],
+    descriptor: int,
+    compression: str,
+    check: Callable[[], None] = lambda: None,
+) -> WrittenLayer:
     """Write a layer to a file; blocks.
 
     Args:
         members: what it holds.
         descriptor: of the file, open for writing.
         compression: "gzip" or "zstd".
+        check: called for each mebibyte at least; raises what ends it.
 
     Raises:
         ContainerError: a file became shorter while it was read, or the members cannot be had.
@@ -83,6 +89,7 @@ def write_layer(members: Iterable[UpperMember], descriptor: int, compression: st
     )
     blob, tar, size = sha256(), sha256(), 0
     for piece in _compressed(_tar(members), compressor, tar.update):
+        check()
         blob.update(piece)
         size += len(piece)
         while piece:

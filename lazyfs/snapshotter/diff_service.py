@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +87,7 @@ class _Service(grpc.GenericRpcHandler):
 
     def _diff(self, request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            return self._made(request)
+            return self._made(request, context)
         except (NotOurs, NoSnapshot, ContainerError) as error:
             _log.info("Diff: left to containerd: %s", error)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
@@ -94,13 +95,13 @@ class _Service(grpc.GenericRpcHandler):
             _log.warning("Diff: left to containerd: %s", error)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
         except ContentRefused as error:
-            _log.warning("Diff: containerd does not take the layer: %s", error)
+            _log.warning("Diff: the layer goes nowhere: %s", error)
             context.abort(error.code, error.details)
         except (trio.RunFinishedError, trio.Cancelled):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the snapshotter is ending")
         raise AssertionError  # abort raises
 
-    def _made(self, request: Any) -> Any:
+    def _made(self, request: Any, context: grpc.ServicerContext) -> Any:
         compression = compression_of(request.media_type)
         snapshots = self._root / "snapshots"
         number, directory = changed_directory(_mounts(request.left), _mounts(request.right), snapshots)
@@ -108,12 +109,24 @@ class _Service(grpc.GenericRpcHandler):
         latest = request.source_date_epoch if request.HasField("source_date_epoch") else None
         latest_ns = None if latest is None else latest.seconds * _NS + latest.nanos
         with tempfile.TemporaryFile(dir=self._root) as file:
-            layer = make_layer(directory, file.fileno(), compression, latest_ns)
+            layer = make_layer(
+                directory, file.fileno(), compression, latest_ns, partial(_see_wanted, context)
+            )
             file.seek(0)
             labels = {**request.labels, UNCOMPRESSED: layer.diff_id}
             store.put(file, layer.digest, layer.size, labels)
         diff = MESSAGES["Descriptor"](media_type=layer.media_type, digest=layer.digest, size=layer.size)
         return MESSAGES["DiffResponse"](diff=diff)
+
+
+def _see_wanted(context: grpc.ServicerContext) -> None:
+    """Who asked may have gone, or we may have to end.
+
+    Raises:
+        ContentRefused: nobody waits for the layer any more.
+    """
+    if not context.is_active():
+        raise ContentRefused(grpc.StatusCode.CANCELLED, "nobody waits for the layer")
 
 
 def _mounts(messages: Sequence[Any]) -> list[Mount]:

@@ -4,7 +4,7 @@ containerd compares two trees file by file. Files of equal size and time it read
 has no fraction of a second, as in most layers: all of a lazy image would be fetched, for one directory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +55,11 @@ def changed_directory(left: Sequence[Mount], right: Sequence[Mount], snapshots: 
 
 
 def make_layer(
-    directory: Path, descriptor: int, compression: str, latest_ns: int | None = None
+    directory: Path,
+    descriptor: int,
+    compression: str,
+    latest_ns: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> WrittenLayer:
     """Write an upper directory as a layer; blocks.
 
@@ -64,15 +68,16 @@ def make_layer(
         descriptor: of a file, open for writing.
         compression: "gzip" or "zstd".
         latest_ns: later times are not told, but this one; nanoseconds of Unix time.
+        check: as for `write_layer`.
 
     Raises:
         ContainerError: it holds what no layer can say, or changes while it is read.
         OSError: it cannot be read, or the disk refuses.
     """
     members = upper_members(directory)
-    return write_layer(
-        members if latest_ns is None else _no_later(members, latest_ns), descriptor, compression
-    )
+    if latest_ns is not None:
+        members = _no_later(members, latest_ns)
+    return write_layer(members, descriptor, compression, check)
 
 
 def _no_later(members: Iterable[UpperMember], latest_ns: int) -> Iterator[UpperMember]:
