@@ -18,9 +18,9 @@ from lazyfs.doctor.machine import Machine, is_there
 from lazyfs.doctor.sockets import why_no_answer
 
 PLUGIN: Final = "lazyfs"
+SOCKET: Final = "/run/containerd/containerd.sock"
 
 _CONFIG: Final = "/etc/containerd/config.toml"
-_SOCKET: Final = "/run/containerd/containerd.sock"
 _TIMEOUT_S: Final = 20
 _CRI_1: Final = "io.containerd.grpc.v1.cri"
 _CRI_2: Final = "io.containerd.cri.v1.images"
@@ -63,11 +63,11 @@ def check_containerd(machine: Machine, config_file: Path | None, socket: Path | 
     version = ".".join(map(str, found.version))
     yield ok("containerd", f"{version}, configured by {file if file.exists() else 'defaults alone'}")
     yield from check_config(found)
-    reason = why_no_answer(socket or machine.path(_SOCKET))
+    reason = why_no_answer(socket or machine.path(SOCKET))
     if reason:
         yield warning("containerd's socket", reason, "start containerd, after the snapshotter")
     else:
-        yield ok("containerd's socket", str(socket or _SOCKET))
+        yield ok("containerd's socket", str(socket or SOCKET))
 
 
 def _read(program: str, file: Path) -> Containerd | Finding:

@@ -9,6 +9,7 @@ from lazyfs.assembly import source_settings
 from lazyfs.config import Config
 from lazyfs.doctor.containerd import check_containerd
 from lazyfs.doctor.disk import check_cache, check_limits, existing_directory
+from lazyfs.doctor.docker import check_docker
 from lazyfs.doctor.findings import Finding
 from lazyfs.doctor.kernel import (
     check_capabilities,
@@ -57,4 +58,5 @@ def examine(machine: Machine, config: Config, places: Places) -> Iterator[Findin
     yield from check_runtimes(machine)
     yield from check_services(machine, places.daemon, places.snapshotter)
     yield from check_containerd(machine, places.containerd_config, places.containerd_socket)
+    yield from check_docker(machine, places.containerd_socket)
     yield from check_podman(machine)

@@ -1,4 +1,4 @@
-"""Configuration files in TOML that other programs' administrators write."""
+"""Configuration files that other programs' administrators write, most of them in TOML."""
 
 import os
 import stat
@@ -8,7 +8,20 @@ from typing import Any, Final
 
 from lazyfs.errors import ConfigError
 
-_MAX_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 20
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; of a longer one than 1 MiB, one byte more.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it would hold us.
+    """
+    with open(path, "rb", opener=_open_nowait) as opened:
+        if stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode):
+            raise ConfigError(f"{path}: a FIFO, not a file")
+        return opened.read(MAX_BYTES + 1)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -19,10 +32,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is not TOML, or longer than 1 MiB.
     """
     try:
-        with open(path, "rb", opener=_open_nowait) as opened:
-            if stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode):
-                raise ConfigError(f"{path}: a FIFO, not a file")
-            data = opened.read(_MAX_BYTES + 1)
+        data = read_bytes(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -36,8 +46,8 @@ def parse_toml(data: bytes, path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is not TOML, or longer than 1 MiB.
     """
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path}: more than {_MAX_BYTES} bytes")
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_BYTES} bytes")
     try:
         return tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:  # also of a number that is too long for Python
