@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.cold.methods.base import Context, Session
 from bench.cold.methods.containerd import Containerd
-from bench.cold.methods.tools import need
+from bench.cold.methods.tools import need, say_versions
 from bench.cold.peers import stargz_daemon
 from bench.cold.store import SOCI, Store
 from bench.cold.workload import Workload
@@ -143,8 +143,7 @@ def _tls_door(context: Context, authority: TestAuthority) -> Iterator[str]:
 
 
 def _warm_up(context: Context, client: Sequence[str]) -> None:
-    for tool in (("ctr", "--version"), ("runc", "--version"), ("containerd-shim-runc-v2", "-v")):
-        context.box.run(*tool)
+    say_versions(context.box, "ctr", "runc", "containerd-shim-runc-v2")
     context.box.run(*client, "--version")
 
 

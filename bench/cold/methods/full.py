@@ -8,7 +8,7 @@ from subprocess import Popen
 from bench.cold.methods.base import Context, Session
 from bench.cold.methods.containerd import Containerd
 from bench.cold.methods.runc import Runc
-from bench.cold.methods.tools import need
+from bench.cold.methods.tools import need, say_versions
 from bench.cold.store import Store
 from bench.cold.workload import Workload
 
@@ -31,8 +31,7 @@ class Skopeo:
         yield _Unpacking(context)
 
     def warm_up(self, context: Context) -> None:
-        for tool in ("skopeo", "umoci", "runc"):
-            context.box.run(tool, "--version")
+        say_versions(context.box, "skopeo", "umoci", "runc")
 
 
 class _Unpacking:
@@ -73,8 +72,7 @@ class FullContainerd:
         return _containerd_session(context)
 
     def warm_up(self, context: Context) -> None:
-        for tool in (("ctr", "--version"), ("runc", "--version"), ("containerd-shim-runc-v2", "-v")):
-            context.box.run(*tool)
+        say_versions(context.box, "ctr", "runc", "containerd-shim-runc-v2")
 
 
 @contextmanager

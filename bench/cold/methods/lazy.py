@@ -15,7 +15,7 @@ from bench.cold.methods.containerd import Containerd
 from bench.cold.methods.podman import TOOLS as PODMAN_TOOLS
 from bench.cold.methods.podman import PodmanSession
 from bench.cold.methods.runc import Runc
-from bench.cold.methods.tools import need
+from bench.cold.methods.tools import need, say_versions
 from bench.cold.probe import Watch
 from bench.cold.store import INDEXED, PACKED, PLAIN, Store
 from bench.cold.workload import Workload
@@ -118,8 +118,7 @@ class Lazy:
 
     def warm_up(self, context: Context) -> None:
         self.program.warm_up(context)
-        for tool in _FACES[self.face].tools:
-            context.box.run(tool, "--version" if tool != "containerd-shim-runc-v2" else "-v")
+        say_versions(context.box, *_FACES[self.face].tools)
 
 
 def _record(context: Context) -> None:

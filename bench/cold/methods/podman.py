@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from bench.cold.methods.base import Context, Session
-from bench.cold.methods.tools import need
+from bench.cold.methods.tools import need, say_versions
 from bench.cold.store import Store
 from bench.cold.workload import Workload
 
@@ -103,5 +103,4 @@ class FullPodman:
         yield PodmanSession(context)
 
     def warm_up(self, context: Context) -> None:
-        for tool in TOOLS:
-            context.box.run(tool, "--version")
+        say_versions(context.box, *TOOLS)
