@@ -3,7 +3,7 @@
 Another one is a class like these, in any module that can be imported: `--methods my.module:Method`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,11 @@ class Context:
     def environment(self) -> Mapping[str, str]:
         """What the container's environment has besides the image's."""
         return {**self.workload.environment, MARK: self.mark}
+
+    @property
+    def environment_options(self) -> Sequence[str]:
+        """That, as docker and its likes are told: `--env KEY=VALUE`."""
+        return [word for key, value in self.environment.items() for word in ("--env", f"{key}={value}")]
 
 
 class Session(Protocol):

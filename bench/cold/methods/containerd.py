@@ -78,12 +78,9 @@ class CtrSession:
 
     def run(self) -> Popen[bytes]:
         context = self._context
-        environment = [
-            word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
-        ]
         options = ("--rm", "--net-host", "--snapshotter", self._snapshotter)
         return context.box.start(
-            "ctr", *self._address(), "run", *options, *environment,
+            "ctr", *self._address(), "run", *options, *context.environment_options,
             context.reference, context.mark, *context.workload.command,
         )  # fmt: skip
 

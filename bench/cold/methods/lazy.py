@@ -153,10 +153,7 @@ class _Run:
 
     def run(self) -> Popen[bytes]:
         context = self._context
-        environment = [
-            word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
-        ]
-        options = ("--name", context.mark, *environment)
+        options = ("--name", context.mark, *context.environment_options)
         self._process = context.box.start(
             *self._words, *options, context.reference, *context.workload.command
         )

@@ -59,12 +59,9 @@ class PodmanSession:
 
     def run(self) -> Popen[bytes]:
         context = self._context
-        environment = [
-            word for key, value in context.environment.items() for word in ("--env", f"{key}={value}")
-        ]
         options = ("--rm", "--network", "host", "--pull", "never", "--name", context.mark)
-        command = ("run", *options, *environment, context.reference, *context.workload.command)
-        return context.box.start(*self._command(*command))
+        words = (*options, *context.environment_options, context.reference, *context.workload.command)
+        return context.box.start(*self._command("run", *words))
 
     def remove(self) -> None:
         subprocess.run(
