@@ -10,6 +10,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.cold.record import Start, load
+from tests.support.docker_release import docker_programs
 from tests.support.images import build_image, write_layout
 from tests.support.lab import manifest_digest
 from tests.support.tars import file, tar
@@ -132,6 +133,32 @@ def test_another_lazyfs_is_measured_beside_this_one(workloads, home, tmp_path):
     assert [series.method for series in record.series] == methods.split(",")
     assert [series.failure for series in record.series] == ["", ""]
     assert used.read_text().split() == ["run", "-c", "run"]  # warmed up, then measured
+
+
+def test_docker_is_measured_by_all_its_methods(workloads, home, lab, tmp_path):
+    names, out = ["full-docker", "lazyfs-docker", "lazyfs-docker-pack"], tmp_path / "out"
+    main(["cold", "--workloads", str(workloads), "--methods", ",".join(names), "--world", "loopback",
+          "--repeat", "1", "--programs", str(docker_programs(lab)), "--json", str(out)])  # fmt: skip
+
+    record = load(out)
+    assert [series.failure for series in record.series] == ["", "", ""]
+    starts = {series.method: series.starts[0] for series in record.of("version")}
+    assert list(starts) == names
+    assert starts["full-docker"].down > UNREAD
+    for name, start in starts.items():
+        check_order(start)
+        assert start.down < UNREAD / 2 or name == "full-docker"
+        assert {use.name for use in start.processes} >= {"dockerd", "containerd"}
+
+
+@pytest.mark.parametrize("name", ["full-docker", "lazyfs-docker"])
+def test_a_method_whose_programs_are_missing_says_which(workloads, home, monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setattr("bench.cold.methods.tools._PATH", str(tmp_path / "none"))
+    for program in ("docker", "containerd", "containerd-shim-runc-v2", "runc"):
+        (tmp_path / program).touch(mode=0o755)
+    main(["cold", "--workloads", str(workloads), "--methods", name, "--world", "loopback",
+          "--programs", str(tmp_path)])  # fmt: skip
+    assert "not measured: dockerd not installed: --programs FOLDER" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from bench.cold.methods.base import Context, Method
+from bench.cold.methods.docker import FullDocker
 from bench.cold.methods.foreign import Soci, Stargz
 from bench.cold.methods.full import FullContainerd, Skopeo
 from bench.cold.methods.lazy import Lazy, Program
@@ -21,6 +22,7 @@ _LAZYFS: Final = (
     *(("mount", way) for way in (PLAIN, INDEXED, PACKED)),
     *(("containerd", way) for way in (INDEXED, PACKED)),
     *(("podman", way) for way in (INDEXED, PACKED)),
+    *(("docker", way) for way in (INDEXED, PACKED)),
 )
 
 
@@ -28,8 +30,13 @@ class UnknownName(Exception):
     """A name that stands for nothing; the message says what there is."""
 
 
-def methods(store: Store) -> Mapping[str, Method]:
-    """The built-in methods, in the order of tables."""
+def methods(store: Store, programs: Path | None = None) -> Mapping[str, Method]:
+    """The built-in methods, in the order of tables.
+
+    Args:
+        store: the images.
+        programs: where programs are looked for first.
+    """
 
     def inside(workload: Workload, reference: str) -> AbstractContextManager[Context]:
         return context_of(store, workload, reference, store.home, list)
@@ -38,16 +45,17 @@ def methods(store: Store) -> Mapping[str, Method]:
         FullContainerd(),
         Skopeo(),
         FullPodman(),
+        FullDocker(programs),
         Stargz(store),
         Stargz(store, optimized=True),
         Soci(store),
-        *(Lazy(face, way, inside) for face, way in _LAZYFS),
+        *(Lazy(face, way, inside, programs=programs) for face, way in _LAZYFS),
     )
     return {method.name: method for method in every}
 
 
-def chosen(names: Sequence[str], store: Store) -> Mapping[str, Method]:
-    """Methods by their names.
+def chosen(names: Sequence[str], store: Store, programs: Path | None = None) -> Mapping[str, Method]:
+    """Methods by their names, of a store's images; programs are looked for in a folder first.
 
     So are those of another lazyfs, as "lazyfs-run@PROGRAM", and those of users, as "MODULE:CLASS" of a class
     that makes one without arguments.
@@ -55,7 +63,7 @@ def chosen(names: Sequence[str], store: Store) -> Mapping[str, Method]:
     Raises:
         UnknownName: there is none of a name.
     """
-    built_in = methods(store)
+    built_in = methods(store, programs)
     found = [_found(name, built_in) for name in names]
     return {method.name: method for method in found}
 

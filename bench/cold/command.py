@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
         "--programs",
         type=Path,
         metavar="FOLDER",
-        help="where containerd, runc and the like are looked for first",
+        help="where containerd, docker and the like are looked for first",
     )
     cold.add_argument("--repeat", type=int, default=3, metavar="N", help="starts of each (default: 3)")
     cold.add_argument(
@@ -79,21 +79,22 @@ def add_commands(commands: Any) -> None:
 
 
 def _cold(options: argparse.Namespace) -> None:
+    programs = options.programs and options.programs.absolute()
     source = store(HOME.resolve(), default_lab(), options.registry or "")
     if options.registry_down and options.caches is Caches.COLD:
         sys.exit("bench: --registry-down takes --caches warm or hot")
     try:
         workloads = _workloads(options.workloads, options.only)
         if options.list:
-            print(_listing(workloads, source))
+            print(_listing(workloads, source, programs))
             return
         plan = Plan(
             workloads=workloads,
-            methods=chosen(options.methods.split(","), source),
+            methods=chosen(options.methods.split(","), source, programs),
             distance=Distance.of(options.world),
             caches=options.caches,
             registry_down=options.registry_down,
-            programs=options.programs and options.programs.absolute(),
+            programs=programs,
             repeat=options.repeat,
             quiet_wait_s=options.quiet_wait,
             command=sys.argv,
@@ -125,14 +126,14 @@ def _workloads(path: Path, only: str | None) -> Sequence[Workload]:
     return [found[name] for name in names]
 
 
-def _listing(workloads: Sequence[Workload], source: Store) -> str:
+def _listing(workloads: Sequence[Workload], source: Store, programs: Path | None) -> str:
     lines = ["Workloads:"]
     lines += [
         f"  {w.name:<24} {w.image or 'built here'}: {' '.join(w.command) or 'its own command'}"
         for w in workloads
     ]
     lines.append("Methods:")
-    for name, method in methods(source).items():
+    for name, method in methods(source, programs).items():
         try:
             method.check()
             lines.append(f"  {name:<24} {method.title}")

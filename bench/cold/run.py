@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from bench.cold.methods.base import Context, Method, Session
-from bench.cold.methods.tools import PATH
+from bench.cold.methods.tools import search_path
 from bench.cold.probe import Watch
 from bench.cold.record import Start
 from bench.cold.sandbox import sandbox
@@ -151,11 +151,11 @@ def context_of(
 
 def environment_of(scratch: Path, programs: Path | None = None) -> Mapping[str, str]:
     """An environment that leads no tool out of a folder."""
-    path = f"{programs}:{PATH}" if programs else PATH
     folders = {"HOME": "home", "TMPDIR": "tmp", "XDG_RUNTIME_DIR": "runtime"}
     for folder in folders.values():
         (scratch / folder).mkdir(mode=0o700)
-    return {"PATH": path, "LC_ALL": "C.UTF-8", **{key: str(scratch / name) for key, name in folders.items()}}
+    own = {key: str(scratch / name) for key, name in folders.items()}
+    return {"PATH": search_path(programs), "LC_ALL": "C.UTF-8", **own}
 
 
 def _since(start: float, exchange: Exchange) -> Exchange:

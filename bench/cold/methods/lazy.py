@@ -1,4 +1,4 @@
-"""lazyfs: `lazyfs run`; its mount below an overlay, and runc; below containerd, and below Podman."""
+"""lazyfs: `lazyfs run`; its mount below an overlay, and runc; below containerd, Podman and Docker."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from typing import Final
 
 from bench.cold.methods.base import Context, Session
 from bench.cold.methods.containerd import Containerd
+from bench.cold.methods.docker import TOOLS as DOCKER_TOOLS
+from bench.cold.methods.docker import DockerSession
 from bench.cold.methods.podman import TOOLS as PODMAN_TOOLS
 from bench.cold.methods.podman import PodmanSession
 from bench.cold.methods.runc import Runc
@@ -76,16 +78,18 @@ class Lazy:
     """One face of lazyfs, on an image with or without something beside it.
 
     Attributes:
-        face: "run", "mount", "containerd" or "podman".
+        face: "run", "mount", "containerd", "podman" or "docker".
         way: PLAIN, INDEXED or PACKED.
         inside: gives contexts for what has to run to be published.
         program: what is measured. Indexes and packs are always those of the environment that measures.
+        programs: where all others are looked for first.
     """
 
     face: str
     way: str
     inside: "Callable[[Workload, str], AbstractContextManager[Context]]"
     program: Program = OWN
+    programs: Path | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +101,7 @@ class Lazy:
         return f"{_FACES[self.face].title} {_WAYS[self.way][1]}"
 
     def check(self) -> None:
-        need(*_FACES[self.face].tools)
+        need(*_FACES[self.face].tools, programs=self.programs)
         OWN.check()
         self.program.check()
 
@@ -213,9 +217,8 @@ def _mount_session(context: Context, program: Program) -> Iterator[Session]:
         session.unmount()
 
 
-@contextmanager
-def _containerd_session(context: Context, program: Program) -> Iterator[Session]:
-    """`ctr-remote image rpull` and `ctr run`, as the stargz snapshotter has it."""
+def _containerd(context: Context, program: Program) -> Containerd:
+    """A containerd with the snapshotter "lazyfs"."""
     scratch, socket, daemon = (
         context.scratch,
         context.scratch / "snapshotter.sock",
@@ -230,8 +233,20 @@ def _containerd_session(context: Context, program: Program) -> Iterator[Session]
         "--daemon", daemon,
         log=scratch / "snapshotter.log", ready=socket.exists,
     )  # fmt: skip
-    node = Containerd.start(context, proxies={"lazyfs": socket})
-    yield node.session("lazyfs", ["ctr-remote"], ["image", "rpull", "--plain-http"])
+    return Containerd.start(context, proxies={"lazyfs": socket})
+
+
+@contextmanager
+def _containerd_session(context: Context, program: Program) -> Iterator[Session]:
+    """`ctr-remote image rpull` and `ctr run`, as the stargz snapshotter has it."""
+    pull = ["image", "rpull", "--plain-http"]
+    yield _containerd(context, program).session("lazyfs", ["ctr-remote"], pull)
+
+
+@contextmanager
+def _docker_session(context: Context, program: Program) -> Iterator[Session]:
+    """`docker pull` and `docker run`, by that snapshotter."""
+    yield DockerSession(context, _containerd(context, program), "lazyfs")
 
 
 @contextmanager
@@ -262,4 +277,7 @@ _FACES: Final = {
         _containerd_session,
     ),
     "podman": _Face("lazyfs daemon, podman pull, podman run,", PODMAN_TOOLS, _podman_session),
+    "docker": _Face(
+        "lazyfs daemon and snapshotter, containerd, docker pull, docker run,", DOCKER_TOOLS, _docker_session
+    ),
 }
