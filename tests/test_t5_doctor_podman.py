@@ -1,5 +1,6 @@
 """What the doctor says of Podman: whether it looks for layers where lazyfs shows them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_what_is_wrong_is_told(tmp_path, text, mounts, state, fact):
 def test_a_machine_that_was_not_set_up_is_told_so(tmp_path):
     ((state, fact),) = said(tmp_path, {}, "podman")
     assert (state, "names no additional layer store" in fact) == ("warning", True)
+
+
+def test_a_configuration_that_nobody_writes_to_holds_nobody(tmp_path):
+    place = tmp_path / "etc/containers"
+    place.mkdir(parents=True)
+    os.mkfifo(place / "storage.conf")
+    ((state, fact),) = said(tmp_path, {}, "podman")
+    assert (state, "a FIFO" in fact) == ("problem", True)

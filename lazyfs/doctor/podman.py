@@ -3,13 +3,15 @@
 Source: containers-storage.conf(5), `additionallayerstores`.
 """
 
-import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine
+from lazyfs.errors import ConfigError
+from lazyfs.source.config_file import read_toml
 
 _FILES: Final = ("/etc/containers/storage.conf", "/usr/share/containers/storage.conf")
 _BY_REFERENCE: Final = ":ref"
@@ -22,11 +24,10 @@ def check_podman(machine: Machine) -> Iterator[Finding]:
     if program is None:
         yield ok("podman", "is not installed, nor is CRI-O: no layer store is needed")
         return
-    name = next((each for each in _FILES if machine.text(each) is not None), _FILES[0])
     try:
-        config = tomllib.loads(machine.text(name) or "")
-    except tomllib.TOMLDecodeError as error:
-        yield problem("podman", f"{name}: {error}", "see containers-storage.conf(5)")
+        name, config = _config(machine)
+    except ConfigError as error:
+        yield problem("podman", str(error), "see containers-storage.conf(5)")
         return
     stores = _stores(config)
     if not stores:
@@ -34,6 +35,13 @@ def check_podman(machine: Machine) -> Iterator[Finding]:
         yield warning("podman", f"{name} names no additional layer store", advice)
     for store in stores:
         yield _check_store(machine, store)
+
+
+def _config(machine: Machine) -> tuple[str, dict[str, Any]]:
+    for name in _FILES:
+        with suppress(FileNotFoundError):
+            return name, read_toml(machine.path(name))
+    return _FILES[0], {}
 
 
 def _stores(config: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from lazyfs.errors import ConfigError, SourceError
+from lazyfs.source.config_file import read_toml
 from lazyfs.source.registries_conf import endpoints_by
 from lazyfs.source.settings import (
     ALL_CAPABILITIES,
@@ -24,7 +25,6 @@ from lazyfs.source.settings import (
     api_host,
     endpoint_of,
 )
-from lazyfs.source.toml_file import read_toml
 from lazyfs.source.urls import origin_of
 
 DEFAULT_DIRECTORY: Final = Path("/etc/containerd/certs.d")

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from lazyfs.errors import BadReference, ConfigError
 from lazyfs.oci.reference import parse_reference
+from lazyfs.source.config_file import read_toml
 from lazyfs.source.settings import Access, Capability, Endpoint, SourceSettings, api_host, endpoint_of
-from lazyfs.source.toml_file import read_toml
 
 _MAX_MIRRORS: Final = 100
 _PROBE_S: Final = 3.0

@@ -130,6 +130,7 @@ def _config(machine: Node, top: Path, registry: str) -> dict[str, object]:
         "userland-proxy": False,
         "iptables": False,
         "ip6tables": False,
+        "ip-forward": False,
         "live-restore": True,
         "cgroup-parent": f"/{machine.name}",
     }
