@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.lab_variants import ENCODINGS, IMAGE, LAZY, archive, encoded
 
-FILE = "/etc/services"
+FILE = "/usr/lib/os-release"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The postgres image in every encoding and container format that engines write, made once.
+"""The nginx image in every encoding and container format that engines write, made once.
 
 Same tars, other compression: the tools that people use do it (gzip, pigz, bgzip, zstd, skopeo).
 """
@@ -14,7 +14,7 @@ from tests.support.lab import Lab
 from tests.support.lab_build import run
 from tests.support.layers import zstd_frames
 
-IMAGE = "postgres"
+IMAGE = "nginx"
 
 
 def _piped(*command: str) -> Callable[[Path, Path], None]:
@@ -56,7 +56,7 @@ def archive(lab: Lab, transport: str) -> Path:
     source = lab.image(IMAGE)
 
     def make(out: Path) -> None:
-        tag = "lab/postgres:latest" if transport == "docker-archive" else "latest"
+        tag = "lab/nginx:latest" if transport == "docker-archive" else "latest"
         run("skopeo", "copy", "--quiet", f"oci:{source}:latest", f"{transport}:{out}:{tag}")
 
     return lab.once(f"variants/{transport}-{source.name.rpartition('-')[2]}", make)
