@@ -8,7 +8,7 @@ from bench.cold.sandbox import Sandbox
 from bench.measure import MethodFailed
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_DOCKER: Final = "--programs FOLDER, with Docker 23 or later"
+_DOCKER: Final = "--programs FOLDER, with Docker 24 or later"
 _FROM: Final = {"docker": _DOCKER, "dockerd": _DOCKER}
 """Where to have programs from that scripts/setup does not install."""
 
