@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import socket
+import stat
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from lazyfs.container.overlay import Overlay, mount_overlay, prepare
 from lazyfs.container.upper import UpperMember, upper_members
 from lazyfs.errors import ContainerError
 from lazyfs.mount.mounts import unmount
+from lazyfs.removal import remove_tree
+from tests.support.deep_trees import make_deep
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service+ep
 
@@ -205,6 +208,68 @@ def test_a_file_that_becomes_shorter_meanwhile_is_an_error(tmp_path):
 
     with (tmp_path / "layer").open("wb") as file, pytest.raises(ContainerError, match="shorter"):
         write_layer(members(), file.fileno(), "gzip")
+
+
+def test_what_a_container_calls_like_overlayfs_s_marks_are_its_own(root: Path, upper: Path) -> None:
+    (root / "empty").touch()
+    for path, name in (("empty", "whiteout"), ("kept", "opaque"), ("kept", "redirect")):
+        for prefix in ("user", "trusted"):  # the kernel escapes what it would take for its own
+            os.setxattr(root / path, f"{prefix}.overlay.{name}", b"y")
+    found = {one.member.path: one.member for one in upper_members(upper, user_marks=False)}
+    assert found.keys() == {b"", b"empty", b"kept"}
+    assert dict(found[b"kept"].xattrs) == {
+        os.fsencode(name): os.getxattr(root / "kept", name) for name in os.listxattr(root / "kept")
+    }
+
+
+def test_directories_may_be_deep_but_no_deeper_than_a_path_is_long(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    make_deep(upper, 1500)
+    assert sum(1 for _ in upper_members(upper)) == 1502
+    remove_tree(upper)
+    upper.mkdir()
+    make_deep(upper, 3000)
+    with pytest.raises(ContainerError, match="too deep") as raised:
+        list(upper_members(upper))
+    assert len(str(raised.value)) < 200
+    remove_tree(upper)
+
+
+def test_what_goes_while_it_is_walked_is_not_there(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    (upper / "d").mkdir(parents=True)
+    for name in ("a", "linked", "z"):
+        (upper / name).touch()
+    (upper / "zz").hardlink_to(upper / "linked")
+    found = []
+    for one in upper_members(upper):
+        found.append(one.member)
+        if one.member.path == b"a":
+            (upper / "d").rmdir()
+            (upper / "linked").unlink()
+            (upper / "z").unlink()
+    assert [(one.path, one.kind) for one in found[1:]] == [(b"a", Kind.REGULAR), (b"zz", Kind.REGULAR)]
+
+
+def test_a_file_that_was_replaced_by_something_else_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at it and its opening; a device in its place would be this machine's."""
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "a").write_text("a")
+    really = os.open
+
+    def replaced(path: object, *rest: int, **named: int) -> int:
+        if path == b"a":
+            (upper / "a").unlink()
+            os.mknod(upper / "a", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        return really(path, *rest, **named)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "open", replaced)
+    with pytest.raises(ContainerError, match="/a was replaced"):
+        list(upper_members(upper))
 
 
 def test_a_container_cannot_lead_the_walk_out_of_its_directory(tmp_path):

@@ -72,6 +72,7 @@ def test_what_a_snapshot_adds_lies_in_its_directory(left: Any, right: Any, found
         ([], bind(f"{ROOT}/7/work")),
         ([], bind(f"{ROOT}/7/../fs")),
         ([], bind(f"{ROOT}/x/fs")),
+        ([], bind(f"{ROOT}/{'7' * 5000}/fs")),
         ([], bind(f"{ROOT}/7/fs/etc")),
         ([], bind("/other/snapshots/7/fs")),
     ],

@@ -1,6 +1,7 @@
 """lazyfs commit: what containers of real images changed, as images that others unpack and that run again."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def test_directories_too_deep_for_a_layer_are_told_in_a_line(containers, image, 
     containers("run", "--upper", kept, image("base"), "true")
     make_deep(kept / "upper", 3000)
     done = containers("commit", kept, f"oci:{tmp_path / 'out'}:1", exit_code=125)
-    assert done.stderr == f"lazyfs: {kept / 'upper'}: its directories are too deep for a layer\n"
+    assert re.fullmatch(r"lazyfs: /(d/)+\.\.\.: this is too deep for a layer\n", done.stderr)
     remove_tree(kept)
 
 

@@ -171,12 +171,11 @@ async def _written(
     with tempfile.TemporaryFile(dir=workshop.cache.root / "tmp", prefix="layer-") as file:
 
         def write() -> WrittenLayer:
-            members = upper_members(changes.upper, changes.mount_points)
+            user_marks = None if isinstance(changes, _Bare) else changes.user_namespace
+            members = upper_members(changes.upper, changes.mount_points, user_marks=user_marks)
             try:
                 with still:
                     return write_layer(members, file.fileno(), compression)
-            except RecursionError as error:
-                raise ContainerError(f"{changes.upper}: its directories are too deep for a layer") from error
             except OSError as error:
                 raise ContainerError(f"{changes.upper} cannot be made a layer: {error}") from error
 

@@ -6,23 +6,29 @@ the same layer. What is read may still be changed by its container: no symbolic 
 but what lies in the directory is read.
 """
 
+import errno
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from indexer.tar_header import MAX_PATH
 from indexer.toc import Kind, Member
 from lazyfs.errors import ContainerError
 
 _log = logging.getLogger(__name__)
 
-_OVERLAY: Final = (b"trusted.overlay.", b"user.overlay.")
+_TRUSTED: Final = b"trusted.overlay."
+_USER: Final = b"user.overlay."
+_ESCAPED: Final = b"overlay."
+"""After overlayfs's prefix: an attribute that the container has set, under the name without this."""
 # Of this machine, not of the files: labels and signatures are made where a file is.
 _LOCAL: Final = frozenset({b"security.selinux", b"security.ima", b"security.evm"})
+_TOLD: Final = 60  # bytes of a path that is too long
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _KINDS: Final = {
@@ -55,16 +61,14 @@ class _Found:
     Attributes:
         name: the name.
         status: of what it stands for.
-        xattrs: all of them.
+        xattrs: those of the file.
+        marks: overlayfs's own attributes, without their prefix.
     """
 
     name: bytes
     status: os.stat_result
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
-
-    def overlay(self, name: bytes) -> bytes | None:
-        """The value of an attribute of overlayfs's own."""
-        return next((self.xattrs[p + name] for p in _OVERLAY if p + name in self.xattrs), None)
+    xattrs: Mapping[bytes, bytes]
+    marks: Mapping[bytes, bytes]
 
     @property
     def is_whiteout(self) -> bool:
@@ -72,95 +76,153 @@ class _Found:
         mode = self.status.st_mode
         if stat.S_ISCHR(mode):
             return self.status.st_rdev == 0
-        return stat.S_ISREG(mode) and not self.status.st_size and self.overlay(b"whiteout") is not None
+        return stat.S_ISREG(mode) and not self.status.st_size and b"whiteout" in self.marks
 
 
-def upper_members(upper: Path, mount_points: Collection[str] = ()) -> Iterator[UpperMember]:
+def upper_members(
+    upper: Path, mount_points: Collection[str] = (), *, user_marks: bool | None = None
+) -> Iterator[UpperMember]:
     """The members of the layer that an upper directory is, the root's own first.
 
     Args:
         upper: the directory.
         mount_points: paths, from the root on, that were made for mounts: left out where they are still empty.
+        user_marks: overlayfs's marks are in `user.overlay.*`, as in a user namespace; else in
+            `trusted.overlay.*`; the others are the container's own then. None: either are marks.
 
     Raises:
         ContainerError: it holds what no layer can say.
         OSError: it cannot be read.
     """
-    top = os.open(upper, _DIRECTORY)
-    try:
-        left_out = _empty_mount_points(upper, mount_points)
-        yield from _Walk(left_out).directory(top, b"", _look(top, b"."))
-    finally:
-        os.close(top)
+    prefixes = (_TRUSTED, _USER) if user_marks is None else (_USER,) if user_marks else (_TRUSTED,)
+    yield from _Walk(_empty_mount_points(upper, mount_points), prefixes).tree(upper)
+
+
+class _Level(NamedTuple):
+    """A directory that is being walked.
+
+    Attributes:
+        descriptor: of it, open.
+        path: from the upper directory on.
+        left: names of what is to be told yet, the next one last.
+    """
+
+    descriptor: int
+    path: bytes
+    left: list[bytes]
 
 
 class _Walk:
-    """Remembers which inodes have been seen."""
+    """Remembers which inodes have been seen. What goes while it walks is not there."""
 
-    def __init__(self, left_out: Collection[bytes]) -> None:
+    def __init__(self, left_out: Collection[bytes], prefixes: Sequence[bytes]) -> None:
         self._left_out = left_out
+        self._prefixes = prefixes
         self._first_names: dict[tuple[int, int], bytes] = {}
 
-    def directory(self, descriptor: int, path: bytes, found: _Found) -> Iterator[UpperMember]:
-        """A directory and all below it."""
-        _refuse_redirections(found, path)
-        yield UpperMember(_member(found, path))
-        if found.overlay(b"opaque") == b"y":
-            yield UpperMember(Member(_joined(path, _OPAQUE), Kind.REGULAR))
-        present = []
-        for name in sorted(map(os.fsencode, os.listdir(descriptor))):
-            child = _look(descriptor, name)
-            if name.startswith(_WHITEOUT):
-                raise ContainerError(f"{_shown(path, name)}: no layer can hold a name that begins with .wh.")
-            if child.is_whiteout:
-                yield UpperMember(Member(_joined(path, _WHITEOUT + name), Kind.REGULAR))
-            elif _joined(path, name) not in self._left_out:
-                present.append(child)
-        for child in present:
-            yield from self._child(descriptor, path, child)
+    def tree(self, upper: Path) -> Iterator[UpperMember]:
+        """A directory and all below it, however deep."""
+        top = os.open(upper, _DIRECTORY)
+        levels = [_Level(top, b"", [])]
+        try:
+            yield from self._directory(levels[-1], self._look(top, b"."))
+            while levels:
+                level = levels[-1]
+                if not level.left:
+                    os.close(levels.pop().descriptor)
+                    continue
+                with suppress(FileNotFoundError):
+                    found = self._look(level.descriptor, level.left.pop())
+                    path = _joined(level.path, found.name)
+                    if stat.S_ISDIR(found.status.st_mode):
+                        below = os.open(found.name, _DIRECTORY, dir_fd=level.descriptor)
+                        levels.append(_Level(below, path, []))
+                        yield from self._directory(levels[-1], found)
+                    else:
+                        yield from self._other(level.descriptor, path, found)
+        finally:
+            for level in levels:
+                os.close(level.descriptor)
 
-    def _child(self, parent: int, directory: bytes, found: _Found) -> Iterator[UpperMember]:
-        path, status = _joined(directory, found.name), found.status
-        if stat.S_ISDIR(status.st_mode):
-            with _opened(parent, found.name, _DIRECTORY) as descriptor:
-                yield from self.directory(descriptor, path, found)
-            return
+    def _directory(self, level: _Level, found: _Found) -> Iterator[UpperMember]:
+        """A directory and what is gone from it; notes what is in it."""
+        _refuse_redirections(found, level.path)
+        yield UpperMember(_member(found, level.path))
+        if found.marks.get(b"opaque") == b"y":
+            yield UpperMember(Member(_joined(level.path, _OPAQUE), Kind.REGULAR))
+        names = os.listdir(level.descriptor)  # noqa: PTH208  # of a descriptor
+        for name in sorted(map(os.fsencode, names)):
+            path = _joined(level.path, name)
+            if name.startswith(_WHITEOUT):
+                raise ContainerError(f"{_shown(path)}: no layer can hold a name that begins with .wh.")
+            if len(path) > MAX_PATH:
+                raise ContainerError(f"{_shown(path[:_TOLD])}...: this is too deep for a layer")
+            with suppress(FileNotFoundError):
+                if self._look(level.descriptor, name).is_whiteout:
+                    yield UpperMember(Member(_joined(level.path, _WHITEOUT + name), Kind.REGULAR))
+                elif path not in self._left_out:
+                    level.left.append(name)
+        level.left.reverse()
+
+    def _other(self, parent: int, path: bytes, found: _Found) -> Iterator[UpperMember]:
+        """What is no directory."""
+        status = found.status
         if stat.S_ISSOCK(status.st_mode):
             _log.warning("%s: a socket, which no layer can hold, is left out", _shown(path))
             return
         _refuse_redirections(found, path)
-        inode = (status.st_dev, status.st_ino)
-        first = self._first_names.setdefault(inode, path) if status.st_nlink > 1 else path
-        if first != path:
-            member = _member(found, path)
+        member, inode = _member(found, path), (status.st_dev, status.st_ino)
+        first = self._first_names.get(inode)
+        if first is not None:
             yield UpperMember(member._replace(kind=Kind.HARDLINK, size=0, link=first, xattrs=()))
-        elif stat.S_ISREG(status.st_mode):
-            with _opened(parent, found.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as content:
-                yield UpperMember(_member(found, path), content)
-        elif stat.S_ISLNK(status.st_mode):
-            target = os.fsencode(os.readlink(found.name, dir_fd=parent))
-            yield UpperMember(_member(found, path)._replace(link=target))
+            return
+        with ExitStack() as stack:
+            content = -1
+            if stat.S_ISREG(status.st_mode):
+                content = stack.enter_context(_content_of(parent, path, found))
+            elif stat.S_ISLNK(status.st_mode):
+                member = member._replace(link=os.fsencode(os.readlink(found.name, dir_fd=parent)))
+            if status.st_nlink > 1:
+                self._first_names[inode] = path
+            yield UpperMember(member, content)
+
+    def _look(self, directory: int, name: bytes) -> _Found:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        xattrs, marks = {}, {}
+        for key, value in _xattrs(b"/proc/self/fd/%d/%s" % (directory, name)):
+            prefix = next(filter(key.startswith, self._prefixes), None)
+            if prefix is None:
+                xattrs[key] = value
+            elif key.startswith(prefix + _ESCAPED):
+                xattrs[prefix + key.removeprefix(prefix + _ESCAPED)] = value
+            else:
+                marks[key.removeprefix(prefix)] = value
+        return _Found(name, status, xattrs, marks)
+
+
+def _xattrs(path: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """All of them; none on a file system without."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return
+    for name in names:
+        try:
+            value = os.getxattr(path, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
         else:
-            yield UpperMember(_member(found, path))
-
-
-def _look(directory: int, name: bytes) -> _Found:
-    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    path = b"/proc/self/fd/%d/%s" % (directory, name)
-    xattrs = {}
-    with suppress(OSError):  # a file system without them
-        for key in os.listxattr(path, follow_symlinks=False):
-            xattrs[os.fsencode(key)] = os.getxattr(path, key, follow_symlinks=False)
-    return _Found(name, status, xattrs)
+            yield os.fsencode(name), value
 
 
 def _member(found: _Found, path: bytes) -> Member:
     status = found.status
     kind = _KINDS[stat.S_IFMT(status.st_mode)]
     is_device = kind in (Kind.CHARACTER, Kind.BLOCK)
-    kept = (
-        pair for pair in found.xattrs.items() if not pair[0].startswith(_OVERLAY) and pair[0] not in _LOCAL
-    )
+    kept = (pair for pair in found.xattrs.items() if pair[0] not in _LOCAL)
     return Member(
         path,
         kind,
@@ -176,7 +238,7 @@ def _member(found: _Found, path: bytes) -> Member:
 
 def _refuse_redirections(found: _Found, path: bytes) -> None:
     for name, words in ((b"metacopy", "only attributes"), (b"redirect", "the place of another directory")):
-        if found.overlay(name) is not None:
+        if name in found.marks:
             raise ContainerError(
                 f"{_shown(path)} has {words} of what lies below, as overlayfs's {name.decode()} leaves it: "
                 "no layer can say that; mount the overlay without"
@@ -202,8 +264,20 @@ def _empty_mount_points(upper: Path, mount_points: Collection[str]) -> set[bytes
 
 
 @contextmanager
-def _opened(directory: int, name: bytes, flags: int) -> Iterator[int]:
-    descriptor = os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
+def _content_of(directory: int, path: bytes, found: _Found) -> Iterator[int]:
+    """What was looked at, open for reading; opening what has taken its place, a device, could do anything."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _closing(os.open(found.name, flags, dir_fd=directory)) as place:
+        status = os.fstat(place)
+        is_file = stat.S_ISREG(status.st_mode)  # inode numbers are used again
+        if not is_file or (status.st_dev, status.st_ino) != (found.status.st_dev, found.status.st_ino):
+            raise ContainerError(f"{_shown(path)} was replaced while it was read")
+        with _closing(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)) as content:
+            yield content
+
+
+@contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:

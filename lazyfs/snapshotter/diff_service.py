@@ -20,6 +20,7 @@ from lazyfs.snapshotter.content_store import ContentRefused, ContentStore
 from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer
 from lazyfs.snapshotter.messages import message_classes
 from lazyfs.snapshotter.model import Mount, NoSnapshot
+from lazyfs.snapshotter.mounts import overlay_options
 from lazyfs.snapshotter.protocol import MOUNT
 from lazyfs.snapshotter.server import address_of
 
@@ -99,6 +100,9 @@ class _Service(grpc.GenericRpcHandler):
             context.abort(error.code, error.details)
         except (trio.RunFinishedError, trio.Cancelled):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the snapshotter is ending")
+        except Exception as error:  # noqa: BLE001  # a bug fails no commit: containerd can do it
+            _log.exception("a bug in Diff")
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, f"a bug: {type(error).__name__}: {error}")
         raise AssertionError  # abort raises
 
     def _made(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -110,7 +114,12 @@ class _Service(grpc.GenericRpcHandler):
         latest_ns = None if latest is None else latest.seconds * _NS + latest.nanos
         with tempfile.TemporaryFile(dir=self._root) as file:
             layer = make_layer(
-                directory, file.fileno(), compression, latest_ns, partial(_see_wanted, context)
+                directory,
+                file.fileno(),
+                compression,
+                latest_ns,
+                partial(_see_wanted, context),
+                user_marks=overlay_options().user_xattrs,
             )
             file.seek(0)
             labels = {**request.labels, UNCOMPRESSED: layer.diff_id}

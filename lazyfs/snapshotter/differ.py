@@ -4,6 +4,7 @@ containerd compares two trees file by file. Files of equal size and time it read
 has no fraction of a second, as in most layers: all of a lazy image would be fetched, for one directory.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from lazyfs.oci.media_types import OCI_LAYER
 from lazyfs.snapshotter.model import Mount
 
 _COMPRESSIONS: Final = {f"{OCI_LAYER}+{name}": name for name in ("gzip", "zstd")}
+_ID: Final = re.compile(r"[1-9][0-9]{0,17}")
 _KNOWN: Final = frozenset({"ro", "rw", "rbind", "index=off", "userxattr"})
 """Options that change nothing in what is shown."""
 
@@ -49,7 +51,7 @@ def changed_directory(left: Sequence[Mount], right: Sequence[Mount], snapshots: 
     below, (top, *rest) = _stack(left), _stack(right) or [Path()]
     if rest != below:
         raise NotOurs("one does not stand on the other")
-    if top.parent.parent != snapshots or not top.parent.name.isdecimal() or top.name != "fs":
+    if top.parent.parent != snapshots or not _ID.fullmatch(top.parent.name) or top.name != "fs":
         raise NotOurs(f"{top} is no directory of a snapshot")
     return int(top.parent.name), top
 
@@ -60,6 +62,8 @@ def make_layer(
     compression: str,
     latest_ns: int | None = None,
     check: Callable[[], None] = lambda: None,
+    *,
+    user_marks: bool = False,
 ) -> WrittenLayer:
     """Write an upper directory as a layer; blocks.
 
@@ -69,12 +73,13 @@ def make_layer(
         compression: "gzip" or "zstd".
         latest_ns: later times are not told, but this one; nanoseconds of Unix time.
         check: as for `write_layer`.
+        user_marks: as for `upper_members`.
 
     Raises:
         ContainerError: it holds what no layer can say, or changes while it is read.
         OSError: it cannot be read, or the disk refuses.
     """
-    members = upper_members(directory)
+    members = upper_members(directory, user_marks=user_marks)
     if latest_ns is not None:
         members = _no_later(members, latest_ns)
     return write_layer(members, descriptor, compression, check)
