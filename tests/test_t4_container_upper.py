@@ -298,3 +298,19 @@ def test_a_container_cannot_lead_the_walk_out_of_its_directory(tmp_path):
     finally:
         stop.set()
         thread.join()
+
+
+def test_many_small_files_are_compressed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else several layers that are made at once wait for Python's lock most of the time."""
+    upper, sizes, really = tmp_path / "upper", [], os.write
+    upper.mkdir()
+    for number in range(3000):
+        (upper / str(number)).write_bytes(os.urandom(100))
+
+    def write(descriptor: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return really(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    layer(upper, tmp_path)
+    assert len(sizes) < 10

@@ -88,7 +88,7 @@ def write_layer(
         _Frames() if compression == "zstd" else zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
     )
     blob, tar, size = sha256(), sha256(), 0
-    for piece in _compressed(_tar(members), compressor, tar.update):
+    for piece in _compressed(_large(_tar(members)), compressor, tar.update):
         check()
         blob.update(piece)
         size += len(piece)
@@ -97,6 +97,18 @@ def write_layer(
     return WrittenLayer(
         f"{OCI_LAYER}+{compression}", f"sha256:{blob.hexdigest()}", size, f"sha256:{tar.hexdigest()}"
     )
+
+
+def _large(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pieces together: to compress or hash lets go of Python's lock, which is dear for a header alone."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _compressed(pieces: Iterable[bytes], compressor: _Compressor, note: "_Note") -> Iterator[bytes]:

@@ -70,14 +70,6 @@ class _Found:
     xattrs: Mapping[bytes, bytes]
     marks: Mapping[bytes, bytes]
 
-    @property
-    def is_whiteout(self) -> bool:
-        """Whether it stands for nothing."""
-        mode = self.status.st_mode
-        if stat.S_ISCHR(mode):
-            return self.status.st_rdev == 0
-        return stat.S_ISREG(mode) and not self.status.st_size and b"whiteout" in self.marks
-
 
 def upper_members(
     upper: Path, mount_points: Collection[str] = (), *, user_marks: bool | None = None
@@ -158,7 +150,7 @@ class _Walk:
             if len(path) > MAX_PATH:
                 raise ContainerError(f"{_shown(path[:_TOLD])}...: this is too deep for a layer")
             with suppress(FileNotFoundError):
-                if self._look(level.descriptor, name).is_whiteout:
+                if self._is_whiteout(level.descriptor, name):
                     yield UpperMember(Member(_joined(level.path, _WHITEOUT + name), Kind.REGULAR))
                 elif path not in self._left_out:
                     level.left.append(name)
@@ -185,6 +177,13 @@ class _Walk:
             if status.st_nlink > 1:
                 self._first_names[inode] = path
             yield UpperMember(member, content)
+
+    def _is_whiteout(self, directory: int, name: bytes) -> bool:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        is_empty = stat.S_ISREG(status.st_mode) and not status.st_size
+        return is_empty and b"whiteout" in self._look(directory, name).marks
 
     def _look(self, directory: int, name: bytes) -> _Found:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
