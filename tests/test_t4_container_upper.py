@@ -263,13 +263,13 @@ def test_a_file_that_was_replaced_by_something_else_is_not_opened(
 
     def replaced(path: object, *rest: int, **named: int) -> int:
         if path == b"a":
-            (upper / "a").unlink()
+            (upper / "a").unlink(missing_ok=True)
             os.mknod(upper / "a", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
         return really(path, *rest, **named)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(os, "open", replaced)
-    with pytest.raises(ContainerError, match="/a was replaced"):
-        list(upper_members(upper))
+    _, (member, content) = upper_members(upper)
+    assert (member.path, member.kind, member.device, content) == (b"a", Kind.CHARACTER, (1, 5), -1)
 
 
 def test_a_container_cannot_lead_the_walk_out_of_its_directory(tmp_path):

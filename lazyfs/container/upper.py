@@ -104,6 +104,10 @@ class _Level(NamedTuple):
     left: list[bytes]
 
 
+class _Replaced(Exception):
+    """Something else has a file's name by now."""
+
+
 class _Walk:
     """Remembers which inodes have been seen. What goes while it walks is not there."""
 
@@ -123,15 +127,20 @@ class _Walk:
                 if not level.left:
                     os.close(levels.pop().descriptor)
                     continue
-                with suppress(FileNotFoundError):
-                    found = self._look(level.descriptor, level.left.pop())
-                    path = _joined(level.path, found.name)
+                name = level.left.pop()
+                path = _joined(level.path, name)
+                try:
+                    found = self._look(level.descriptor, name)
                     if stat.S_ISDIR(found.status.st_mode):
-                        below = os.open(found.name, _DIRECTORY, dir_fd=level.descriptor)
+                        below = os.open(name, _DIRECTORY, dir_fd=level.descriptor)
                         levels.append(_Level(below, path, []))
                         yield from self._directory(levels[-1], found)
                     else:
                         yield from self._other(level.descriptor, path, found)
+                except FileNotFoundError:
+                    continue
+                except _Replaced:
+                    level.left.append(name)
         finally:
             for level in levels:
                 os.close(level.descriptor)
@@ -171,7 +180,7 @@ class _Walk:
         with ExitStack() as stack:
             content = -1
             if stat.S_ISREG(status.st_mode):
-                content = stack.enter_context(_content_of(parent, path, found))
+                content = stack.enter_context(_content_of(parent, found))
             elif stat.S_ISLNK(status.st_mode):
                 member = member._replace(link=os.fsencode(os.readlink(found.name, dir_fd=parent)))
             if status.st_nlink > 1:
@@ -263,14 +272,14 @@ def _empty_mount_points(upper: Path, mount_points: Collection[str]) -> set[bytes
 
 
 @contextmanager
-def _content_of(directory: int, path: bytes, found: _Found) -> Iterator[int]:
+def _content_of(directory: int, found: _Found) -> Iterator[int]:
     """What was looked at, open for reading; opening what has taken its place, a device, could do anything."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     with _closing(os.open(found.name, flags, dir_fd=directory)) as place:
         status = os.fstat(place)
         is_file = stat.S_ISREG(status.st_mode)  # inode numbers are used again
         if not is_file or (status.st_dev, status.st_ino) != (found.status.st_dev, found.status.st_ino):
-            raise ContainerError(f"{_shown(path)} was replaced while it was read")
+            raise _Replaced
         with _closing(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)) as content:
             yield content
 
