@@ -3,10 +3,14 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
+import grpc
 import pytest
 
+from lazyfs.snapshotter.content_store import ContentRefused, ContentStore
 from lazyfs.snapshotter.labels import order_of
 from tests.support.containerd_images import indexed_and_plain
 from tests.support.containerd_node import PROGRAMS, Node, node
@@ -155,6 +159,19 @@ def test_a_commit_fetches_nothing_and_has_all_that_the_container_changed(
     engine("rmi", made, "again", image)
     engine("pull", made)
     assert engine.start_once(made, "cat", "/new") == "new\n"
+
+
+def test_of_a_layer_that_containerd_refuses_nothing_is_left(world: World) -> None:
+    machine, blob = world.machine, b"layer"
+    digest = f"sha256:{sha256(blob).hexdigest()}"
+    with grpc.insecure_channel(f"unix:{machine.socket('containerd')}") as channel:
+        store = ContentStore(channel, NAMESPACE)
+        with pytest.raises(ContentRefused, match="label"):
+            store.put(BytesIO(blob), digest, len(blob), {"long": "x" * 5000})
+        assert "lazyfs" not in machine.ctr("content", "active", namespace=NAMESPACE)
+        assert "lazyfs" not in machine.ctr("leases", "ls", namespace=NAMESPACE)
+        store.put(BytesIO(blob), digest, len(blob), {})
+    assert machine.blobs() == {digest: len(blob)}
 
 
 def exported(engine: Docker, container: str, place: Path) -> dict[str, tuple[object, ...]]:

@@ -6,6 +6,7 @@ garbage collection takes what nothing refers to (`docs/garbage-collection.md`).
 
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final
 
@@ -40,6 +41,8 @@ _MESSAGES: Final = message_classes(
         "WriteContentResponse": {"offset": (4, "int64"), "digest": (6, "string")},
         "UpdateRequest": {"info": (1, "Info"), "update_mask": (2, "google.protobuf.FieldMask")},
         "UpdateResponse": {"info": (1, "Info")},
+        "AbortRequest": {"ref": (1, "string")},
+        "AbortResponse": {},
         "Info": _INFO,
     },
 ) | message_classes(
@@ -48,6 +51,8 @@ _MESSAGES: Final = message_classes(
         "CreateRequest": {"id": (1, "string"), "labels": (3, "map")},
         "CreateResponse": {"lease": (1, "Lease")},
         "Lease": {"id": (1, "string")},
+        "DeleteRequest": {"id": (1, "string")},
+        "DeleteResponse": {},
     },
 )
 
@@ -92,35 +97,44 @@ class ContentStore:
         Raises:
             ContentRefused: it is not taken.
         """
-        requests = _requests(file, digest, size, labels)
+        name = f"lazyfs-{secrets.token_hex(8)}"
+        self._lease(name)
+        try:
+            self._write(_requests(name, file, digest, size, labels), name)
+        except ContentRefused as error:
+            if error.code is grpc.StatusCode.ALREADY_EXISTS:
+                return self._label(digest, labels)
+            self._forget(name)
+            raise
+
+    def _write(self, requests: Iterator[Any], lease: str) -> None:
         write = self._channel.stream_stream(
             f"/{_CONTENT}.Content/Write",
             request_serializer=_MESSAGES["WriteContentRequest"].SerializeToString,
             response_deserializer=_MESSAGES["WriteContentResponse"].FromString,
         )
-        call = write(requests, metadata=(self._where, (_LEASE, self._new_lease())))
+        call = write(requests, metadata=(self._where, (_LEASE, lease)))
         try:
             for _ in call:
                 pass
         except grpc.RpcError as error:
-            if call.code() is not grpc.StatusCode.ALREADY_EXISTS:
-                raise ContentRefused(call.code(), call.details() or "") from error
-            self._label(digest, labels)
+            raise ContentRefused(call.code(), call.details() or "") from error
+
+    def _forget(self, name: str) -> None:
+        """What was sent of a blob goes at once: the disk may be full. If it cannot, with its lease."""
+        with suppress(ContentRefused):
+            self._ask(f"{_CONTENT}.Content/Abort", "Abort", ref=name)
+            self._ask(f"{_LEASES}.Leases/Delete", "Delete", id=name)
 
     def _label(self, digest: str, labels: Mapping[str, str]) -> None:
         info = _MESSAGES["Info"](digest=digest, labels=labels)
         mask = {"paths": [f"labels.{name}" for name in labels]}
         self._ask(f"{_CONTENT}.Content/Update", "Update", info=info, update_mask=mask)
 
-    def _new_lease(self) -> str:
+    def _lease(self, name: str) -> None:
         expire = (datetime.now(UTC) + _KEPT).strftime("%Y-%m-%dT%H:%M:%SZ")
-        made = self._ask(
-            f"{_LEASES}.Leases/Create",
-            "Create",
-            id=f"lazyfs-{secrets.token_hex(8)}",
-            labels={"containerd.io/gc.expire": expire},
-        )
-        return str(made.lease.id)
+        labels = {"containerd.io/gc.expire": expire}
+        self._ask(f"{_LEASES}.Leases/Create", "Create", id=name, labels=labels)
 
     def _ask(self, path: str, kind: str, **fields: Any) -> Any:
         ask = self._channel.unary_unary(
@@ -139,9 +153,9 @@ class ContentStore:
         return _NAMESPACE, self._namespace
 
 
-def _requests(file: BinaryIO, digest: str, size: int, labels: Mapping[str, str]) -> Iterator[Any]:
+def _requests(name: str, file: BinaryIO, digest: str, size: int, labels: Mapping[str, str]) -> Iterator[Any]:
     """All of a blob in pieces, then its commit."""
-    fields = {"ref": f"lazyfs-{secrets.token_hex(8)}", "total": size, "expected": digest}
+    fields = {"ref": name, "total": size, "expected": digest}
     request = _MESSAGES["WriteContentRequest"]
     offset = 0
     while piece := file.read(_PIECE):
