@@ -122,7 +122,7 @@ def _config(machine: Node, top: Path, registry: str) -> dict[str, object]:
     return json.loads(CONFIG.read_text()) | {
         "containerd": str(machine.socket("containerd")),
         "data-root": f"{top}/data",
-        "exec-root": f"{top}/run",
+        "exec-root": "/run/containerd/docker",  # the machine's own, and short: sockets are in it
         "pidfile": f"{top}/pid",
         "hosts": [f"unix://{top}/sock"],
         "insecure-registries": [registry],
