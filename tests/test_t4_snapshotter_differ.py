@@ -1,6 +1,8 @@
 """Which comparisons are ours, what becomes of the others, and a containerd that does not answer."""
 
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import grpc
 import pytest
 
 from lazyfs.snapshotter.diff_service import MESSAGES, SERVICE, differ_of
-from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer
+from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer, see_trusted
 from lazyfs.snapshotter.model import Mount, NoSnapshot
 from tests.support.containers import until
 from tests.support.snapshot_client import status
@@ -93,6 +95,14 @@ def test_layers_of_docker_s_own_type_are_left_to_containerd() -> None:
             compression_of(kind)
 
 
+def test_who_cannot_see_overlayfs_s_marks_makes_no_layers() -> None:
+    see_trusted()
+    asking = "from lazyfs.snapshotter.differ import see_trusted; see_trusted()"
+    words = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", asking]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "NotOurs: overlayfs's marks" in done.stderr
+
+
 def test_no_time_is_later_than_the_one_that_is_wanted(tmp_path: Path) -> None:
     upper = tmp_path / "upper"
     upper.mkdir()
@@ -159,7 +169,7 @@ def upper_of(top: Path, number: int = KNOWN) -> dict[str, Any]:
 @pytest.mark.expect_log("the layer goes nowhere: UNAVAILABLE")
 def test_without_containerd_the_layer_goes_nowhere_and_nothing_is_left(diff: Asker, tmp_path: Path) -> None:
     right = upper_of(tmp_path)
-    with status("UNAVAILABLE"):
+    with status("UNIMPLEMENTED"):
         diff(right=[right])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshots", "sock"]
 

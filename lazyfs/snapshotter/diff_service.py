@@ -17,7 +17,7 @@ import trio
 
 from lazyfs.errors import ContainerError
 from lazyfs.snapshotter.content_store import ContentRefused, ContentStore
-from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer
+from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer, see_trusted
 from lazyfs.snapshotter.messages import message_classes
 from lazyfs.snapshotter.model import Mount, NoSnapshot
 from lazyfs.snapshotter.mounts import overlay_options
@@ -97,7 +97,8 @@ class _Service(grpc.GenericRpcHandler):
             context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
         except ContentRefused as error:
             _log.warning("Diff: the layer goes nowhere: %s", error)
-            context.abort(error.code, error.details)
+            away = error.code is grpc.StatusCode.UNAVAILABLE  # whoever asks us is there: we look elsewhere
+            context.abort(grpc.StatusCode.UNIMPLEMENTED if away else error.code, error.details)
         except (trio.RunFinishedError, trio.Cancelled):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the snapshotter is ending")
         except Exception as error:  # noqa: BLE001  # a bug fails no commit: containerd can do it
@@ -109,6 +110,9 @@ class _Service(grpc.GenericRpcHandler):
         compression = compression_of(request.media_type)
         snapshots = self._root / "snapshots"
         number, directory = changed_directory(_mounts(request.left), _mounts(request.right), snapshots)
+        user_marks = overlay_options().user_xattrs
+        if not user_marks:
+            see_trusted()
         store = ContentStore(self._channel, self._namespace_of(number))
         latest = request.source_date_epoch if request.HasField("source_date_epoch") else None
         latest_ns = None if latest is None else latest.seconds * _NS + latest.nanos
@@ -119,7 +123,7 @@ class _Service(grpc.GenericRpcHandler):
                 compression,
                 latest_ns,
                 partial(_see_wanted, context),
-                user_marks=overlay_options().user_xattrs,
+                user_marks=user_marks,
             )
             file.seek(0)
             labels = {**request.labels, UNCOMPRESSED: layer.diff_id}

@@ -16,6 +16,8 @@ from lazyfs.oci.media_types import OCI_LAYER
 from lazyfs.snapshotter.model import Mount
 
 _COMPRESSIONS: Final = {f"{OCI_LAYER}+{name}": name for name in ("gzip", "zstd")}
+_CAP_SYS_ADMIN: Final = 21
+_STATUS: Final = Path("/proc/thread-self/status")
 _ID: Final = re.compile(r"[1-9][0-9]{0,17}")
 _KNOWN: Final = frozenset({"ro", "rw", "rbind", "index=off", "userxattr"})
 """Options that change nothing in what is shown."""
@@ -35,6 +37,18 @@ def compression_of(media_type: str) -> str:
     if compression is None:
         raise NotOurs(f"layers of type {media_type!r} are not made here")
     return compression
+
+
+def see_trusted() -> None:
+    """See that we can read `trusted.*` attributes, overlayfs's marks: to others there are none (xattr(7)).
+
+    Raises:
+        NotOurs: we cannot.
+    """
+    lines = _STATUS.read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    if not effective >> _CAP_SYS_ADMIN & 1:
+        raise NotOurs("overlayfs's marks cannot be seen without CAP_SYS_ADMIN")
 
 
 def changed_directory(left: Sequence[Mount], right: Sequence[Mount], snapshots: Path) -> tuple[int, Path]:
