@@ -252,6 +252,27 @@ def test_what_goes_while_it_is_walked_is_not_there(tmp_path: Path) -> None:
     assert [(one.path, one.kind) for one in found[1:]] == [(b"a", Kind.REGULAR), (b"zz", Kind.REGULAR)]
 
 
+def test_what_is_deleted_or_replaced_while_it_is_walked_is_what_it_is_then(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    (upper / "d").mkdir(parents=True)
+    for name in ("a", "gone"):
+        (upper / name).touch()
+    (upper / "link").symlink_to("a")
+    found = []
+    for one in upper_members(upper):
+        found.append(one.member)
+        if one.member.path == b"a":  # as overlayfs does it for a file that is below as well
+            (upper / "gone").unlink()
+            os.mknod(upper / "gone", stat.S_IFCHR, 0)
+            (upper / "d").rmdir()
+            (upper / "d").symlink_to("a")
+            (upper / "link").unlink()
+            (upper / "link").mkdir()
+    assert [(one.path, one.kind) for one in found[1:]] == [
+        *((b"a", Kind.REGULAR), (b"d", Kind.SYMLINK), (b".wh.gone", Kind.REGULAR), (b"link", Kind.DIRECTORY))
+    ]
+
+
 def test_a_file_that_was_replaced_by_something_else_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

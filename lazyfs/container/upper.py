@@ -131,9 +131,10 @@ class _Walk:
                 path = _joined(level.path, name)
                 try:
                     found = self._look(level.descriptor, name)
-                    if stat.S_ISDIR(found.status.st_mode):
-                        below = os.open(name, _DIRECTORY, dir_fd=level.descriptor)
-                        levels.append(_Level(below, path, []))
+                    if _stands_for_nothing(found):  # by now
+                        yield UpperMember(_whiteout(level.path, name))
+                    elif stat.S_ISDIR(found.status.st_mode):
+                        levels.append(_Level(_directory_of(level.descriptor, name), path, []))
                         yield from self._directory(levels[-1], found)
                     else:
                         yield from self._other(level.descriptor, path, found)
@@ -160,7 +161,7 @@ class _Walk:
                 raise ContainerError(f"{_shown(path[:_TOLD])}...: this is too deep for a layer")
             with suppress(FileNotFoundError):
                 if self._is_whiteout(level.descriptor, name):
-                    yield UpperMember(Member(_joined(level.path, _WHITEOUT + name), Kind.REGULAR))
+                    yield UpperMember(_whiteout(level.path, name))
                 elif path not in self._left_out:
                     level.left.append(name)
         level.left.reverse()
@@ -182,17 +183,17 @@ class _Walk:
             if stat.S_ISREG(status.st_mode):
                 content = stack.enter_context(_content_of(parent, found))
             elif stat.S_ISLNK(status.st_mode):
-                member = member._replace(link=os.fsencode(os.readlink(found.name, dir_fd=parent)))
+                member = member._replace(link=_target_of(parent, found.name))
             if status.st_nlink > 1:
                 self._first_names[inode] = path
             yield UpperMember(member, content)
 
     def _is_whiteout(self, directory: int, name: bytes) -> bool:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISCHR(status.st_mode):
-            return status.st_rdev == 0
         is_empty = stat.S_ISREG(status.st_mode) and not status.st_size
-        return is_empty and b"whiteout" in self._look(directory, name).marks
+        if not (is_empty or stat.S_ISCHR(status.st_mode)):
+            return False  # without a look at its attributes
+        return _stands_for_nothing(self._look(directory, name))
 
     def _look(self, directory: int, name: bytes) -> _Found:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -206,6 +207,36 @@ class _Walk:
             else:
                 marks[key.removeprefix(prefix)] = value
         return _Found(name, status, xattrs, marks)
+
+
+def _stands_for_nothing(found: _Found) -> bool:
+    mode = found.status.st_mode
+    if stat.S_ISCHR(mode):
+        return found.status.st_rdev == 0
+    return stat.S_ISREG(mode) and not found.status.st_size and b"whiteout" in found.marks
+
+
+def _whiteout(directory: bytes, name: bytes) -> Member:
+    return Member(_joined(directory, _WHITEOUT + name), Kind.REGULAR)
+
+
+def _directory_of(parent: int, name: bytes) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise _Replaced from error
+        raise
+
+
+def _target_of(parent: int, name: bytes) -> bytes:
+    """Where a symbolic link leads."""
+    try:
+        return os.fsencode(os.readlink(name, dir_fd=parent))
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it is none any more
+            raise _Replaced from error
+        raise
 
 
 def _xattrs(path: bytes) -> Iterator[tuple[bytes, bytes]]:
