@@ -135,7 +135,7 @@ def test_another_lazyfs_is_measured_beside_this_one(workloads, home, tmp_path):
     assert used.read_text().split() == ["run", "-c", "run"]  # warmed up, then measured
 
 
-def test_docker_is_measured_by_all_its_methods(workloads, home, lab, tmp_path):
+def test_docker_is_measured(workloads, home, lab, tmp_path):
     names, out = ["full-docker", "lazyfs-docker", "lazyfs-docker-pack"], tmp_path / "out"
     main(["cold", "--workloads", str(workloads), "--methods", ",".join(names), "--world", "loopback",
           "--repeat", "1", "--programs", str(docker_programs(lab)), "--json", str(out)])  # fmt: skip

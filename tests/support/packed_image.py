@@ -53,7 +53,7 @@ async def start(image: Image, names: list[bytes]) -> None:
 async def recorded_start(registry: Registry, cache: Path, names: list[bytes]) -> Trace:
     async with mounted(registry, cache, record=True) as found:
         image, kept = found.image, found.workshop.cache
-        async with recorded(image.resolved, image.by_names, kept, precise=True, command="start"):
+        async with recorded(image.resolved, image.by_names, kept, precise=True, program="start"):
             layers = image.layers
             for name in names:
                 nid = image.metadata.resolve(name)
