@@ -15,9 +15,11 @@ _NAMESPACE: Final = "bench"
 class Containerd:
     """A containerd that runs; made by `start`."""
 
-    def __init__(self, context: Context, socket: Path) -> None:
+    socket: Final = Path("/run/containerd.sock")
+    """In the sandbox, whose /run is its own: paths of sockets are short."""
+
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self.socket: Final = socket
 
     @classmethod
     def start(cls, context: Context, *, proxies: Mapping[str, Path] | None = None) -> Self:
@@ -32,13 +34,12 @@ class Containerd:
         """
         home = context.scratch / "containerd"
         home.mkdir()
-        socket = home / "sock"
-        (home / "config.toml").write_text(_configuration(home, socket, proxies or {}))
+        (home / "config.toml").write_text(_configuration(home, proxies or {}))
         context.box.serve(
             "containerd", "--config", home / "config.toml", log=home / "log",
             ready=lambda: "containerd successfully booted" in (home / "log").read_text(errors="replace"),
         )  # fmt: skip
-        return cls(context, socket)
+        return cls(context)
 
     def session(self, snapshotter: str, client: Sequence[str | Path], pull: Sequence[str]) -> "CtrSession":
         """A session over this containerd.
@@ -100,11 +101,11 @@ class CtrSession:
         return ("--address", str(self._socket), "--namespace", _NAMESPACE)
 
 
-def _configuration(home: Path, socket: Path, proxies: Mapping[str, Path]) -> str:
+def _configuration(home: Path, proxies: Mapping[str, Path]) -> str:
     """As TOML; JSON's strings are TOML's."""
     tables: dict[str, dict[str, Any]] = {
-        "grpc": {"address": str(socket)},
-        "ttrpc": {"address": f"{socket}.ttrpc"},
+        "grpc": {"address": str(Containerd.socket)},
+        "ttrpc": {"address": f"{Containerd.socket}.ttrpc"},
         **{
             f"proxy_plugins.{name}": {"type": "snapshot", "address": str(path)}
             for name, path in proxies.items()
