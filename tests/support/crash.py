@@ -31,6 +31,18 @@ def child(code: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
+@contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The process does nothing meanwhile, if it has not ended."""
+    process.send_signal(signal.SIGSTOP)
+    if process.returncode is None:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 def lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
     """The next `count` lines that the process prints; fewer if it ends before."""
     assert process.stdout is not None
