@@ -321,7 +321,7 @@ def test_a_daemon_killed_the_moment_it_has_mounted_its_store_leaves_one_that_the
     daemon = Daemon(tmp_path / "daemon", flags=["--layer-store", str(store)])
     daemon.launch()
     wait_until(lambda: store in mounts_below(store), every_s=0)
-    daemon.kill_early()
+    daemon.kill()
     assert store in mounts_below(tmp_path)
     with running_daemon(tmp_path / "daemon"):
         assert mounts_below(store) == []

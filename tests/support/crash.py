@@ -32,7 +32,7 @@ def child(code: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def stopped(process: subprocess.Popen) -> Iterator[None]:
     """The process does nothing meanwhile, if it has not ended."""
     process.send_signal(signal.SIGSTOP)
     if process.returncode is None:

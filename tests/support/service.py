@@ -16,6 +16,7 @@ import trio
 
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.service.client import ServiceClient
+from tests.support.crash import stopped
 from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.service_manager import ServiceManager
 
@@ -101,22 +102,12 @@ class Daemon:
         self.keeper.wait()
 
     def kill(self) -> None:
-        """Kill both, as the end of a control group does."""
-        worker = self.worker
-        self.kill_keeper()
-        os.kill(worker, signal.SIGKILL)
-        self._wait_gone()
-
-    def kill_early(self) -> None:
-        """As `kill`, of one that may not answer yet."""
-        self.keeper.send_signal(signal.SIGSTOP)  # it would start another worker
+        """Kill both, as the end of a control group does; they need not answer yet."""
         pid = self.keeper.pid
-        for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            os.kill(int(worker), signal.SIGKILL)
-        self.kill_keeper()
-        self._wait_gone()
-
-    def _wait_gone(self) -> None:
+        with stopped(self.keeper):  # it would start another worker
+            for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(worker), signal.SIGKILL)
+            self.kill_keeper()
         with (self.root / "lock").open("w") as lock:
             flock(lock, LOCK_EX)
 
