@@ -239,7 +239,7 @@ def test_containerd_accepts_its_snippet(version: str, lab, tmp_path: Path) -> No
         found = list(check_containerd(machine, file, tmp_path / "containerd.sock"))
     assert {finding.state for finding in found} == {State.OK}, found
     assert found[0].fact.startswith(version)
-    assert len(found) == (5 if version < "2" else 7)
+    assert len(found) == (5 if version < "2" else 8)
     dump = subprocess.run(
         [programs / "containerd", "--config", file, "config", "dump"],
         capture_output=True,

@@ -3,20 +3,16 @@
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from lazyfs.config import Config
-from lazyfs.doctor import containerd as containerd_checks
-from lazyfs.doctor.containerd import Containerd, check_config, check_containerd
 from lazyfs.doctor.disk import check_cache, check_limits
-from lazyfs.doctor.findings import Finding, State
 from lazyfs.doctor.kernel import (
     check_capabilities,
     check_erofs,
@@ -28,53 +24,19 @@ from lazyfs.doctor.kernel import (
     try_fuse,
     try_overlay,
 )
-from lazyfs.doctor.machine import Machine
 from lazyfs.doctor.runtimes import check_runtimes
 from lazyfs.doctor.sockets import check_hosts, check_services, why_no_answer
 from lazyfs.errors import MountError
 from lazyfs.source.settings import SourceSettings
 from tests.support.crash import small_disk
+from tests.support.doctors import REAL, listening, machine_at, program, states
 from tests.support.quick_runner import QuickRunner
 from tests.support.runner import executable
-
-REAL = Machine(Path("/"), os.geteuid(), os.environ["PATH"] + ":/usr/sbin:/sbin")
 
 
 @pytest.fixture
 def quick(tmp_path: Path) -> QuickRunner:
     return QuickRunner(home=tmp_path / "home", cache_dir=tmp_path / "cache")
-
-
-def machine_at(root: Path, files: dict[str, str] | None = None, uid: int = 0) -> Machine:
-    for name, content in (files or {}).items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return Machine(root, uid, str(root / "bin"))
-
-
-def program(root: Path, name: str, script: str) -> None:
-    path = root / "bin" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
-def states(found: Iterable[Finding]) -> dict[str, str]:
-    found = list(found)
-    for finding in found:
-        assert finding.fact
-        assert bool(finding.advice) == (finding.state is not State.OK)
-    return {finding.name: finding.state.value for finding in found}
-
-
-@contextmanager
-def listening(path: Path, mode: int = 0o600) -> Iterator[Path]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        path.chmod(mode)
-        listener.listen()
-        yield path
 
 
 UNPRIVILEGED = {"/proc/self/status": "CapEff:\t0000000000000000\n", "/proc/self/uid_map": "0 1000 1\n"}
@@ -359,90 +321,3 @@ def test_a_file_system_is_found_below_names_of_any_kind(tmp_path) -> None:
     machine = machine_at(tmp_path, {"/proc/self/mountinfo": "\n".join(lines) + "\n"})
     assert machine.file_system(Path("/mnt/d \u00e9/cache")) == "nfs4"
     assert machine.file_system(Path("/mnt/d")) == "ext4"
-
-
-GOOD_1 = """
-version = 2
-[proxy_plugins.lazyfs]
-type = "snapshot"
-address = "{address}"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "lazyfs"
-disable_snapshot_annotations = false
-"""
-
-
-def examine_containerd(tmp_path: Path, text: str) -> dict[str, str]:
-    file = tmp_path / "config.toml"
-    file.write_text(text)
-    return states(check_containerd(REAL, file, tmp_path / "containerd.sock"))
-
-
-def test_containerd_is_told_right_or_wrong(tmp_path) -> None:
-    """By what the real containerd says of the file."""
-    with ExitStack() as stack:
-        address = stack.enter_context(listening(tmp_path / "s.sock"))
-        good = GOOD_1.format(address=address)
-        found = examine_containerd(tmp_path, good)
-        assert found == {
-            "containerd": "ok",
-            "proxy plugin": "ok",
-            "CRI's snapshotter": "ok",
-            "snapshot annotations": "ok",
-            "containerd's socket": "warning",
-        }
-        stack.enter_context(listening(tmp_path / "containerd.sock"))
-        assert examine_containerd(tmp_path, good)["containerd's socket"] == "ok"
-        for old, new, name, state in (
-            ('snapshotter = "lazyfs"', 'snapshotter = "overlayfs"', "CRI's snapshotter", "warning"),
-            ("annotations = false", "annotations = true", "snapshot annotations", "problem"),
-            ("disable_snapshot_annotations = false", "", "snapshot annotations", "problem"),
-            (str(address), "/nowhere/s.sock", "proxy plugin", "problem"),
-            ('type = "snapshot"', 'type = "content"', "proxy plugin", "problem"),
-            ("proxy_plugins.lazyfs", "proxy_plugins.other", "proxy plugin", "warning"),
-            ("version = 2", "version = [", "containerd", "problem"),
-        ):
-            assert old in good
-            assert examine_containerd(tmp_path, good.replace(old, new))[name] == state, new
-
-
-GOOD_2 = {
-    "proxy_plugins": {
-        "lazyfs": {
-            "type": "snapshot",
-            "address": "",
-            "exports": {"root": "/var/lib/lazyfs/snapshotter", "enable_remote_snapshot_annotations": "true"},
-        }
-    },
-    "plugins": {
-        "io.containerd.cri.v1.images": {"snapshotter": "lazyfs", "disable_snapshot_annotations": False},
-        "io.containerd.transfer.v1.local": {
-            "unpack_config": [{"platform": "linux", "snapshotter": "lazyfs"}]
-        },
-    },
-}
-
-
-def test_containerd_2_has_more_to_be_told(tmp_path) -> None:
-    with listening(tmp_path / "s.sock") as address:
-        good = json.loads(json.dumps(GOOD_2).replace('"address": ""', f'"address": "{address}"'))
-        assert set(states(check_config(Containerd((2, 1), good, tmp_path))).values()) == {"ok"}
-        plugin = good["proxy_plugins"]["lazyfs"]
-        exports = plugin.pop("exports")
-        found = states(check_config(Containerd((2, 1), good, tmp_path)))
-        assert (found["transfer annotations"], found["exported root"]) == ("warning", "warning")
-        assert set(states(check_config(Containerd((2, 0), good, tmp_path))).values()) == {"ok"}
-        plugin["exports"] = exports
-        good["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"][0]["snapshotter"] = "overlayfs"
-        assert states(check_config(Containerd((2, 1), good, tmp_path)))["transfer service"] == "warning"
-        good["plugins"]["io.containerd.cri.v1.images"]["disable_snapshot_annotations"] = True
-        assert states(check_config(Containerd((2, 1), good, tmp_path)))["snapshot annotations"] == "problem"
-
-
-def test_containerd_must_be_there_to_be_looked_at(tmp_path) -> None:
-    machine = machine_at(tmp_path)
-    assert states(check_containerd(machine, None, None)) == {"containerd": "ok"}
-    for version, state in (("containerd x v1.5.9 y", "problem"), ("nonsense", "problem")):
-        program(tmp_path, "containerd", f"echo {version}")
-        assert states(check_containerd(machine, None, None))["containerd"] == state
-    assert containerd_checks.PLUGIN == "lazyfs"

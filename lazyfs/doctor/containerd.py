@@ -118,7 +118,21 @@ def check_config(containerd: Containerd) -> Iterator[Finding]:
         yield ok("proxy plugin", address)
     yield from _check_cri(containerd)
     if containerd.version >= (2, 0):
+        yield from _check_capabilities(plugin)
         yield from _check_transfer(containerd, plugin)
+
+
+def _check_capabilities(plugin: Mapping[str, Any]) -> Iterator[Finding]:
+    announced = plugin.get("capabilities") or []
+    if "rebase" in announced:
+        advice = f'take "rebase" out of capabilities in [proxy_plugins.{PLUGIN}]'
+        yield problem("capability rebase", "is announced: no layer can be lazy", advice)
+    if "remap-ids" in announced:
+        yield ok("user namespaces", "are mapped")
+    else:
+        advice = f'write capabilities = ["remap-ids"] into [proxy_plugins.{PLUGIN}]'
+        why = "are not announced to be mapped: containers with one of their own fetch all of their image"
+        yield warning("user namespaces", why, advice)
 
 
 def _check_cri(containerd: Containerd) -> Iterator[Finding]:

@@ -57,8 +57,8 @@ class Directories:
             self.upper(number).chmod(0o755)  # whatever the umask
             self.work(number).mkdir(mode=0o711)
 
-    def dress(self, number: int, status: os.stat_result) -> None:
-        """Give a snapshot's root the owner, mode and times of its parent's.
+    def dress(self, number: int, status: os.stat_result, owner: tuple[int, int]) -> None:
+        """Give a snapshot's root an owner, and mode and times of its parent's.
 
         Overlayfs takes those of a merged root from the upper directory.
 
@@ -67,7 +67,7 @@ class Directories:
         """
         with _refusals("cannot give a snapshot's root the attributes of its parent's"):
             upper = self.upper(number)
-            os.chown(upper, status.st_uid, status.st_gid)
+            os.chown(upper, *owner)
             upper.chmod(stat.S_IMODE(status.st_mode))
             os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 

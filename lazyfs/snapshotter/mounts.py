@@ -28,7 +28,12 @@ def overlay_options() -> OverlayOptions:
 
 
 def mounts_of(
-    kind: Kind, upper: Path, work: Path, lowers: Sequence[Path], options: OverlayOptions
+    kind: Kind,
+    upper: Path,
+    work: Path,
+    lowers: Sequence[Path],
+    options: OverlayOptions,
+    mapping: Sequence[str] = (),
 ) -> tuple[Mount, ...]:
     """The mounts of an active snapshot or a view.
 
@@ -40,16 +45,18 @@ def mounts_of(
         work: overlayfs's directory beside it.
         lowers: directories of what it stands on, top first.
         options: what overlayfs wants said.
+        mapping: options that have containerd map owners, of what is mounted alone or of all `lowers`.
     """
     writable = kind is Kind.ACTIVE
     if not lowers:
-        return (Mount("bind", str(upper), (("rw" if writable else "ro"), "rbind")),)
+        return (Mount("bind", str(upper), (*mapping, "rw" if writable else "ro", "rbind")),)
     if len(lowers) == 1 and not writable:
-        return (Mount("bind", str(lowers[0]), ("ro", "rbind")),)
+        return (Mount("bind", str(lowers[0]), (*mapping, "ro", "rbind")),)
     said = [
+        *mapping,
         *(["index=off"] if options.index_off else []),
         *(["userxattr"] if options.user_xattrs else []),
         *([f"workdir={work}", f"upperdir={upper}"] if writable else []),
-        "lowerdir=" + ":".join(map(str, lowers)),
+        "lowerdir=" + (f"{lowers[0]}/." if mapping and len(lowers) == 1 else ":".join(map(str, lowers))),
     ]
     return (Mount("overlay", "overlay", tuple(said)),)

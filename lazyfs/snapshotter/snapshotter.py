@@ -29,6 +29,7 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.snapshotter.chains import BoundedChains
 from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.filters import parse_filters
+from lazyfs.snapshotter.id_mapping import REMAPPED, SAME, IdMapping, mapping_of
 from lazyfs.snapshotter.labels import REF, is_top, order_of
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.metrics import SnapshotterCounts
@@ -54,6 +55,16 @@ _MOUNT_THREADS: Final = 64  # they hang where a mount does
 _ROOT_TIMEOUT_S: Final = 20.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
+
+_OWNERS_CHANGED: Final = (
+    "containerd changes the owner of each file of a lazy image for a user namespace, which fetches all of it:"
+    ' have its configuration announce capabilities = ["remap-ids"] for this plugin (docs/containerd.md)'
+)
+
+_HALF_LAZY: Final = (
+    "a container with a user namespace needs an image that is all lazy or all here:"
+    " remove the image, and pull it again"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +157,8 @@ class Snapshotter:
         record = await self._records(self._store.find, key)
         if record.info.kind is Kind.COMMITTED:
             raise SnapshotInUse(f"snapshot {key} is committed; a view of it can be mounted")
-        return self._shown(record, await self._lowers(record))
+        lowers = await self._lowers(record)
+        return self._shown(record, lowers, await self._mapping(record, lowers))
 
     async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a committed one, with these labels alone. Its files are on disk then.
@@ -325,15 +337,20 @@ class Snapshotter:
         self._step("created")
         try:
             lowers = await self._lowers(record)
+            mapping = await self._mapping(record, lowers)
             if kind is Kind.ACTIVE and lowers:
-                await self._disk(self._directories.dress, number, await self._attributes(lowers[0]))
+                status = await self._attributes(lowers[0])
+                owner = mapping.owner(status.st_uid, status.st_gid)
+                await self._disk(self._directories.dress, number, status, owner)
         except SnapshotError:
             with suppress(SnapshotError):
                 await self.remove(key)
             raise
         self._step("answer")
         self._counts.created(lazy=bool(record.base))
-        return self._shown(record, lowers)
+        if record.base and key.endswith(REMAPPED):
+            _log.warning(_OWNERS_CHANGED)
+        return self._shown(record, lowers, mapping)
 
     async def _record(
         self, number: int, kind: Kind, key: str, parent: str, labels: Mapping[str, str]
@@ -349,9 +366,25 @@ class Snapshotter:
             lowers.append(await self._chains.mount(chain.base, chain.orders))
         return lowers
 
-    def _shown(self, record: Record, lowers: Sequence[Path]) -> tuple[Mount, ...]:
+    def _shown(self, record: Record, lowers: Sequence[Path], mapping: IdMapping) -> tuple[Mount, ...]:
         upper, work = self._directories.upper(record.id), self._directories.work(record.id)
-        return mounts_of(record.info.kind, upper, work, lowers, self._options)
+        return mounts_of(record.info.kind, upper, work, lowers, self._options, mapping.options)
+
+    async def _mapping(self, record: Record, lowers: Sequence[Path]) -> IdMapping:
+        """How users are to be mapped where a snapshot is mounted: not at all where they already are below.
+
+        Raises:
+            SnapshotInUse: containerd cannot map what it is mounted from.
+        """
+        mapping = mapping_of(record.info.labels)
+        if mapping is SAME or not lowers:
+            return mapping
+        status = await self._attributes(lowers[0])
+        if (status.st_uid, status.st_gid) == mapping.root:
+            return SAME
+        if record.base and len(lowers) > 1:
+            raise SnapshotInUse(_HALF_LAZY)
+        return mapping
 
     async def _attributes(self, directory: Path) -> os.stat_result:
         try:

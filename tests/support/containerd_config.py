@@ -41,7 +41,7 @@ def config_text(version: int, top: Path, snapshotter: Path, root: Path, sandbox:
 def _common(top: Path) -> dict[str, Any]:
     return {
         "root": f"{top}/root",
-        "state": f"{top}/state",
+        "state": "/run/containerd/state",  # where users other than root get, too
         "grpc": {"address": f"{top}/sock"},
         "ttrpc": {"address": f"{top}/sock.ttrpc"},
         "disabled_plugins": [

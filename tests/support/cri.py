@@ -1,7 +1,7 @@
 """The container runtime interface as clients see it: the few calls of `runtime.v1` that start containers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lazyfs.snapshotter.messages import message_classes
 
 TIMEOUT_S = 120
 _EXITED = 2  # ContainerState
-_NODE = 2  # NamespaceMode: the host's own
+_HOSTS_NETWORK = {"network": 2}  # NamespaceMode: the host's own
 
 _MESSAGES = message_classes(
     "runtime.v1",
@@ -34,7 +34,18 @@ _MESSAGES = message_classes(
         "ListImagesRequest": {},
         "ListImagesResponse": {"images": (1, "repeated Image")},
         "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
-        "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
+        "NamespaceOption": {
+            "network": (1, "int32"),
+            "pid": (2, "int32"),
+            "ipc": (3, "int32"),
+            "userns_options": (5, "UserNamespace"),
+        },
+        "UserNamespace": {
+            "mode": (1, "int32"),
+            "uids": (2, "repeated IDMapping"),
+            "gids": (3, "repeated IDMapping"),
+        },
+        "IDMapping": {"host_id": (1, "uint32"), "container_id": (2, "uint32"), "length": (3, "uint32")},
         "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
         "LinuxPodSandboxConfig": {
             "cgroup_parent": (1, "string"),
@@ -142,13 +153,18 @@ class Cri:
     def images(self) -> list[str]:
         return sorted(tag for image in self.call("ListImages").images for tag in image.repo_tags)
 
-    def run_pod(self, name: str = "pod") -> str:
-        """Start a sandbox in the host's network; its id."""
+    def run_pod(self, name: str = "pod", namespaces: Mapping[str, Any] | None = None) -> str:
+        """Start a sandbox; its id.
+
+        Args:
+            name: of it.
+            namespaces: a NamespaceOption; that of the host's network if None.
+        """
         config = _MESSAGES["PodSandboxConfig"](
             metadata={"name": f"{self._name}-{name}", "uid": name, "namespace": "tests"},
             linux={
                 "cgroup_parent": f"/{self._name}",
-                "security_context": {"namespace_options": {"network": _NODE}},
+                "security_context": {"namespace_options": namespaces or _HOSTS_NETWORK},
             },
         )
         pod = str(self.call("RunPodSandbox", config=config).pod_sandbox_id)
@@ -161,7 +177,7 @@ class Cri:
             "metadata": {"name": name},
             "image": {"image": image},
             "command": command,
-            "linux": {"security_context": {"namespace_options": {"network": _NODE}}},
+            "linux": {"security_context": {"namespace_options": _namespaces(self._pods[pod])}},
         }
         created = self.call(
             "CreateContainer", pod_sandbox_id=pod, config=config, sandbox_config=self._pods[pod]
@@ -219,6 +235,11 @@ class Cri:
         """
         for pod in self.pods():
             self.remove_pod(pod)
+
+
+def _namespaces(pod: Any) -> Any:
+    """The NamespaceOption of a PodSandboxConfig."""
+    return pod.linux.security_context.namespace_options
 
 
 @contextmanager

@@ -1,0 +1,157 @@
+"""The snapshotter's mounts for containers with user namespaces."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazyfs.oci.chain import chain_name
+from lazyfs.snapshotter.id_mapping import GIDS, SAME, UIDS, mapping_of
+from lazyfs.snapshotter.labels import REF
+from lazyfs.snapshotter.model import BadSnapshotCall
+from tests.support.snapshot_client import SnapshotClient, status
+from tests.support.snapshotters import FakeChains, chain_id, cri_labels, digest, served
+
+APP = [digest("base"), digest("app")]
+ASKED = {UIDS: "0:100000:65536", GIDS: "0:200000:65536"}
+SAID = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]
+
+
+@pytest.fixture
+def chains(tmp_path: Path) -> FakeChains:
+    return FakeChains(tmp_path / "daemon", {"app": APP})
+
+
+@pytest.fixture
+def client(tmp_path: Path, chains: FakeChains) -> Iterator[SnapshotClient]:
+    with served(tmp_path / "root", chains) as client:
+        yield client
+
+
+def lazy(client: SnapshotClient) -> str:
+    """Pull the image while all of it is lazy; the name of its top."""
+    parent = ""
+    for depth in range(1, len(APP) + 1):
+        with status("ALREADY_EXISTS"):
+            client.prepare(f"ns/app/{depth}", parent, cri_labels("app", APP, depth))
+        (found,) = client.list(f'labels."{REF}"=={chain_id(APP[:depth])}')
+        parent = found.name
+    return parent
+
+
+def unpacked(client: SnapshotClient, name: str, parent: str = "") -> str:
+    client.prepare(f"{name}-key", parent)
+    client.commit(name, f"{name}-key")
+    return name
+
+
+def options(mounts, start=""):
+    (mount,) = mounts
+    return [option for option in mount.options if option.startswith(start)]
+
+
+def upper(tmp_path: Path, mounts) -> Path:
+    (option,) = options(mounts, "upperdir=")
+    return Path(option.partition("=")[2])
+
+
+def test_a_lazy_image_is_mapped_from_its_root_on_as_containerd_maps_the_directory_above_a_lower_one(
+    client, chains, tmp_path
+):
+    """containerd clones that, without what is mounted below it."""
+    mounts = client.prepare("ns/container", lazy(client), ASKED)
+    assert options(mounts)[:2] == SAID
+    assert options(mounts, "lowerdir=") == [f"lowerdir={chains.home / chain_name(APP)}/."]
+    owner = upper(tmp_path, mounts).stat()
+    assert (owner.st_uid, owner.st_gid) == (100000, 200000)
+    assert client.mounts("ns/container") == mounts
+
+
+def test_an_image_that_is_here_is_mapped_too(client, tmp_path):
+    top = unpacked(client, "top", unpacked(client, "base"))
+    mounts = client.prepare("ns/container", top, ASKED)
+    assert options(mounts)[:2] == SAID
+    (lowers,) = options(mounts, "lowerdir=")
+    assert lowers.count(":") == 1
+    (bound,) = client.view("ns/view", "base", ASKED)
+    assert (bound.type, list(bound.options)) == ("bind", [*SAID, "ro", "rbind"])
+
+
+def test_what_stands_on_nothing_is_mapped_as_a_whole(client):
+    (bound,) = client.prepare("ns/empty", "", ASKED)
+    assert list(bound.options) == [*SAID, "rw", "rbind"]
+    assert Path(bound.source).stat().st_uid == 0
+
+
+def test_the_root_has_the_containers_owner_of_its_parent(client, chains, tmp_path):
+    top = lazy(client)
+    root = chains.home / chain_name(APP)
+    root.mkdir(parents=True)
+    os.chown(root, 1000, 70000)  # the container has no such group
+    owner = upper(tmp_path, client.prepare("ns/container", top, ASKED)).stat()
+    assert (owner.st_uid, owner.st_gid) == (101000, 200000)
+
+
+@pytest.mark.expect_log("containerd changes the owner of each file")
+def test_owners_that_containerd_has_changed_are_not_mapped_again(client, tmp_path):
+    top = lazy(client)
+    changed = client.prepare("ns/7/sha256:0-remap", top)
+    os.chown(upper(tmp_path, changed), 100000, 200000)
+    client.commit("ns/8/sha256:0", "ns/7/sha256:0-remap")
+    mounts = client.prepare("ns/container", "ns/8/sha256:0", ASKED)
+    assert not {*SAID} & {*options(mounts)}
+    owner = upper(tmp_path, mounts).stat()
+    assert (owner.st_uid, owner.st_gid) == (100000, 200000)
+
+
+def test_what_is_half_lazy_cannot_be_mapped_and_says_so(client):
+    top = unpacked(client, "top", lazy(client))
+    with status("FAILED_PRECONDITION") as said:
+        client.prepare("ns/container", top, ASKED)
+    assert said[0].endswith("remove the image, and pull it again")
+    assert "ns/container" not in [info.name for info in client.list()]
+    client.prepare("ns/container", top)
+
+
+def test_layers_are_never_mapped_as_their_labels_are_the_images_author_s(client):
+    labels = {**cri_labels("unknown", APP, 1), **ASKED}
+    (bound,) = client.prepare("ns/layer", "", labels)
+    assert list(bound.options) == ["rw", "rbind"]
+
+
+def test_ranges_map_what_they_say():
+    mapping = mapping_of({UIDS: "0:1000:10,10:5000:1", GIDS: "5:0:1,0:7:1"})
+    assert mapping.options == ("uidmap=0:1000:10,10:5000:1", "gidmap=5:0:1,0:7:1")
+    assert mapping.root == (1000, 7)
+    assert mapping.owner(9, 5) == (1009, 0)
+    assert mapping.owner(10, 6) == (5000, 7)
+    assert mapping_of({"other": "label"}) is SAME
+    assert SAME.owner(12, 34) == (12, 34)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {UIDS: "0:1:1"},
+        {GIDS: "0:1:1"},
+        {UIDS: "0:1:1", GIDS: "0:1"},
+        {UIDS: "0:1:1,", GIDS: "0:1:1"},
+        {UIDS: "0:1:0", GIDS: "0:1:1"},
+        {UIDS: "1:1:1", GIDS: "0:1:1"},
+        {UIDS: "0:-1:1", GIDS: "0:1:1"},
+        {UIDS: "0:1:1", GIDS: "0:4294967295:2"},
+        {UIDS: "0:1:1", GIDS: "0:1:1\n"},
+        {UIDS: "0:1:٣", GIDS: "0:1:1"},
+    ],
+)
+def test_mappings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(BadSnapshotCall, match="mapping"):
+        mapping_of(wrong)
+
+
+def test_a_mapping_that_makes_no_sense_leaves_nothing(client, tmp_path):
+    with status("INVALID_ARGUMENT"):
+        client.prepare("ns/container", "", {**ASKED, UIDS: "all"})
+    assert client.list() == []
+    assert list((tmp_path / "root" / "snapshots").iterdir()) == []
