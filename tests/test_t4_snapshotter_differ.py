@@ -67,6 +67,7 @@ def test_what_a_snapshot_adds_lies_in_its_directory(left: Any, right: Any, found
         (overlay(snapshot(3), TREE), overlay(TREE, snapshot(3), upper=snapshot(7))),
         (bind(TREE), overlay(TREE, upper=snapshot(7), options=("metacopy=on",))),
         (bind(TREE, "ro", "idmap=x"), overlay(TREE, upper=snapshot(7))),
+        (bind(TREE), overlay(f"{TREE}/.", upper=snapshot(7), options=("uidmap=0:1:1", "gidmap=0:1:1"))),
         (bind(TREE), [Mount("erofs", "overlay", (f"lowerdir={TREE}", f"upperdir={snapshot(7)}"))]),
         (bind(TREE), [Mount("overlay", "overlay", (f"upperdir={snapshot(7)}",))]),
         (bind(TREE), [*overlay(TREE, upper=snapshot(7)), *bind("/etc")]),

@@ -73,6 +73,7 @@ class _Service(grpc.GenericRpcHandler):
         self._root = root
         self._channel = channel
         self._namespace_of = namespace_of
+        self._user_marks = overlay_options().user_xattrs
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -110,8 +111,7 @@ class _Service(grpc.GenericRpcHandler):
         compression = compression_of(request.media_type)
         snapshots = self._root / "snapshots"
         number, directory = changed_directory(_mounts(request.left), _mounts(request.right), snapshots)
-        user_marks = overlay_options().user_xattrs
-        if not user_marks:
+        if not self._user_marks:
             see_trusted()
         store = ContentStore(self._channel, self._namespace_of(number))
         latest = request.source_date_epoch if request.HasField("source_date_epoch") else None
@@ -123,7 +123,7 @@ class _Service(grpc.GenericRpcHandler):
                 compression,
                 latest_ns,
                 partial(_see_wanted, context),
-                user_marks=user_marks,
+                user_marks=self._user_marks,
             )
             file.seek(0)
             labels = {**request.labels, UNCOMPRESSED: layer.diff_id}

@@ -68,10 +68,17 @@ _MESSAGES = message_classes(
         "ContainerMetadata": {"name": (1, "string"), "attempt": (2, "uint32")},
         "LinuxContainerSecurityContext": {"namespace_options": (3, "NamespaceOption")},
         "LinuxContainerConfig": {"security_context": (2, "LinuxContainerSecurityContext")},
+        "Mount": {
+            "container_path": (1, "string"),
+            "host_path": (2, "string"),
+            "readonly": (3, "bool"),
+            "image": (9, "ImageSpec"),
+        },
         "ContainerConfig": {
             "metadata": (1, "ContainerMetadata"),
             "image": (2, "ImageSpec"),
             "command": (3, "repeated string"),
+            "mounts": (7, "repeated Mount"),
             "log_path": (11, "string"),
             "linux": (15, "LinuxContainerConfig"),
         },
@@ -171,12 +178,20 @@ class Cri:
         self._pods[pod] = config
         return pod
 
-    def create(self, pod: str, image: str, command: Sequence[str], name: str = "container") -> str:
+    def create(
+        self,
+        pod: str,
+        image: str,
+        command: Sequence[str],
+        name: str = "container",
+        mounts: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """Create a container in a sandbox; its id."""
         config = {
             "metadata": {"name": name},
             "image": {"image": image},
             "command": command,
+            "mounts": mounts,
             "linux": {"security_context": {"namespace_options": _namespaces(self._pods[pod])}},
         }
         created = self.call(
@@ -187,9 +202,9 @@ class Cri:
     def start(self, container: str) -> None:
         self.call("StartContainer", container_id=container)
 
-    def run(self, pod: str, image: str, command: Sequence[str], name: str = "container") -> str:
+    def run(self, pod: str, image: str, command: Sequence[str], name: str = "container", **more: Any) -> str:
         """Create and start a container; its id."""
-        container = self.create(pod, image, command, name)
+        container = self.create(pod, image, command, name, **more)
         self.start(container)
         return container
 

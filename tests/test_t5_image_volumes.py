@@ -1,0 +1,53 @@
+"""Images as volumes of Kubernetes, by real containerd: read as they are used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.containerd_images import indexed_and_plain
+from tests.support.containerd_node import Node, node
+from tests.support.containerd_release import release
+from tests.support.lab import Lab
+from tests.support.registry import Registry
+from tests.support.runner import LazyfsRunner
+
+SLEEP = ["/bin/sleep", "infinity"]
+A_FILE = 3_000_000
+"""Bytes that a volume of 83 MB and its small files may cost, with what runs to read them."""
+
+
+@pytest.fixture
+def registry(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
+    with indexed_and_plain(lab, publisher) as registry:
+        yield registry
+
+
+@pytest.fixture
+def machine(lab: Lab, registry: Registry, tmp_path: Path) -> Iterator[Node]:
+    with node(tmp_path / "n", release(lab, "2.1"), registry.host, f"{registry.host}/pause:1") as machine:
+        yield machine
+
+
+def test_a_volume_is_read_as_it_is_used_and_leaves_nothing(machine: Node, registry: Registry) -> None:
+    lazy, here = (f"{registry.host}/{repository}:latest" for repository in ("indexed", "plain"))
+    for image in (lazy, here):
+        machine.cri.pull(image)
+    pod = machine.cri.run_pod()
+    registry.journal.clear()
+    volume = {"container_path": "/volume", "image": {"image": lazy}, "readonly": True}
+    container = machine.cri.run(pod, here, SLEEP, mounts=[volume])
+    shown, own = (
+        machine.cri.execute(container, "cat", f"{top}/etc/debian_version") for top in ("/volume", "")
+    )
+    assert shown == own
+    assert sum(registry.journal.bytes_sent.values()) < A_FILE
+    machine.kill_worker()
+    machine.cri.execute(container, "cmp", "/volume/usr/bin/python3", "/usr/bin/python3")
+    assert len(machine.mounts()) == 1
+    machine.cri.remove_pod(pod)
+    for image in (lazy, here, f"{registry.host}/pause:1"):
+        machine.cri.remove_image(image)
+    machine.collect_garbage()
+    assert machine.snapshots.list() == []
+    assert machine.mounts() == []
