@@ -17,7 +17,8 @@ from lazyfs.mount.pyfuse_session import PyfuseSession
 from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.requesters import is_killed
 from lazyfs.mount.session import Session, run_session
-from lazyfs.mount.wire import InitFlag, Opcode
+from lazyfs.mount.wire import Opcode
+from lazyfs.mount.wire_init import InitFlag
 from tests.support import fuse_protocol as c
 from tests.support.fake_kernel import FakeKernel
 from tests.support.mount_server import FakeLayer

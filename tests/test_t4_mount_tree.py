@@ -14,7 +14,8 @@ from indexer.toc import Kind
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.tree_answers import TreeAnswers
-from lazyfs.mount.wire import ROOT_ID, InitFlag, Opcode, WireError
+from lazyfs.mount.wire import ROOT_ID, Opcode, WireError
+from lazyfs.mount.wire_init import InitFlag
 from tests.support import fuse_protocol as c
 from tests.support.fuse_protocol import Client
 from tests.support.mount_server import (
@@ -247,10 +248,25 @@ def test_closing_and_forgetting_are_nothing(tree):
 def test_what_is_agreed_on_was_offered(image_directory):
     for flags in (0, (1 << 30) - 1, c.NO_OPEN_SUPPORT | InitFlag.ASYNC_READ):
         settled = client(image_directory, flags=flags).settled
-        assert settled.flags & ~flags == 0
+        assert settled.flags & ~(flags | InitFlag.INIT_EXT) == 0
+        assert settled.flags2 == 0
         assert (settled.minor, settled.max_readahead) == (40, 1 << 17)
         assert settled.max_background >= 64
     assert client(image_directory, minor=31).settled.minor == 31
+
+
+def test_only_a_kernel_that_offers_idmapped_mounts_is_asked_for_them(image_directory):
+    idmap = InitFlag.ALLOW_IDMAP
+    settled = client(image_directory, flags=idmap | 1 << 41).settled
+    assert settled.flags & InitFlag.INIT_EXT
+    assert settled.flags2 << 32 == idmap
+    assert client(image_directory, flags=1 << 41).settled.flags2 == 0
+
+
+def test_a_kernel_without_more_flags_is_not_told_any(image_directory):
+    body = bytes(c.InitIn(7, 35, 4096, c.NO_OPEN_SUPPORT | InitFlag.ASYNC_READ))[:16]
+    settled = c.InitOut.from_buffer_copy(client(image_directory).ask_now(Opcode.INIT, 0, body))
+    assert (settled.flags, settled.flags2) == (InitFlag.ASYNC_READ, 0)
 
 
 def test_other_major_versions_are_settled_as_the_protocol_has_it(tree):

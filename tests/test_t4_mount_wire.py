@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.erofs_read import Inode
-from lazyfs.mount import wire
-from lazyfs.mount.wire import Header, InitFlag, NotifyCode, Opcode, OpenFlag, WireError
+from lazyfs.mount import wire, wire_init
+from lazyfs.mount.wire import Header, NotifyCode, Opcode, OpenFlag, WireError
+from lazyfs.mount.wire_init import InitFlag
 from tests.support import fuse_protocol as c
 
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
@@ -105,22 +106,23 @@ def test_other_bodies_are_read(name, size, unique, flags):
 
 @given(minor=U32, flags=st.integers(0, 2**64 - 1))
 def test_the_kernels_offer_is_read(minor, flags):
-    offer = wire.decode_init(memoryview(c.init_body(minor=minor, flags=flags)))
+    offer = wire_init.decode_init(memoryview(c.init_body(minor=minor, flags=flags)))
     assert (offer.major, offer.minor, offer.max_readahead) == (7, minor, 1 << 17)
     assert offer.flags == flags | InitFlag.INIT_EXT
 
 
 def test_the_offer_of_an_older_kernel_is_shorter():
-    offer = wire.decode_init(memoryview(bytes(c.InitIn(7, 31, 4096, 1))[:16]))
-    assert offer == wire.InitIn(7, 31, 4096, InitFlag.ASYNC_READ)
+    offer = wire_init.decode_init(memoryview(bytes(c.InitIn(7, 31, 4096, 1))[:16]))
+    assert offer == wire_init.InitIn(7, 31, 4096, InitFlag.ASYNC_READ)
 
 
-@given(minor=U32, readahead=U32, flags=st.integers(0, 2**32 - 1), background=U16, pages=U16)
+@given(minor=U32, readahead=U32, flags=U64, background=U16, pages=U16)
 def test_what_we_agree_to_is_said(minor, readahead, flags, background, pages):
-    agreed = wire.InitOut(minor, readahead, InitFlag(flags), background, pages)
-    out = c.InitOut.from_buffer_copy(wire.encode_init(agreed))
-    assert len(wire.encode_init(agreed)) == ctypes.sizeof(c.InitOut) == 64
-    assert (out.major, out.minor, out.max_readahead, out.flags) == (7, minor, readahead, flags)
+    agreed = wire_init.InitOut(minor, readahead, InitFlag(flags), background, pages)
+    out = c.InitOut.from_buffer_copy(wire_init.encode_init(agreed))
+    assert len(wire_init.encode_init(agreed)) == ctypes.sizeof(c.InitOut) == 64
+    assert (out.major, out.minor, out.max_readahead) == (7, minor, readahead)
+    assert out.flags | out.flags2 << 32 == flags
     assert (out.max_background, out.max_pages, out.time_gran) == (background, pages, 1)
     assert out.congestion_threshold == background * 3 // 4
     assert out.max_write >= 4096
@@ -158,14 +160,14 @@ def test_the_rest_is_said():
     assert (head.len, head.error, head.unique, len(note)) == (16, 7, 0, 16)
     opened = c.OpenOut.from_buffer_copy(wire.encode_open(OpenFlag.KEEP_CACHE))
     assert (opened.fh, opened.open_flags) == (0, 2)
-    assert len(wire.encode_version()) == 8
+    assert len(wire_init.encode_version()) == 8
 
 
 @given(st.binary(max_size=64))
 def test_bodies_of_any_bytes_are_read_or_refused(body):
     decoders = (
         *(wire.decode_read, wire.decode_name, wire.decode_getxattr),
-        *(wire.decode_interrupt, wire.decode_init),
+        *(wire.decode_interrupt, wire_init.decode_init),
     )
     for decode in decoders:
         with suppress(WireError):

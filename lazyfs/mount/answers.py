@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from lazyfs.mount import wire
+from lazyfs.mount import wire, wire_init
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
 from lazyfs.mount.tuning import MAX_BACKGROUND
-from lazyfs.mount.wire import Header, InitFlag, InitOut, Opcode, ReadIn
+from lazyfs.mount.wire import Header, Opcode, ReadIn
+from lazyfs.mount.wire_init import InitFlag, InitOut
 
 Data = bytes | memoryview
 Later = Callable[[], Awaitable[Data]]
@@ -124,15 +125,15 @@ class Answers(ABC):
         return self.read(nodeid, wire.decode_read(body))
 
     def _init(self, _nodeid: int, body: memoryview) -> Answer:
-        offer = wire.decode_init(body)
-        if offer.major > wire.KERNEL_VERSION:
-            return wire.encode_version()
-        if (offer.major, offer.minor) < (wire.KERNEL_VERSION, wire.OLDEST_MINOR_VERSION):
+        offer = wire_init.decode_init(body)
+        if offer.major > wire_init.KERNEL_VERSION:
+            return wire_init.encode_version()
+        if (offer.major, offer.minor) < (wire_init.KERNEL_VERSION, wire_init.OLDEST_MINOR_VERSION):
             raise Refused(errno.EPROTO)
-        minor = min(offer.minor, wire.KERNEL_MINOR_VERSION)
+        minor = min(offer.minor, wire_init.KERNEL_MINOR_VERSION)
         self.negotiated = Negotiated(minor, offer.flags)
         agreed = InitOut(minor, offer.max_readahead, offer.flags & self.flags, MAX_BACKGROUND, MAX_PAGES)
-        return wire.encode_init(agreed)
+        return wire_init.encode_init(agreed)
 
 
 def _say_nothing(_nodeid: int, _body: memoryview) -> None:

@@ -16,7 +16,8 @@ from lazyfs.mount import wire
 from lazyfs.mount.answers import Answers, Data, Handler, Later
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
-from lazyfs.mount.wire import InitFlag, Opcode, OpenFlag, ReadIn
+from lazyfs.mount.wire import Opcode, OpenFlag, ReadIn
+from lazyfs.mount.wire_init import InitFlag
 
 _DOTS = (b".", b"..")
 
@@ -27,9 +28,18 @@ class TreeAnswers(Answers):
     The kernel is told once not to ask about opening and closing (ENOSYS): it opens by itself then, and keeps
     listings and pages for as long as it likes. Where no inode of the image has xattrs, it is told once not to
     ask for any; else it is also told to enforce POSIX ACLs.
+
+    A mount may be cloned with other owners (MOUNT_ATTR_IDMAP, Linux 6.12), as it is one whose permissions the
+    kernel checks; requests then come without their senders' numbers.
     """
 
-    flags = Answers.flags | InitFlag.DO_READDIRPLUS | InitFlag.CACHE_SYMLINKS
+    flags = (
+        Answers.flags
+        | InitFlag.DO_READDIRPLUS
+        | InitFlag.CACHE_SYMLINKS
+        | InitFlag.INIT_EXT
+        | InitFlag.ALLOW_IDMAP
+    )
 
     def __init__(self, image: MetadataImage, contents: Contents) -> None:
         super().__init__(contents)

@@ -5,21 +5,11 @@ structures have only grown since. Numbers are in the machine's own byte order. N
 """
 
 import os
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
 from indexer.erofs_read import Inode
-
-KERNEL_VERSION: Final = 7
-"""The major version of the protocol."""
-
-KERNEL_MINOR_VERSION: Final = 40
-"""The latest minor version whose rules are kept here."""
-
-OLDEST_MINOR_VERSION: Final = 23
-"""Before it, `fuse_init_out` was shorter."""
 
 ROOT_ID: Final = 1
 """The nodeid of the root directory."""
@@ -28,10 +18,7 @@ FOREVER_S: Final = 365 * 86400
 """For how long the kernel may keep entries and attributes: what we serve never changes."""
 
 MIN_READ_BUFFER: Final = 8192
-"""The kernel gives no request to a shorter buffer, nor to one without room for `MAX_WRITE` and headers."""
-
-MAX_WRITE: Final = 4096
-"""The least that the kernel takes for `max_write`. Nothing is ever written."""
+"""The kernel gives no request to a shorter buffer, nor to one without room for `max_write` and headers."""
 
 
 class WireError(Exception):
@@ -76,22 +63,6 @@ class Opcode(IntEnum):
     TMPFILE = 51
 
 
-class InitFlag(IntFlag):
-    """What kernel and server can do, and agree upon (`FUSE_INIT`)."""
-
-    ASYNC_READ = 1 << 0
-    EXPORT_SUPPORT = 1 << 4
-    DO_READDIRPLUS = 1 << 13
-    ASYNC_DIO = 1 << 15
-    NO_OPEN_SUPPORT = 1 << 17
-    PARALLEL_DIROPS = 1 << 18
-    POSIX_ACL = 1 << 20
-    MAX_PAGES = 1 << 22
-    CACHE_SYMLINKS = 1 << 23
-    NO_OPENDIR_SUPPORT = 1 << 24
-    INIT_EXT = 1 << 30
-
-
 class OpenFlag(IntFlag):
     """What the kernel may do with an opened file (`FOPEN_*`)."""
 
@@ -127,11 +98,6 @@ _READ_IN: Final = Struct("=QQIIQII")
 _INTERRUPT_IN: Final = Struct("=Q")
 _CREATE_IN: Final = Struct("=IIII")
 _RELEASE_IN: Final = Struct("=QIIQ")
-_INIT_IN: Final = Struct("=IIII")  # and flags2, if INIT_EXT
-_FLAGS2: Final = Struct("=I")
-_INIT_OUT: Final = Struct("=IIIIHHIIHHI28x")
-_BARE_INIT_OUT: Final = Struct("=II")
-
 _PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
 _SHOWN: Final = 64
 _NANO: Final = 1_000_000_000
@@ -184,76 +150,6 @@ def describe(header: Header, body: memoryview) -> str:
     return f"{name}({', '.join(repr(value) for value in (header.nodeid, *details))})"
 
 
-@dataclass(frozen=True, slots=True)
-class InitIn:
-    """How the kernel begins (`struct fuse_init_in`).
-
-    Attributes:
-        major: of its protocol.
-        minor: the same.
-        max_readahead: how many bytes it reads ahead at most.
-        flags: what it can do.
-    """
-
-    major: int
-    minor: int
-    max_readahead: int
-    flags: InitFlag
-
-
-def decode_init(body: memoryview) -> InitIn:
-    """The body of INIT.
-
-    Raises:
-        WireError: it is cut off.
-    """
-    major, minor, max_readahead, flags = _unpack(_INIT_IN, body)
-    if flags & InitFlag.INIT_EXT:
-        flags |= _unpack(_FLAGS2, body[_INIT_IN.size :])[0] << 32
-    return InitIn(major, minor, max_readahead, InitFlag(flags))
-
-
-@dataclass(frozen=True, slots=True)
-class InitOut:
-    """What we agree to (`struct fuse_init_out`).
-
-    Attributes:
-        minor: the minor version of the protocol that is spoken.
-        max_readahead: at most what the kernel said, in bytes.
-        flags: of those it offered, below bit 32.
-        max_background: how many reads of the page cache may wait for us.
-        max_pages: the pages of a read at most.
-    """
-
-    minor: int
-    max_readahead: int
-    flags: InitFlag
-    max_background: int
-    max_pages: int
-
-
-def encode_init(out: InitOut) -> bytes:
-    """The answer to INIT."""
-    return _INIT_OUT.pack(
-        KERNEL_VERSION,
-        out.minor,
-        out.max_readahead,
-        out.flags,
-        out.max_background,
-        out.max_background * 3 // 4,  # congestion_threshold, as the kernel's own default
-        MAX_WRITE,
-        1,  # time_gran, nanoseconds
-        out.max_pages,
-        0,
-        0,
-    )
-
-
-def encode_version() -> bytes:
-    """The answer to an INIT of a later major version: the kernel asks again in ours."""
-    return _BARE_INIT_OUT.pack(KERNEL_VERSION, KERNEL_MINOR_VERSION)
-
-
 class ReadIn(NamedTuple):
     """What is to be read, of a file or a directory (`struct fuse_read_in`).
 
@@ -276,7 +172,7 @@ def decode_read(body: memoryview) -> ReadIn:
     Raises:
         WireError: it is cut off.
     """
-    handle, offset, size, _, _, flags, _ = _unpack(_READ_IN, body)
+    handle, offset, size, _, _, flags, _ = unpack(_READ_IN, body)
     return ReadIn(offset, size, bool(flags & os.O_DIRECT), handle)
 
 
@@ -286,7 +182,7 @@ def decode_release(body: memoryview) -> int:
     Raises:
         WireError: it is cut off.
     """
-    handle, _, _, _ = _unpack(_RELEASE_IN, body)
+    handle, _, _, _ = unpack(_RELEASE_IN, body)
     return int(handle)
 
 
@@ -320,7 +216,7 @@ def decode_getxattr(body: memoryview) -> GetxattrIn:
     Raises:
         WireError: it is cut off.
     """
-    size, _ = _unpack(_GETXATTR_IN, body)
+    size, _ = unpack(_GETXATTR_IN, body)
     rest = body[_GETXATTR_IN.size :]
     return GetxattrIn(size, decode_name(rest) if rest else b"")
 
@@ -331,7 +227,7 @@ def decode_interrupt(body: memoryview) -> int:
     Raises:
         WireError: it is cut off.
     """
-    (unique,) = _unpack(_INTERRUPT_IN, body)
+    (unique,) = unpack(_INTERRUPT_IN, body)
     return int(unique)
 
 
@@ -341,7 +237,7 @@ def decode_create(body: memoryview) -> bytes:
     Raises:
         WireError: it is cut off.
     """
-    _unpack(_CREATE_IN, body)
+    unpack(_CREATE_IN, body)
     return decode_name(body[_CREATE_IN.size :])
 
 
@@ -442,7 +338,12 @@ def encode_notification(code: NotifyCode, body: bytes = b"") -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
 
 
-def _unpack(layout: Struct, body: memoryview) -> tuple[int, ...]:
+def unpack(layout: Struct, body: memoryview) -> tuple[int, ...]:
+    """The fields at the front of a body.
+
+    Raises:
+        WireError: it is cut off.
+    """
     if len(body) < layout.size:
         raise WireError(f"a body of {len(body)} bytes where {layout.size} are due")
     return layout.unpack_from(body)

@@ -27,7 +27,7 @@ from lazyfs.mount.fuse_mount import Connection, MountOptions, attach, check_moun
 from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.tree_answers import TreeAnswers
 from lazyfs.mount.tuning import set_read_ahead
-from lazyfs.mount.wire import InitFlag
+from lazyfs.mount.wire_init import InitFlag
 from lazyfs.service.chains import NoteDevices, make_mount_point, unmounted_at_end
 from lazyfs.service.layers import Layers, ShownLayer
 from lazyfs.service.ledger import Entry, SavedTree

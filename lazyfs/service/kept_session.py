@@ -20,7 +20,7 @@ from lazyfs.mount.answers import Answers, Negotiated
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.fuse_mount import MountOptions, attach, check_mount_point, connect_detached
 from lazyfs.mount.raw_session import RawSession
-from lazyfs.mount.wire import InitFlag
+from lazyfs.mount.wire_init import InitFlag
 from lazyfs.service.ledger import SavedSession
 from lazyfs.service.supervisor import Supervisor
 

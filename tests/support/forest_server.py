@@ -23,7 +23,7 @@ from lazyfs.mount.answers import Negotiated
 from lazyfs.mount.forest import Forest, VirtualFile
 from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.raw_session import RawSession
-from lazyfs.mount.wire import InitFlag
+from lazyfs.mount.wire_init import InitFlag
 from tests.support.mount_server import PATIENCE_S, REPOSITORY, Behaviour, FakeLayer, Server
 
 Settled = dict[str, int]
