@@ -33,10 +33,14 @@ def registry(lab: Lab, publisher: LazyfsRunner) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="module")
-def machine(lab: Lab, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def machine(
+    request, lab: Lab, registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     top = tmp_path_factory.mktemp("users")
     more, sandbox = configuration(lab, top), f"{registry.host}/pause:1"
-    with node(top / "u", release(lab, "2.1"), registry.host, sandbox, more=more) as machine:
+    with node(
+        top / "u", release(lab, "2.1"), registry.host, sandbox, more=more, driver=request.param
+    ) as machine:
         hide_hybrid_cgroups(machine)
         yield machine
 
@@ -45,7 +49,11 @@ def moved(registry: Registry) -> int:
     return sum(registry.journal.bytes_sent.values())
 
 
-@pytest.mark.parametrize("repository", ["indexed", "plain"])
+@pytest.mark.parametrize(
+    ("machine", "repository"),
+    [("erofs", "indexed"), ("erofs", "plain"), ("fuse", "indexed")],
+    indirect=["machine"],
+)
 def test_a_pod_with_users_of_its_own_is_as_lazy_as_any(
     machine: Node, registry: Registry, repository: str
 ) -> None:

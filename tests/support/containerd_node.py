@@ -45,6 +45,7 @@ class Node:
         environment: more for the daemon, as LAZYFS_CACHE_DIR.
         plugin: the socket that containerd calls, if it is not the snapshotter's own.
         more: for containerd's configuration, as a page of ours has it.
+        driver: of the daemon.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Node:
         environment: Mapping[str, str] | None = None,
         plugin: Path | None = None,
         more: str = "",
+        driver: str = "auto",
     ) -> None:
         self.top = top
+        self._driver = driver
         self.name = f"lazyfs-{os.getpid()}-{top.name}"
         self._release = release
         self._environment = dict(environment or {})
@@ -246,6 +249,7 @@ class Node:
             return (
                 *(lazyfs, "daemon", "--root", f"{self.top}/lazyfs", "--socket", str(self.socket("daemon"))),
                 *("--cache-dir", f"{self.top}/cache", "--log-level", "info", "--linger", "0"),
+                *("--driver", self._driver),
             )
         return (
             *(lazyfs, "snapshotter", "--root", str(self.snapshots_root), "--log-level", "info"),
@@ -273,11 +277,12 @@ def node(
     *,
     plugin: Path | None = None,
     more: str = "",
+    driver: str = "auto",
     **environment: str,
 ) -> Iterator[Node]:
     """A machine for as long as the block lasts."""
     top.mkdir(parents=True)
-    made = Node(top, release, registry, sandbox, environment, plugin, more)
+    made = Node(top, release, registry, sandbox, environment, plugin, more, driver)
     made.open()
     try:
         yield made
