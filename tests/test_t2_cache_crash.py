@@ -20,7 +20,7 @@ from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
-from tests.support.crash import child, kill_after, lines, small_disk
+from tests.support.crash import child, fill_up, kill_after, lines, small_disk
 from tests.support.spans import LAYER, TOC, content, spans_of, wrong_leaves
 
 DATA = content(2_000_003, seed=2)
@@ -248,16 +248,6 @@ def test_marks_have_their_room_from_the_start(tmp_path: Path, kind: str) -> None
             assert all(entry.put(leaf * 4096, leaf, bytes(4096)) for leaf in there)
             assert not entry.put(0, 0, b"x" * 4096)
             assert entry.present(0, leaves) == len(there)
-
-
-def fill_up(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        for size in (65536, 4096, 512):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
 
 
 def test_a_full_disk_can_still_be_read_after_a_boot(tmp_path: Path) -> None:

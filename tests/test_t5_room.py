@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crash import small_disk
+from tests.support.crash import fill_up, small_disk
 from tests.support.images import build_image, write_layout
 from tests.support.oracle import compare_trees
 from tests.support.quick_runner import QuickRunner
@@ -95,18 +95,6 @@ def test_live_mounts_read_more_than_the_quota_and_every_byte_is_right(driver, qu
     assert MIB < most <= quota + 2 * (slice_ + span)
 
 
-def fill_up(path: Path, leave: int) -> None:
-    """Takes all of a file system but `leave` bytes."""
-    with path.open("wb", buffering=0) as ballast:
-        for size in (65536, 4096, 512):
-            try:
-                while ballast.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
-        ballast.truncate(max(0, ballast.tell() - leave))
-
-
 def caches(quick: QuickRunner, disk: Path, image: str, *, warm: bool) -> QuickRunner:
     """The command line with a cache on a disk; one that was used before, or that only exists."""
     runner = QuickRunner(home=quick.home, cache_dir=disk / "cache")
@@ -155,7 +143,7 @@ def test_a_mount_outlives_a_disk_that_fills_up(driver, kind, quick, image, tmp_p
             (disk / "ballast").unlink()
             for name in NAMES[6:9]:
                 assert (point / "d" / name).read_bytes() == expected(name)
-            fill_up(disk / "ballast", 0)
+            fill_up(disk / "ballast")
             for name in NAMES[9:]:
                 assert (point / "d" / name).read_bytes() == expected(name)
 

@@ -18,6 +18,7 @@ from lazyfs.snapshotter.filters import Selector, any_of
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.model import (
     BadSnapshotCall,
+    DiskRefused,
     Info,
     Kind,
     NoSnapshot,
@@ -35,6 +36,7 @@ from lazyfs.snapshotter.records import (
     record_of_row,
     transaction,
 )
+from lazyfs.snapshotter.reserve import Reserve
 
 _MOST_ORDERS: Final = 16  # kept per snapshot: names of images whose chains begin alike
 
@@ -43,7 +45,7 @@ class Metastore:
     """The records; one process at a time.
 
     Args:
-        path: the database, made if it is not there.
+        path: the database, made if it is not there; beside it, room is held for removals.
 
     Raises:
         ConfigError: the file is of another program or a later version.
@@ -51,6 +53,7 @@ class Metastore:
 
     def __init__(self, path: Path) -> None:
         self._db = open_records(path)
+        self._reserve = Reserve(path.with_suffix(".reserve"))
 
     def close(self) -> None:
         """Give the file back."""
@@ -153,7 +156,9 @@ class Metastore:
             SnapshotExists: the name is taken.
             NoSnapshot: there is no such parent.
             BadSnapshotCall: the parent is not committed, or a name or label cannot be.
+            DiskRefused: it cannot be written.
         """
+        self._reserve.fill()
         with transaction(self._db):
             below = self._parent(parent)
             self._insert(number, kind, name, below, labels)
@@ -253,12 +258,24 @@ class Metastore:
         return self.find(name).info
 
     def remove(self, name: str) -> Record:
-        """Forget a snapshot; returns what it was.
+        """Forget a snapshot, on a full disk too; returns what it was.
 
         Raises:
             NoSnapshot: there is none.
             SnapshotInUse: others stand on it.
+            DiskRefused: it cannot be written, whatever is given up for it.
         """
+        self._reserve.fill()
+        while True:
+            try:
+                return self._removed(name)
+            except DiskRefused:
+                if not self._reserve.give():
+                    raise
+
+    # Parts
+
+    def _removed(self, name: str) -> Record:
         with transaction(self._db):
             record = self.find(name)
             child = self._db.execute("SELECT name FROM snapshots WHERE parent = ?", (record.id,)).fetchone()
@@ -266,8 +283,6 @@ class Metastore:
                 raise SnapshotInUse(f"cannot remove snapshot {name}: {child[0]} stands on it")
             self._db.execute("DELETE FROM snapshots WHERE id = ?", (record.id,))
         return record
-
-    # Parts
 
     def _parent(self, name: str) -> Record | None:
         if not name:

@@ -133,8 +133,10 @@ def open_records(path: Path) -> sqlite3.Connection:
     """
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # no shared memory: SIGBUS on a full tmpfs
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # fsync at each commit
+        db.execute("PRAGMA wal_autocheckpoint = 256")  # pages: on a full disk there is room for so many
         db.execute("PRAGMA foreign_keys = ON")
         with transaction(db):
             _make_tables(db)

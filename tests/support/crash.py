@@ -100,3 +100,15 @@ def small_disk(path: Path, size: int, kind: str) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def fill_up(path: Path, leave: int = 0) -> None:
+    """Takes all of a file system but `leave` bytes, by the file at `path`."""
+    with path.open("ab", buffering=0) as ballast:
+        for size in (65536, 4096, 512):
+            try:
+                while ballast.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+        ballast.truncate(max(0, ballast.tell() - leave))
