@@ -6,7 +6,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from lazyfs.snapshotter.diff_service import MESSAGES, SERVICE, differ_of
 from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer, see_trusted
 from lazyfs.snapshotter.model import Mount, NoSnapshot
 from tests.support.containers import until
+from tests.support.crash import fill_up, small_disk
 from tests.support.snapshot_client import status
 
 KNOWN = 7
@@ -142,11 +143,11 @@ class Asker:
         return self._ask.future(MESSAGES["DiffRequest"](**fields))
 
 
-@pytest.fixture
-def diff(tmp_path: Path) -> Iterator[Asker]:
-    """Asks a differ of the snapshots below `tmp_path`, whose containerd is not there."""
-    address = f"unix:{tmp_path}/sock"
-    with differing(tmp_path) as handler, ThreadPoolExecutor() as pool:
+@contextmanager
+def asking(top: Path) -> Iterator[Asker]:
+    """Asks a differ of the snapshots below `top`, whose containerd is not there."""
+    address = f"unix:{top}/sock"
+    with differing(top) as handler, ThreadPoolExecutor() as pool:
         server = grpc.server(pool, handlers=[handler])
         server.add_insecure_port(address)
         server.start()
@@ -158,6 +159,12 @@ def diff(tmp_path: Path) -> Iterator[Asker]:
             )
             yield Asker(ask)
         server.stop(None).wait()
+
+
+@pytest.fixture
+def diff(tmp_path: Path) -> Iterator[Asker]:
+    with asking(tmp_path) as asker:
+        yield asker
 
 
 def upper_of(top: Path, number: int = KNOWN) -> dict[str, Any]:
@@ -189,6 +196,17 @@ def test_a_snapshot_that_is_gone_is_left_to_containerd(diff: Asker, tmp_path: Pa
     Path(right["source"]).rmdir()
     with status("UNIMPLEMENTED"):
         diff(right=[right])
+
+
+def test_a_layer_without_room_is_not_made_by_containerd_either(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20, "tmpfs") as disk, asking(disk) as diff:
+        right = upper_of(disk)
+        Path(right["source"], "file").write_bytes(os.urandom(1 << 19))
+        fill_up(disk / "ballast", leave=1 << 18)
+        with status("RESOURCE_EXHAUSTED") as said:
+            diff(right=[right])
+        assert said == [f"cannot write the layer to {disk}: No space left on device"]
+        assert sorted(path.name for path in disk.iterdir()) == ["ballast", "snapshots", "sock"]
 
 
 def test_a_directory_without_a_record_is_left_to_containerd(diff: Asker, tmp_path: Path) -> None:

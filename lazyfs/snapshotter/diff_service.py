@@ -15,6 +15,7 @@ from typing import Any, Final
 import grpc
 import trio
 
+from lazyfs.cache.files import NO_ROOM
 from lazyfs.errors import ContainerError
 from lazyfs.snapshotter.content_store import ContentRefused, ContentStore
 from lazyfs.snapshotter.differ import NotOurs, changed_directory, compression_of, make_layer, see_trusted
@@ -94,6 +95,10 @@ class _Service(grpc.GenericRpcHandler):
             _log.info("Diff: left to containerd: %s", error)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
         except OSError as error:
+            if error.errno in NO_ROOM:  # what containerd's differ would fetch of the image needs more
+                _log.info("Diff: %s", error)
+                why = f"cannot write the layer to {self._root}: {error.strerror}"
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
             _log.warning("Diff: left to containerd: %s", error)
             context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
         except ContentRefused as error:
