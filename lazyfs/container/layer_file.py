@@ -66,6 +66,18 @@ class _Frames:
         return self._compressor.compress(bytes(self._held)) if self._held else b""
 
 
+class _Plain:
+    """Nothing is compressed."""
+
+    def compress(self, data: bytes) -> bytes:
+        """The same."""
+        return data
+
+    def flush(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
 def write_layer(
     members: Iterable[UpperMember],
     descriptor: int,
@@ -77,26 +89,28 @@ def write_layer(
     Args:
         members: what it holds.
         descriptor: of the file, open for writing.
-        compression: "gzip" or "zstd".
+        compression: "gzip", "zstd" or "none".
         check: called for each mebibyte at least; raises what ends it.
 
     Raises:
         ContainerError: a file became shorter while it was read, or the members cannot be had.
         OSError: the disk refuses.
     """
-    compressor: _Compressor = (
-        _Frames() if compression == "zstd" else zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
-    )
     blob, tar, size = sha256(), sha256(), 0
-    for piece in _compressed(_large(_tar(members)), compressor, tar.update):
+    for piece in _compressed(_large(_tar(members)), _compressor(compression), tar.update):
         check()
         blob.update(piece)
         size += len(piece)
         while piece:
             piece = piece[os.write(descriptor, piece) :]  # noqa: PLW2901  # what is left of it
-    return WrittenLayer(
-        f"{OCI_LAYER}+{compression}", f"sha256:{blob.hexdigest()}", size, f"sha256:{tar.hexdigest()}"
-    )
+    media_type = OCI_LAYER if compression == "none" else f"{OCI_LAYER}+{compression}"
+    return WrittenLayer(media_type, f"sha256:{blob.hexdigest()}", size, f"sha256:{tar.hexdigest()}")
+
+
+def _compressor(compression: str) -> _Compressor:
+    if compression == "none":
+        return _Plain()
+    return _Frames() if compression == "zstd" else zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP)
 
 
 def _large(pieces: Iterable[bytes]) -> Iterator[bytes]:

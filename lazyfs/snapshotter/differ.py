@@ -15,7 +15,7 @@ from lazyfs.errors import LazyfsError
 from lazyfs.oci.media_types import OCI_LAYER
 from lazyfs.snapshotter.model import Mount
 
-_COMPRESSIONS: Final = {f"{OCI_LAYER}+{name}": name for name in ("gzip", "zstd")}
+_COMPRESSIONS: Final = {OCI_LAYER: "none", **{f"{OCI_LAYER}+{name}": name for name in ("gzip", "zstd")}}
 _CAP_SYS_ADMIN: Final = 21
 _STATUS: Final = Path("/proc/thread-self/status")
 _ID: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -84,7 +84,7 @@ def make_layer(
     Args:
         directory: it.
         descriptor: of a file, open for writing.
-        compression: "gzip" or "zstd".
+        compression: "gzip", "zstd" or "none".
         latest_ns: later times are not told, but this one; nanoseconds of Unix time.
         check: as for `write_layer`.
         user_marks: as for `upper_members`.
