@@ -1,6 +1,7 @@
 """A snapshotter on a full disk: it says so, loses nothing, removes snapshots, and goes on with new room."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,22 @@ def test_on_a_full_disk_nothing_is_lost_and_what_is_removed_makes_room(tmp_path:
         client.commit("upper", "kept")
         assert kept.read_bytes() == CONTENT
         assert len(client.prepare("more", "upper")) == 1
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_without_inodes_nothing_is_left_of_what_was_begun(tmp_path: Path, spare: int) -> None:
+    chains = FakeChains(tmp_path / "daemon")
+    with small_disk(tmp_path / "disk", DISK, "tmpfs") as disk, served(disk / "root", chains) as client:
+        client.prepare("one")
+        used = os.statvfs(disk).f_files - os.statvfs(disk).f_ffree
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={used + spare}", disk], check=True)
+        with status("RESOURCE_EXHAUSTED") as said:
+            client.prepare("more")
+        assert said == ["cannot make a snapshot's directory: No space left on device"]
+        assert [path.name for path in (disk / "root" / "snapshots").iterdir()] == ["1"]
+        client.remove("one")
+        client.prepare("more")
+        assert client.names() == ["more"]
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
