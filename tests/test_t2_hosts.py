@@ -39,6 +39,23 @@ def test_hosts_stand_in_the_order_of_the_file_and_the_server_last() -> None:
     ]
 
 
+def test_a_mirror_that_is_the_registry_itself_is_not_asked_twice() -> None:
+    itself = '"http://reg.example:5000"'
+    for root, others in (
+        (f"server = {itself}\n[host.{itself}]", []),
+        (f"server = {itself}\n[host.{itself}]\ncapabilities = ['pull']", []),
+        (f"server = {itself}\n[host.'http://m']\n[host.{itself}]", ["http://m/v2"]),
+        (
+            f"server = {itself}\n[host.{itself}]\n[host.'http://m']",
+            ["http://reg.example:5000/v2", "http://m/v2"],
+        ),
+        (f"server = {itself}\n[host.{itself}]\nca = 'a.crt'", ["http://reg.example:5000/v2"]),
+        (f"server = {itself}\ncapabilities = ['pull']\n[host.{itself}]", ["http://reg.example:5000/v2"]),
+    ):
+        found = [endpoint.base_url for endpoint in parsed(root, "reg.example:5000")]
+        assert found == [*others, "http://reg.example:5000/v2"], root
+
+
 @pytest.mark.parametrize(
     ("registry", "server", "url"),
     [

@@ -113,9 +113,19 @@ def endpoints_in(
     table = _Table(root, str(file), file.parent)
     server = table.text("server")
     if server:
-        return (*found, table.endpoint(server, registry))
-    access = table.access()
-    return (*found, replace(_home(registry, access, settings), access=access, headers=table.headers()))
+        home = table.endpoint(server, registry)
+    else:
+        access = table.access()
+        home = replace(_home(registry, access, settings), access=access, headers=table.headers())
+    while found and _is_part_of(found[-1], home):
+        found.pop()  # nobody is asked twice in a row
+    return (*found, home)
+
+
+def _is_part_of(one: Endpoint, other: Endpoint) -> bool:
+    """Whether `other` is the same host, reached in the same way, and asked for no less."""
+    same = replace(one, capabilities=other.capabilities) == other
+    return same and one.capabilities <= other.capabilities
 
 
 def _home(registry: str, access: Access, settings: SourceSettings) -> Endpoint:
