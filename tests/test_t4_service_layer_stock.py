@@ -1,6 +1,7 @@
 """Layers for Podman: found in images, mounted for as long as somebody uses them, and their blobs."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from lazyfs.service.images import Images
 from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
 from lazyfs.service.ledger import Entry
 from lazyfs.service.raw_blobs import BlobReader, RawBlobs
+from lazyfs.service.shifted import ShiftedMounts
 from lazyfs.service.supervisor import Supervisor
 from tests.support.images import build_image, build_image_from_layers, compress
 from tests.support.published import index_of, put
@@ -90,7 +92,8 @@ async def world(
         chains = Chains(nursery, images, Nowhere(), lambda _: None, place, trio.lowlevel.checkpoint)
         chains.expect(orders)
         blobs = RawBlobs(nursery, images, cache.root / "tmp")
-        yield World(registry, LayerStock(nursery, images, content.starts, chains, blobs), images, chains)
+        stock = LayerStock(nursery, images, content.starts, chains, blobs, ShiftedMounts(nursery, place))
+        yield World(registry, stock, images, chains)
         nursery.cancel_scope.cancel()
 
 
@@ -107,7 +110,7 @@ async def test_a_layer_is_found_by_its_digest_and_says_what_it_is(registry, tmp_
         told = json.loads(layer.info)
         assert told["compressed-diff-digest"] == DIGESTS[2]
         assert told["diff-size"] == len(UPPER)
-        assert await here.stock.mounted(layer) == bytes(tmp_path / layer.name)
+        assert await here.stock.mounted(layer, os.getpid()) == bytes(tmp_path / layer.name)
 
 
 async def test_a_layer_whose_diff_id_is_only_claimed_is_not_there_until_it_was_seen(registry, tmp_path):
@@ -168,7 +171,7 @@ async def test_a_layer_without_an_index_is_not_there_until_it_has_one(tmp_path, 
 async def test_a_tag_that_has_moved_is_followed_and_what_is_used_stays(registry, tmp_path, clock):
     async with world(registry, tmp_path) as here:
         old = await here.find()
-        await here.stock.mounted(old)
+        await here.stock.mounted(old, 0)
         here.stock.use(old, +1)
         registry.push("app", NEXT, tag="1")
         put(registry, "app", index_of(NEXT))
@@ -180,7 +183,7 @@ async def test_a_tag_that_has_moved_is_followed_and_what_is_used_stays(registry,
 async def test_what_the_last_user_lets_go_is_unmounted(registry, tmp_path):
     async with world(registry, tmp_path) as here:
         layer = await here.find()
-        await here.stock.mounted(layer)
+        await here.stock.mounted(layer, os.getpid())
         for change in (+1, +1, -1):
             here.stock.use(layer, change)
         await wait_until(lambda: here.states() == {DIGESTS[0]: "live", DIGESTS[2]: "live"})
@@ -193,7 +196,7 @@ async def test_a_mount_stands_for_the_name_by_which_it_is_used(registry, tmp_pat
     async with world(registry, tmp_path) as here:
         first = await here.find()
         second = await here.stock.find(f"{registry.host}/app:2", DIGESTS[2])
-        await here.stock.mounted(first)
+        await here.stock.mounted(first, 0)
 
         def ordered() -> str:
             return next(entry.order.image for entry in here.chains.entries() if entry.name == first.name)
@@ -229,7 +232,7 @@ async def test_what_a_daemon_before_had_is_used_once(registry, tmp_path):
     async with world(registry, tmp_path / "b", (Entry(layer.name, layer.order),)) as here:
         registry.push("app", NEXT, tag="1")
         assert await here.find() == layer
-        await here.stock.mounted(layer)
+        await here.stock.mounted(layer, os.getpid())
         here.stock.use(layer, -1)
         await wait_until(lambda: here.states() == {})
 
@@ -238,7 +241,7 @@ async def test_who_keeps_the_mounts_of_chains_has_no_say_in_layers_alone(registr
     async with world(registry, tmp_path) as here:
         layer = await here.find()
         here.stock.use(layer, +1)
-        await here.stock.mounted(layer)
+        await here.stock.mounted(layer, os.getpid())
         chain = await here.chains.mount(replace(layer.order, alone=False))
         assert await here.chains.keep([]) == [chain.name]
         assert layer.order.layer in here.states()

@@ -1,11 +1,10 @@
 """Podman on our layer store: images pulled without their layers, run, pushed, removed; daemons that die."""
 
 import json
-import subprocess
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,87 +20,18 @@ from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below
 from tests.support.oracle import compare_trees
-from tests.support.podman import Podman, podman
-from tests.support.podman_release import release
+from tests.support.podman_node import A_START, Node, Publish, publishing, running_node, serving
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner
 from tests.support.service import Daemon, running_daemon
 from tests.support.tars import directory, file, tar, whiteout
 
-ADD = "import sys; print(sum(map(int, sys.argv[1:])))"
-A_START = 9_000_000
-"""Bytes that a start of the python image of 83 MB may cost, its index included."""
-
-
-@dataclass
-class Node:
-    """A machine with Podman.
-
-    Attributes:
-        registry: which counts.
-        daemon: serves layers.
-        podman: takes them from it.
-        store: where it looks.
-    """
-
-    registry: Registry
-    daemon: Daemon
-    podman: Podman
-    store: Path
-
-    def name(self, repository: str) -> str:
-        return f"{self.registry.host}/{repository}:latest"
-
-    def python(self, *words: str) -> str:
-        """What python says in a container."""
-        return self.podman.start(self.name("python"), "python3", "-c", ADD, *words).strip()
-
-    def root(self, repository: str) -> Path:
-        """Where Podman mounts an image that it has."""
-        return Path(self.podman.run("image", "mount", self.name(repository)).stdout.strip())
-
-    def mounted(self) -> list[dict]:
-        """The layers that the daemon has mounted, and does not only keep for a while."""
-        return [mount for mount in self.daemon.ask("mounts") if mount["state"] != "idle"]
-
-    @property
-    def moved(self) -> int:
-        """Bytes of bodies that the registry has sent."""
-        return sum(self.registry.journal.bytes_sent.values())
-
 
 @pytest.fixture(scope="module")
-def publish(lab: Lab, publisher: LazyfsRunner) -> Iterator[Callable[[str], Registry]]:
-    """Puts an image of the laboratory into the registry, and its index beside it."""
-    there = set()
-    with Registry() as registry:
-
-        def publish(name: str) -> Registry:
-            if name not in there:
-                push_layout_files(registry, name, lab.image(name))
-                publisher("index", "--push", f"{registry.host}/{name}:latest")
-                there.add(name)
-            registry.journal.clear()
-            return registry
-
+def publish(lab: Lab, publisher: LazyfsRunner) -> Iterator[Publish]:
+    with publishing(lab, publisher) as publish:
         yield publish
-
-
-@contextmanager
-def serving(place: Path, lab: Lab, host: str, version: str, *flags: str) -> Iterator[tuple[Daemon, Podman]]:
-    store = place / "store"
-    with (
-        running_daemon(place / "daemon", flags=["--layer-store", str(store), *flags]) as daemon,
-        podman(place / "p", release(lab, version), registries=[host], layer_stores=[store]) as engine,
-    ):
-        yield daemon, engine
-
-
-@contextmanager
-def running_node(place: Path, lab: Lab, registry: Registry, *flags: str) -> Iterator[Node]:
-    with serving(place, lab, registry.host, "4.3", "--trust-index", *flags) as (daemon, engine):
-        yield Node(registry, daemon, engine, place / "store")
 
 
 @pytest.fixture
@@ -162,14 +92,7 @@ def test_podman_shows_what_the_layers_hold(lab, publish, tmp_path, unpacked, nam
 def test_a_container_goes_on_when_the_daemon_dies_and_starts_again(node):
     node.podman.pull(node.name("python"))
     command = ["run", "--rm", "--network", "none", "-i", node.name("python"), "python3", "-i"]
-    with subprocess.Popen(
-        node.podman.command(*command),
-        env=node.podman.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    with node.podman.talk(*command) as process:
         process.stdin.write("print(6 * 7)\n")
         process.stdin.flush()
         assert process.stdout.readline() == "42\n"

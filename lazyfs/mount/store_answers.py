@@ -34,10 +34,10 @@ from indexer.errors import IndexerError
 from indexer.tree import MAX_NAME
 from lazyfs.errors import BadReference, NotFound
 from lazyfs.mount import wire
-from lazyfs.mount.answers import Answers, Data, Handler, Later
+from lazyfs.mount.answers import Answer, Answers, Data, Handler, Later
 from lazyfs.mount.contents import Contents
 from lazyfs.mount.errors import Refused
-from lazyfs.mount.wire import ROOT_ID, Opcode, OpenFlag, ReadIn
+from lazyfs.mount.wire import ROOT_ID, Header, Opcode, OpenFlag, ReadIn
 from lazyfs.oci.descriptor import readable_digest
 from lazyfs.oci.reference import parse_reference
 
@@ -95,8 +95,8 @@ class Stock(Protocol[L]):
             NotFound: the image has none of this digest, or it cannot be shown lazily.
         """
 
-    async def mounted(self, layer: L) -> bytes:
-        """The path where it is mounted, alone."""
+    async def mounted(self, layer: L, thread: int) -> bytes:
+        """The path where it is mounted, alone, with the owners that the thread is to see which asks."""
 
     def open_blob(self, layer: L) -> OpenBlob:
         """Its blob, for somebody who begins to read it."""
@@ -152,11 +152,16 @@ class StoreAnswers(Answers, Generic[L]):
             Opcode.RELEASE: self._release,
             Opcode.OPENDIR: _open_directory,
             Opcode.READDIR: _list_nothing,
-            Opcode.READLINK: self._readlink,
             Opcode.STATFS: _statfs,
             Opcode.CREATE: self._create,
             Opcode.RMDIR: self._rmdir,
         }
+
+    def answer(self, header: Header, body: memoryview) -> Answer:
+        """As Answers.answer says; where a link leads depends on who asks."""
+        if header.opcode == Opcode.READLINK:
+            return self._readlink(header)
+        return super().answer(header, body)
 
     def lookup(self, parent: int, name: bytes) -> Data | Later:
         """The entry `name`, at once or once its image has told.
@@ -228,11 +233,11 @@ class StoreAnswers(Answers, Generic[L]):
             blob.close()
         return b""
 
-    def _readlink(self, nodeid: int, _body: memoryview) -> Later:
-        layer = _layer(self._node(nodeid))
+    def _readlink(self, header: Header) -> Later:
+        layer = _layer(self._node(header.nodeid))
 
         async def readlink() -> bytes:
-            return await self._in_time(self._stock.mounted(layer))
+            return await self._in_time(self._stock.mounted(layer, header.pid))
 
         return readlink
 

@@ -1,4 +1,4 @@
-"""The kernel's mount calls that Python lacks: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
+"""The kernel's mount calls that Python lacks: fsopen(2), fsmount(2), mount_setattr(2), umount2(2) and others.
 
 The new calls (Linux 5.2) are used rather than mount(2): they give a mount that is attached nowhere yet, take
 options of any number, and say in words why they refuse. Every call may wait for a file system's daemon, and
@@ -9,16 +9,19 @@ import contextlib
 import ctypes
 import errno
 import os
+from struct import Struct
 from types import TracebackType
 from typing import Final, Self
 
 from lazyfs.errors import MountError
 
 # The same on every architecture but alpha (include/uapi/asm-generic/unistd.h).
+_OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
+_MOUNT_SETATTR: Final = 442
 
 # include/uapi/linux/mount.h
 _FSOPEN_CLOEXEC: Final = 1
@@ -27,9 +30,13 @@ _FSCONFIG_SET_FLAG: Final = 0
 _FSCONFIG_SET_STRING: Final = 1
 _FSCONFIG_CMD_CREATE: Final = 6
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_OPEN_TREE_CLONE: Final = 1
+_MOUNT_ATTR_IDMAP: Final = 0x0010_0000
+_MOUNT_ATTR: Final = Struct("=QQQQ")  # attr_set, attr_clr, propagation, userns_fd
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 
 MOUNT_READ_ONLY: Final = 1
 MOUNT_NO_SETUID: Final = 2
@@ -130,6 +137,24 @@ def attach_mount(mount_fd: int, path: bytes) -> None:
         OSError: the directory is missing, or no directory.
     """
     _system_call(_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def clone_mapped(path: bytes, namespace_fd: int) -> int:
+    """A descriptor of a clone of the mount at `path`, attached nowhere, with owners as in a user namespace.
+
+    What belongs to user 0 there belongs to whom the namespace's user 0 is, and so on (mount_setattr(2)).
+
+    Raises:
+        OSError: EINVAL where the file system cannot be shown so: FUSE before Linux 6.12, EROFS before 5.19.
+    """
+    clone_fd = _system_call(_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP, 0, 0, namespace_fd)
+    try:
+        _system_call(_MOUNT_SETATTR, clone_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+    except OSError:
+        os.close(clone_fd)
+        raise
+    return clone_fd
 
 
 def unmount_kernel(path: bytes, *, lazy: bool) -> None:

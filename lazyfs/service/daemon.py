@@ -41,6 +41,7 @@ from lazyfs.service.pulls import PullCredentials
 from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, keep, listening
+from lazyfs.service.shifted import ShiftedMounts
 from lazyfs.service.store_front import StoreFront, take_down_store
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.source.open import get_ready
@@ -246,7 +247,8 @@ class _Service:
 
     def _stock(self, nursery: trio.Nursery, content: Content, chains: Chains) -> LayerStock:
         blobs = RawBlobs(nursery, content.images, self._cache.root / "tmp")
-        return LayerStock(nursery, content.images, content.starts, chains, blobs)
+        shifted = ShiftedMounts(nursery, self._options.mounts)
+        return LayerStock(nursery, content.images, content.starts, chains, blobs, shifted)
 
 
 async def _leave(content: Content) -> None:

@@ -22,6 +22,7 @@ from lazyfs.exit_codes import message_of
 from lazyfs.image.embedded_toc import claim_of
 from lazyfs.image.indexing import IndexKind, Voucher
 from lazyfs.image.trust import IndexTrust
+from lazyfs.mount.requesters import container_namespace
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.oci.config import ImageLayer
 from lazyfs.oci.descriptor import Descriptor
@@ -29,6 +30,7 @@ from lazyfs.oci.storage_layer import claimed_size, layer_by_digest, layer_by_toc
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images, OpenImage
 from lazyfs.service.raw_blobs import BlobReader, RawBlobs
+from lazyfs.service.shifted import ShiftedMounts
 from lazyfs.service.starts import Starts
 
 _log = logging.getLogger(__name__)
@@ -72,16 +74,24 @@ class LayerStock:
         starts: hastens the starts of images whose layers are asked for.
         chains: mounts them.
         blobs: brings their blobs.
+        shifted: shows them to containers in user namespaces.
     """
 
     def __init__(
-        self, nursery: trio.Nursery, images: Images, starts: Starts, chains: Chains, blobs: RawBlobs
+        self,
+        nursery: trio.Nursery,
+        images: Images,
+        starts: Starts,
+        chains: Chains,
+        blobs: RawBlobs,
+        shifted: ShiftedMounts,
     ) -> None:
         self._nursery = nursery
         self._images = images
         self._starts = starts
         self._chains = chains
         self._blobs = blobs
+        self._shifted = shifted
         self._compiling: dict[str, trio.Event] = {}  # by manifest
         self._unused: set[str] = set()
         # Who used what when a daemon before us ended is not known: once, as each layer of a pulled image is.
@@ -153,14 +163,16 @@ class LayerStock:
         except Exception:  # noqa: BLE001  # a bug here must not end the daemon
             _log.exception("a bug")
 
-    async def mounted(self, layer: LazyStoredLayer) -> bytes:
+    async def mounted(self, layer: LazyStoredLayer, thread: int) -> bytes:
         """Where it is mounted, as Stock.mounted says."""
         compiling = self._compiling.get(layer.order.manifest)
         if compiling is not None:
             await compiling.wait()
         mounted = await self._chains.again(layer.name) or await self._chains.mount(layer.order)
         self._expect_use(layer.name)
-        return os.fsencode(mounted.path)
+        process = await trio.to_thread.run_sync(container_namespace, thread)
+        shown = mounted.path if process is None else await self._shifted.shown(mounted.path, process)
+        return os.fsencode(shown)
 
     def open_blob(self, layer: LazyStoredLayer) -> BlobReader:
         """Somebody who begins to read its blob."""

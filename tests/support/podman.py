@@ -72,6 +72,17 @@ class Podman:
         )
         return done
 
+    def talk(self, *words: str | Path) -> subprocess.Popen[str]:
+        """`podman WORDS`, begun, to be talked to."""
+        return subprocess.Popen(
+            self.command(*words),
+            env=self.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
     def pull(self, reference: str, *options: str) -> str:
         """Pull an image; what was said on the way, for warnings."""
         return self.run("pull", "--quiet", *options, reference).stderr
