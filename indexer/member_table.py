@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import compress, islice, pairwise
 from operator import add, attrgetter, gt
-from typing import Final
+from typing import Final, NamedTuple
 
 from indexer.columns import ColumnReader, pack
 from indexer.errors import FormatError, LimitExceeded
@@ -15,6 +15,7 @@ from indexer.toc import BLOCK_SIZE, Kind, Member, round_to_block
 
 _MAX_SIZE: Final = 1 << 62
 _MAX_PATHS: Final = 1 << 30  # bytes of all paths, whatever they share
+_MAX_OWNER: Final = 2**32 - 2
 _NANO: Final = 1_000_000_000
 _KINDS: Final = tuple(Kind)
 _LINKS: Final = (Kind.SYMLINK, Kind.HARDLINK)
@@ -110,6 +111,28 @@ def decode_ranges(data: bytes, count: int) -> FileRanges:
     return FileRanges(list(compress(starts, sizes)), list(filter(None, sizes)))
 
 
+class Owners(NamedTuple):
+    """Who owns a layer's members: the numbers of users and groups."""
+
+    users: frozenset[int]
+    groups: frozenset[int]
+
+
+def decode_owners(data: bytes, count: int) -> Owners:
+    """Who owns a table's members, at a small part of the cost of `decode_members`.
+
+    Raises:
+        FormatError: the table breaks its own rules, as far as it is looked at.
+    """
+    reader = ColumnReader(data, "member table")
+    reader.take(count)
+    reader.skip(count)
+    owners = Owners(frozenset(reader.column(count)), frozenset(reader.column(count)))
+    if any(max(numbers, default=0) > _MAX_OWNER for numbers in owners):
+        raise FormatError(f"member table: a number is above {_MAX_OWNER}")
+    return owners
+
+
 def decode_members(data: bytes, count: int) -> list[Member]:
     """The members of a table that `encode_members` made.
 
@@ -184,7 +207,7 @@ def _check_ranges(
     majors: Sequence[int],
     minors: Sequence[int],
 ) -> None:
-    bounds = ((modes, 0o7777), (uids, 2**32 - 2), (gids, 2**32 - 2), (sizes, _MAX_SIZE), (nanos, _NANO - 1))
+    bounds = ((modes, 0o7777), (uids, _MAX_OWNER), (gids, _MAX_OWNER), (sizes, _MAX_SIZE), (nanos, _NANO - 1))
     for column, top in (*bounds, (majors, 2**32 - 1), (minors, 2**32 - 1)):
         if column and max(column) > top:
             raise FormatError(f"member table: a number is above {top}")

@@ -27,7 +27,14 @@ import zstandard
 from indexer.columns import ColumnReader, pack
 from indexer.digest import DIGEST_SIZE, digest_hex, leaf_count
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
-from indexer.member_table import FileRanges, decode_members, decode_ranges, encode_members
+from indexer.member_table import (
+    FileRanges,
+    Owners,
+    decode_members,
+    decode_owners,
+    decode_ranges,
+    encode_members,
+)
 from indexer.scan import most_compressed
 from indexer.toc import (
     AddressSpace,
@@ -112,6 +119,14 @@ class TocHead:
             FormatError: the members break their own rules.
         """
         return decode_ranges(self._section(2), self._counts[2])
+
+    def owners(self) -> Owners:
+        """Who owns its members.
+
+        Raises:
+            FormatError: the members break their own rules.
+        """
+        return decode_owners(self._section(2), self._counts[2])
 
     def toc(self) -> Toc:
         """Everything."""

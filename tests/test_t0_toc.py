@@ -12,7 +12,7 @@ from indexer.__main__ import main
 from indexer.digest import digest_hex, leaf_count, leaf_digests, merkle_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.leaf_proofs import SpanProof, SpanTree
-from indexer.member_table import check_path, decode_members, decode_ranges, encode_members
+from indexer.member_table import check_path, decode_members, decode_owners, decode_ranges, encode_members
 from indexer.tar_header import MAX_PATH
 from indexer.toc import (
     AddressSpace,
@@ -69,6 +69,13 @@ def member_lists(draw):
 @given(member_lists())
 def test_members_come_back(members):
     assert decode_members(encode_members(members), len(members)) == members
+
+
+@given(member_lists())
+def test_who_owns_members_is_known_without_the_rest(members):
+    owners = decode_owners(encode_members(members), len(members))
+    assert owners.users == {member.uid for member in members}
+    assert owners.groups == {member.gid for member in members}
 
 
 @given(member_lists(), st.randoms(use_true_random=False))
@@ -174,8 +181,9 @@ def test_a_member_table_of_garbage_gives_our_errors_only(data, count):
         pass
     else:
         assert count == 0 or data
-    with suppress(IndexerError):
-        decode_ranges(data, count)
+    for decode in (decode_ranges, decode_owners):
+        with suppress(IndexerError):
+            decode(data, count)
 
 
 @settings(max_examples=300, deadline=None)
@@ -186,6 +194,7 @@ def test_a_mutated_member_table_gives_members_or_our_error(members, data):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         decode_ranges(bytes(encoded), len(members))
+        decode_owners(bytes(encoded), len(members))
         decoded = decode_members(bytes(encoded), len(members))
     except IndexerError:
         return

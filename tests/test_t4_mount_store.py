@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
+from indexer.member_table import Owners
 from indexer.toc import Compression
 from lazyfs.errors import NotFound, Unreachable
 from lazyfs.mount.errors import Refused
@@ -218,10 +219,12 @@ def link(**annotations: str) -> Descriptor:
 
 def test_a_layer_is_known_by_its_diff_id_or_by_its_table():
     told = {"compressed-diff-digest": DIGEST, "compressed-size": 77, "compression": 2}
+    told |= {"uidset": [0, 5, 70_000], "gidset": [*range(7, 1007)]}
+    owners = Owners(frozenset({5, 0, 70_000}), frozenset(range(1007)))
     known = {"diff-digest": OTHER, "diff-size": 1024}
-    assert json.loads(layer_by_digest(link(), Compression.GZIP, OTHER, 1024)) == told | known
+    assert json.loads(layer_by_digest(link(), Compression.GZIP, OTHER, 1024, owners)) == told | known
     expected = {"toc-digest": TABLE, "flags": {"expected-layer-diffid": OTHER}}
-    assert json.loads(layer_by_toc(link(), Compression.GZIP, TABLE, OTHER)) == told | expected
+    assert json.loads(layer_by_toc(link(), Compression.GZIP, TABLE, OTHER, owners)) == told | expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Podman's containers in user namespaces on our layer store: owners are shifted, and nothing is copied."""
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +165,34 @@ def test_it_goes_on_when_the_daemon_dies_and_the_next_one_shifts_again(lab, publ
         assert node.podman.run(*in_container(name, FIRST, "sh", "-c", STAT)).stdout.split() == STATS
         assert clones_below(node.daemon.root) != []
     assert mounts_below(place) == [place]
+
+
+WITH_IDS = [
+    *("unshare", "--mount", "--propagation", "slave", "sh", "-c"),
+    'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"',
+]
+"""As if /etc had the files of the directory that follows, too."""
+
+
+def test_a_namespace_that_is_made_to_fit_an_image_has_all_its_owners(lab, place):
+    image = build_image([tar(file(b"a", uid=30_000)), tar(file(b"b", gid=40_000))])
+    ids = place / "ids"
+    ids.mkdir()
+    for name in ("subuid", "subgid"):
+        (ids / name).write_text(f"containers:{FIRST}:1000000\n")
+    with Registry() as registry, running_node(place, lab, registry) as node:
+        registry.push("app", image, tag="latest")
+        put(registry, "app", index_of(image))
+        node.podman.pull(node.name("app"))
+        assert len(node.mounted()) == 2
+        words = ["create", "--network", "none", "--userns=auto", node.name("app"), "/none"]
+        container = subprocess.run(
+            [*WITH_IDS, ids, *node.podman.command(*words)],
+            env=node.podman.environment(),
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        root = Path(node.podman.run("mount", container).stdout.strip())
+        assert (root / "a").stat().st_uid == FIRST + 30_000
+        assert (root / "b").stat().st_gid == FIRST + 40_000

@@ -6,7 +6,7 @@ outlives us, names the manifest.
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +16,9 @@ from typing import Final, TypeVar
 import trio
 
 from indexer.errors import IndexerError
+from indexer.member_table import Owners
 from indexer.toc import AddressSpace
+from indexer.toc_codec import TocHead
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
 from lazyfs.image.embedded_toc import claim_of
@@ -41,6 +43,9 @@ _BELIEVED: Final = (IndexTrust.SIGNED, IndexTrust.ANY)
 _EMBEDDED: Final = (IndexKind.ESTARGZ, IndexKind.ZSTD_CHUNKED)
 _UNUSED_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 10.0
+_MOST_KNOWN: Final = 1000
+
+TellOwners = Callable[[TocHead], Owners]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,7 @@ class LayerStock:
         self._shifted = shifted
         self._compiling: dict[str, trio.Event] = {}  # by manifest
         self._unused: set[str] = set()
+        self._known_owners: OrderedDict[str, Owners] = OrderedDict()  # by the digest of the index
         # Who used what when a daemon before us ended is not known: once, as each layer of a pulled image is.
         self._uses = {entry.name: Counter([entry.order]) for entry in chains.entries() if entry.order.alone}
 
@@ -105,7 +111,7 @@ class LayerStock:
         for order in self._known(reference):
             with suppress(IndexerError, LazyfsError):  # the next may have it, or tells what is wrong
                 async with self._images.lease(order) as image:
-                    return _stored(image, order, digest, self._uses)
+                    return _stored(image, order, digest, self._owners, self._uses)
         stored = await self._pulled(ChainOrder(reference, "", 1, digest, "", alone=True))
         self._starts.foresee(stored.order)
         if stored.name not in self._chains and stored.order.manifest not in self._compiling:
@@ -126,13 +132,13 @@ class LayerStock:
         """The layer of an image that is being pulled, whose tag may have moved since it was opened."""
         async with self._images.lease(order) as image:
             try:
-                return _stored(image, order, order.layer)
+                return _stored(image, order, order.layer, self._owners)
             except NotFound:
                 if trio.current_time() - image.opened_at < _LOOK_AGAIN_S:
                     raise
         self._images.forget(order)
         async with self._images.lease(order) as image:
-            return _stored(image, order, order.layer)
+            return _stored(image, order, order.layer, self._owners)
 
     async def _prepare(self, order: ChainOrder) -> None:
         """Compile all layers of an image at once, then mount them: whoever pulls it asks for each."""
@@ -174,6 +180,19 @@ class LayerStock:
         shown = mounted.path if process is None else await self._shifted.shown(mounted.path, process)
         return os.fsencode(shown)
 
+    def _owners(self, head: TocHead) -> Owners:
+        """Who owns what is in a layer; each name of a layer is looked up many times.
+
+        Raises:
+            IndexerError: its index is damaged.
+        """
+        known = self._known_owners.get(head.digest)
+        if known is None:
+            known = self._known_owners[head.digest] = head.owners()
+            while len(self._known_owners) > _MOST_KNOWN:
+                self._known_owners.popitem(last=False)
+        return known
+
     def open_blob(self, layer: LazyStoredLayer) -> BlobReader:
         """Somebody who begins to read its blob."""
         return self._blobs.open(layer.order, layer.link)
@@ -207,13 +226,16 @@ class LayerStock:
             await self._chains.release(name)
 
 
-def _stored(image: OpenImage, order: ChainOrder, digest: str, used: Container[str] = ()) -> LazyStoredLayer:
+def _stored(
+    image: OpenImage, order: ChainOrder, digest: str, owners: TellOwners, used: Container[str] = ()
+) -> LazyStoredLayer:
     """The image's layer of this digest, its own or that of its table of contents.
 
     Args:
         image: see above.
         order: by which the image was opened.
         digest: see above.
+        owners: tells who owns what is in a layer, by its index.
         used: names of layers that are used: such a one stays, whatever index its image is read by now.
 
     Raises:
@@ -227,7 +249,7 @@ def _stored(image: OpenImage, order: ChainOrder, digest: str, used: Container[st
             name = chain_name(below, alone=True)
             if name not in used:
                 _check_known_by(image, layer, digest)
-            return LazyStoredLayer(wanted, name, layer.descriptor, _info(image, layer, digest))
+            return LazyStoredLayer(wanted, name, layer.descriptor, _info(image, layer, digest, owners))
     raise NotFound(f"{order.image} has no layer {digest}")
 
 
@@ -281,17 +303,18 @@ def _check_known_by(image: OpenImage, layer: ImageLayer, asked: str) -> None:
         raise NotFound(f"the diffID of layer {digest} is only claimed: docs/podman.md says what helps")
 
 
-def _info(image: OpenImage, layer: ImageLayer, asked: str) -> bytes:
+def _info(image: OpenImage, layer: ImageLayer, asked: str, owners: TellOwners) -> bytes:
     """What the layer is.
 
     Raises:
         NotFound: that is not known.
     """
-    header, link = image.indexed[layer.descriptor.digest].head.header, layer.descriptor
+    head, link = image.indexed[layer.descriptor.digest].head, layer.descriptor
+    header = head.header
     diff_id = header.diff_id or layer.diff_id
     if asked != link.digest:
-        return layer_by_toc(link, header.compression, asked, diff_id)
+        return layer_by_toc(link, header.compression, asked, diff_id, owners(head))
     size = header.uncompressed_size if header.address_space is AddressSpace.TAR else claimed_size(link)
     if size is None:  # containers/storage 1.43 pulls a layer of unknown size, and does not start it
         raise NotFound(f"nobody tells how large layer {link.digest} is uncompressed")
-    return layer_by_digest(link, header.compression, diff_id, size)
+    return layer_by_digest(link, header.compression, diff_id, size, owners(head))
