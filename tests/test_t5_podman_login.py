@@ -42,7 +42,6 @@ def test_a_private_image_is_lazy_by_the_credentials_of_its_pull(lab, private, da
     helper.write_text(f"#!/bin/sh\nexec {shlex.quote(HELPER)} --daemon {shlex.quote(str(daemon.socket))}\n")
     helper.chmod(0o755)
     with podman(
-        tmp_path / "p",
         release(lab, "5.4"),
         registries=[private.partition("/")[0]],
         layer_stores=[tmp_path / "store"],

@@ -1,7 +1,6 @@
 """Podman's containers in user namespaces on our layer store: owners are shifted, and nothing is copied."""
 
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,20 +29,6 @@ def publish(lab: Lab, publisher: LazyfsRunner) -> Iterator[Publish]:
         yield publish
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that a container's users may pass; what is mounted there, other mount namespaces see."""
-    with tempfile.TemporaryDirectory(prefix="lazyfs-") as name:
-        Path(name).chmod(0o755)
-        run("mount", "--bind", name, name)
-        try:
-            run("mount", "--make-shared", name)
-            yield Path(name)
-        finally:
-            for point in mounts_below(Path(name)):
-                unmount_lazily(point)
-
-
 def mapped(first: int) -> list[str]:
     """The options of `podman run` for a namespace whose user 0 is `first`."""
     return ["--uidmap", f"0:{first}:{COUNT}", "--gidmap", f"0:{first}:{COUNT}"]
@@ -61,8 +46,8 @@ def clones_below(top: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("driver", ["erofs", "fuse"])
-def test_a_container_in_a_user_namespace_starts_lazily(lab, publish, place, driver):
-    with running_node(place, lab, publish("python"), "--driver", driver) as node:
+def test_a_container_in_a_user_namespace_starts_lazily(lab, publish, tmp_path, driver):
+    with running_node(tmp_path, lab, publish("python"), "--driver", driver) as node:
         name = node.name("python")
         node.podman.pull(name)
         layers = node.podman.layers()
@@ -79,14 +64,14 @@ def test_a_container_in_a_user_namespace_starts_lazily(lab, publish, place, driv
         assert node.podman.rmi(name) == ""
         wait_until(lambda: not node.mounted())
         assert node.daemon.complaints() == []
-    assert mounts_below(place) == [place]
+    assert mounts_below(tmp_path) == []
 
 
 @pytest.mark.parametrize("version", ["4.3", "5.4"])
-def test_either_podman_shifts_the_owners_of_an_image_in_another_lazy_format(lab, place, version):
+def test_either_podman_shifts_the_owners_of_an_image_in_another_lazy_format(lab, tmp_path, version):
     with (
         serve_foreign(lab, "estargz-optimized") as reference,
-        serving(place, lab, reference.partition("/")[0], version, "--trust-index") as (daemon, engine),
+        serving(tmp_path, lab, reference.partition("/")[0], version, "--trust-index") as (daemon, engine),
     ):
         engine.pull(reference)
         layers = engine.layers()
@@ -107,8 +92,8 @@ def shifted(found: dict[str, tuple[int, int, int]], first: int) -> dict[str, tup
     return {path: (uid + first, gid + first, mode) for path, (uid, gid, mode) in found.items()}
 
 
-def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_own(lab, publish, place):
-    with running_node(place, lab, publish("base")) as node:
+def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_own(lab, publish, tmp_path):
+    with running_node(tmp_path, lab, publish("base")) as node:
         name = node.name("base")
         node.podman.pull(name)
         plain = owners(node.root("base"))
@@ -125,11 +110,11 @@ def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_ow
         assert node.daemon.complaints() == []
 
 
-def test_an_image_of_many_layers_is_mounted_by_a_process_of_its_own_and_shifted_too(lab, place):
+def test_an_image_of_many_layers_is_mounted_by_a_process_of_its_own_and_shifted_too(lab, tmp_path):
     """The options of its overlay are longer than a page."""
     count = 60
     image = build_image([tar(file(b"d/f%d" % n, b"%d" % n, uid=n, gid=n + 7)) for n in range(count)])
-    with Registry() as registry, running_node(place, lab, registry) as node:
+    with Registry() as registry, running_node(tmp_path, lab, registry) as node:
         registry.push("app", image, tag="latest")
         put(registry, "app", index_of(image))
         node.podman.pull(node.name("app"))
@@ -147,8 +132,8 @@ def test_an_image_of_many_layers_is_mounted_by_a_process_of_its_own_and_shifted_
 
 
 @pytest.mark.parametrize("driver", ["erofs", "fuse"])
-def test_it_goes_on_when_the_daemon_dies_and_the_next_one_shifts_again(lab, publish, place, driver):
-    with running_node(place, lab, publish("python"), "--driver", driver) as node:
+def test_it_goes_on_when_the_daemon_dies_and_the_next_one_shifts_again(lab, publish, tmp_path, driver):
+    with running_node(tmp_path, lab, publish("python"), "--driver", driver) as node:
         name = node.name("python")
         node.podman.pull(name)
         first, *rest = in_container(name, FIRST, "python3", "-i")
@@ -164,7 +149,7 @@ def test_it_goes_on_when_the_daemon_dies_and_the_next_one_shifts_again(lab, publ
         assert clones_below(node.daemon.root) == []
         assert node.podman.run(*in_container(name, FIRST, "sh", "-c", STAT)).stdout.split() == STATS
         assert clones_below(node.daemon.root) != []
-    assert mounts_below(place) == [place]
+    assert mounts_below(tmp_path) == []
 
 
 WITH_IDS = [
@@ -174,13 +159,25 @@ WITH_IDS = [
 """As if /etc had the files of the directory that follows, too."""
 
 
-def test_a_namespace_that_is_made_to_fit_an_image_has_all_its_owners(lab, place):
+@pytest.fixture
+def shared(tmp_path) -> Iterator[Path]:
+    """A directory where other mount namespaces see what is mounted."""
+    run("mount", "--bind", str(tmp_path), str(tmp_path))
+    try:
+        run("mount", "--make-shared", str(tmp_path))
+        yield tmp_path
+    finally:
+        for point in mounts_below(tmp_path):
+            unmount_lazily(point)
+
+
+def test_a_namespace_that_is_made_to_fit_an_image_has_all_its_owners(lab, shared):
     image = build_image([tar(file(b"a", uid=30_000)), tar(file(b"b", gid=40_000))])
-    ids = place / "ids"
+    ids = shared / "ids"
     ids.mkdir()
     for name in ("subuid", "subgid"):
         (ids / name).write_text(f"containers:{FIRST}:1000000\n")
-    with Registry() as registry, running_node(place, lab, registry) as node:
+    with Registry() as registry, running_node(shared, lab, registry) as node:
         registry.push("app", image, tag="latest")
         put(registry, "app", index_of(image))
         node.podman.pull(node.name("app"))

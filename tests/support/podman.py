@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from tests.support.containers import until
 from tests.support.mounts import mounts_below, unmount_lazily
@@ -22,7 +23,8 @@ class Podman:
     Its cache of where blobs are known to be is the machine's, which nothing can change.
 
     Args:
-        top: an empty directory; its path is short, for sockets.
+        top: an empty directory that a container's users may pass. Its path is short: where it is long, conmon
+            does not tell podman of a container's end, and podman waits for 20 s.
         release: which podman.
         registries: hosts with ports that speak plain HTTP.
         layer_stores: directories of additional layer stores, looked into by image and layer.
@@ -145,7 +147,6 @@ class Podman:
 
 @contextmanager
 def podman(
-    top: Path,
     release: Release,
     *,
     registries: Sequence[str] = (),
@@ -153,7 +154,8 @@ def podman(
     auth_helper: Path | None = None,
 ) -> Iterator[Podman]:
     """A podman for as long as the block lasts."""
-    top.mkdir(parents=True)
+    top = Path(mkdtemp(prefix="lazyfs-"))
+    top.chmod(0o755)
     made = Podman(top, release, registries=registries, layer_stores=layer_stores, auth_helper=auth_helper)
     try:
         yield made

@@ -80,7 +80,7 @@ def serving(place: Path, lab: Lab, host: str, version: str, *flags: str) -> Iter
     store = place / "store"
     with (
         running_daemon(place / "daemon", flags=["--layer-store", str(store), *flags]) as daemon,
-        podman(place / "p", release(lab, version), registries=[host], layer_stores=[store]) as engine,
+        podman(release(lab, version), registries=[host], layer_stores=[store]) as engine,
     ):
         yield daemon, engine
 
