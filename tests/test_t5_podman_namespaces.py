@@ -1,5 +1,6 @@
 """Podman's containers in user namespaces on our layer store: owners are shifted, and nothing is copied."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,9 @@ def shifted(found: dict[str, tuple[int, int, int]], first: int) -> dict[str, tup
     return {path: (uid + first, gid + first, mode) for path, (uid, gid, mode) in found.items()}
 
 
-def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_own(lab, publish, tmp_path):
+def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_own(
+    lab, publish, tmp_path, lazyfs
+):
     with running_node(tmp_path, lab, publish("base")) as node:
         name = node.name("base")
         node.podman.pull(name)
@@ -106,6 +109,8 @@ def test_containers_with_different_mappings_and_none_see_an_image_each_by_its_ow
             assert (root / "etc/debian_version").read_bytes() == (
                 node.root("base") / "etc/debian_version"
             ).read_bytes()
+            told = json.loads(lazyfs("explain", "--json", "--daemon", node.daemon.socket, root).stdout)
+            assert told["image"] == name
         assert owners(node.root("base")) == plain
         assert node.daemon.complaints() == []
 

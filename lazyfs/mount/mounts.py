@@ -20,6 +20,8 @@ MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _METADATA_IMAGE: Final = re.compile(rb"/images/[0-9a-f]{64}\.erofs$")  # in a cache
+# Where containers/storage has its directory of layers with a container's owners, while it mounts that one.
+_MAPPED_LAYERS: Final = re.compile(rb"/[0-9a-f]{64}/mapped/[0-9]+(?=/l/[^/]+$)")
 _SYMLINK_LIMIT: Final = 40  # as the kernel's MAXSYMLINKS
 
 
@@ -129,14 +131,14 @@ def lower_directories(mount_point: bytes) -> list[bytes]:
     """What the overlay at a mount point lies over, as `resolve_mount_point` writes it; none of others.
 
     Where a list was too long for whoever mounted it, its paths are relative to a directory that the kernel
-    does not tell: these are left out.
+    does not tell: these are left out. Of layers that Podman shows with other owners, it gives the layers.
     """
     mount = topmost(read_mount_table(), mount_point)
     if mount is None or mount.fstype != b"overlay":
         return []
     options = (option.partition(b"=") for option in mount.file_system_options.split(b","))
     lists = [value for name, _, value in options if name in {b"lowerdir", b"lowerdir+"}]
-    paths = [path for each in lists for path in each.split(b":")]
+    paths = [_MAPPED_LAYERS.sub(b"", path) for each in lists for path in each.split(b":")]
     return [resolve_mount_point(Path(os.fsdecode(path))) for path in paths if path.startswith(b"/")]
 
 
