@@ -94,15 +94,32 @@ def test_the_root_has_the_containers_owner_of_its_parent(client, chains, tmp_pat
 
 
 @pytest.mark.expect_log("containerd changes the owner of each file")
-def test_owners_that_containerd_has_changed_are_not_mapped_again(client, tmp_path):
+@pytest.mark.parametrize("owner", [(0, 0), (1000, 5)])
+def test_owners_that_containerd_has_changed_are_not_mapped_again(client, chains, tmp_path, owner):
     top = lazy(client)
+    root = chains.home / chain_name(APP)
+    root.mkdir(parents=True)
+    os.chown(root, *owner)
+    moved = (100000 + owner[0], 200000 + owner[1])
     changed = client.prepare("ns/7/sha256:0-remap", top)
-    os.chown(upper(tmp_path, changed), 100000, 200000)
+    os.chown(upper(tmp_path, changed), *moved)
     client.commit("ns/8/sha256:0", "ns/7/sha256:0-remap")
     mounts = client.prepare("ns/container", "ns/8/sha256:0", ASKED)
     assert not {*SAID} & {*options(mounts)}
-    owner = upper(tmp_path, mounts).stat()
-    assert (owner.st_uid, owner.st_gid) == (100000, 200000)
+    status = upper(tmp_path, mounts).stat()
+    assert (status.st_uid, status.st_gid) == moved
+
+
+def test_the_owner_of_an_image_s_root_decides_nothing(client, chains):
+    """Or who makes an image would say who is not mapped."""
+    top, labels = lazy(client), cri_labels("unknown", APP, 1)
+    (layer,) = client.prepare("ns/layer", "", labels)
+    client.commit("ns/unpacked", "ns/layer", labels)
+    root = chains.home / chain_name(APP)
+    root.mkdir(parents=True)
+    for number, (name, directory) in enumerate(((top, root), ("ns/unpacked", layer.source))):
+        os.chown(directory, 100000, 200000)
+        assert {*SAID} <= {*options(client.prepare(f"ns/container/{number}", name, ASKED))}
 
 
 def test_what_is_half_lazy_cannot_be_mapped_and_says_so(client):

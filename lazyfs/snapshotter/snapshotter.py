@@ -379,12 +379,23 @@ class Snapshotter:
         mapping = mapping_of(record.info.labels)
         if mapping is SAME or not lowers:
             return mapping
-        status = await self._attributes(lowers[0])
-        if (status.st_uid, status.st_gid) == mapping.root:
+        if await self._is_mapped_below(record, lowers, mapping):
             return SAME
         if record.base and len(lowers) > 1:
             raise SnapshotInUse(_HALF_LAZY)
         return mapping
+
+    async def _is_mapped_below(self, record: Record, lowers: Sequence[Path], mapping: IdMapping) -> bool:
+        """Whether containerd has changed the owners of what a snapshot stands on, as its root shows.
+
+        Of an image's own layers it has not: who their roots belong to is the author's choice.
+        """
+        below = await self._records(self._store.find, record.info.parent)
+        if below.info.labels.get(REF):
+            return False
+        now, *before = [await self._attributes(directory) for directory in lowers[:2]]
+        changed = mapping.owner(before[0].st_uid, before[0].st_gid) if before else mapping.root
+        return (now.st_uid, now.st_gid) == changed
 
     async def _attributes(self, directory: Path) -> os.stat_result:
         try:
