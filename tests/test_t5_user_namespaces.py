@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
-from tests.support.containerd_images import indexed_and_plain, push_layout_files
+from lazyfs.snapshotter.labels import order_of
+from tests.support.containerd_images import indexed_and_plain, pause_program, push_layout_files
 from tests.support.containerd_node import Node, node
 from tests.support.containerd_release import release
 from tests.support.containerd_users import configuration, hide_hybrid_cgroups
+from tests.support.images import build_image
 from tests.support.lab import Lab
 from tests.support.registry import Registry
 from tests.support.runner import LazyfsRunner
+from tests.support.tars import file, tar
 
 FIRST = 200_000
 MAP = f"0:{FIRST}:65536"
@@ -75,6 +79,37 @@ def test_a_pod_with_users_of_its_own_is_as_lazy_as_any(
     assert machine.snapshots.list() == []
     assert machine.mounts() == []
     assert machine.directories() == []
+
+
+@pytest.mark.parametrize("machine", ["erofs"], indirect=True)
+def test_an_image_on_a_lazy_one_says_what_it_needs_and_has_it_at_its_next_pull(
+    machine: Node, registry: Registry, publisher: LazyfsRunner
+) -> None:
+    lower, upper = tar(file(b"sleep", pause_program(), mode=0o755)), tar(file(b"new"))
+    images = {"lower": build_image([lower]), "upper": build_image([lower, upper])}
+    names = {repository: f"{registry.host}/{repository}:latest" for repository in images}
+    for repository, image in images.items():
+        registry.push(repository, image)
+    publisher("index", "--push", names["lower"])
+    for name in names.values():
+        machine.cri.pull(name)
+    pod = machine.cri.run_pod("upper", USERS)
+    with pytest.raises(grpc.RpcError, match="once it has an index, remove the image, and pull it again"):
+        machine.cri.create(pod, names["upper"], ["/sleep"])
+    wanted = f'labels."containerd.io/snapshot/cri.image-ref"=="{names["upper"]}",kind==committed'
+    (top,) = machine.snapshots.list(wanted)
+    order = order_of(top.labels, len([lower, upper]))
+    assert order is not None
+    machine.wait_until_lazy(order)
+    machine.cri.remove_image(names["upper"])
+    machine.collect_garbage()
+    machine.cri.pull(names["upper"])
+    machine.cri.run(pod, names["upper"], ["/sleep"])
+    machine.cri.remove_pod(pod)
+    for name in (*names.values(), f"{registry.host}/pause:1"):
+        machine.cri.remove_image(name)
+    machine.collect_garbage()
+    assert machine.mounts() == []
 
 
 def test_a_containerd_that_knows_no_capabilities_changes_owners_itself_and_the_log_says_what_that_costs(

@@ -62,8 +62,8 @@ _OWNERS_CHANGED: Final = (
 )
 
 _HALF_LAZY: Final = (
-    "a container with a user namespace needs an image that is all lazy or all here:"
-    " remove the image, and pull it again"
+    "a container with a user namespace needs an image that is all lazy or all here, and only lower layers of"
+    " this one are lazy: once it has an index, remove the image, and pull it again"
 )
 
 _log = logging.getLogger(__name__)
