@@ -63,6 +63,7 @@ def test_a_lazy_image_is_mapped_from_its_root_on_as_containerd_maps_the_director
     mounts = client.prepare("ns/container", lazy(client), ASKED)
     assert options(mounts)[:2] == SAID
     assert options(mounts, "lowerdir=") == [f"lowerdir={chains.home / chain_name(APP)}/."]
+    assert mounts[0].source == str(chains.home / chain_name(APP))  # or nothing would tell
     owner = upper(tmp_path, mounts).stat()
     assert (owner.st_uid, owner.st_gid) == (100000, 200000)
     assert client.mounts("ns/container") == mounts

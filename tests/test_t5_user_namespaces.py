@@ -1,7 +1,9 @@
 """Containers with a user namespace of their own under real containerd: lazy all the same."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +16,7 @@ from tests.support.containerd_users import configuration, hide_hybrid_cgroups
 from tests.support.images import build_image
 from tests.support.lab import Lab
 from tests.support.registry import Registry
-from tests.support.runner import LazyfsRunner
+from tests.support.runner import LazyfsRunner, executable
 from tests.support.tars import file, tar
 
 FIRST = 200_000
@@ -53,6 +55,14 @@ def moved(registry: Registry) -> int:
     return sum(registry.journal.bytes_sent.values())
 
 
+def explained(machine: Node, container: str) -> dict[str, Any]:
+    """What is told of the image of a container, by its root."""
+    root = machine.inside("sh", "-c", f"echo /run/containerd/*/*/k8s.io/{container}/rootfs").strip()
+    place = ("--daemon", str(machine.socket("daemon")), "--cache-dir", f"{machine.top}/cache")
+    told: dict[str, Any] = json.loads(machine.inside(executable(), "explain", "--json", *place, root))
+    return told
+
+
 @pytest.mark.parametrize(
     ("machine", "repository"),
     [("erofs", "indexed"), ("erofs", "plain"), ("fuse", "indexed")],
@@ -68,6 +78,8 @@ def test_a_pod_with_users_of_its_own_is_as_lazy_as_any(
     container = machine.cri.run(pod, image, SLEEP)
     assert machine.cri.execute(container, "sh", "-c", LOOK).split() == SEEN
     assert moved(registry) < A_START
+    if repository == "indexed":
+        assert explained(machine, container)["image"] == image
     machine.kill_worker()
     assert machine.cri.execute(container, "python3", "-c", "print(6 * 7)") == "42\n"
     (new,) = machine.snapshots_root.glob("snapshots/*/fs/new")

@@ -132,13 +132,15 @@ def lower_directories(mount_point: bytes) -> list[bytes]:
 
     Where a list was too long for whoever mounted it, its paths are relative to a directory that the kernel
     does not tell: these are left out. Of layers that Podman shows with other owners, it gives the layers.
+    Where it lies over clones that are gone from the tree, its source may say what they are of.
     """
     mount = topmost(read_mount_table(), mount_point)
     if mount is None or mount.fstype != b"overlay":
         return []
     options = (option.partition(b"=") for option in mount.file_system_options.split(b","))
     lists = [value for name, _, value in options if name in {b"lowerdir", b"lowerdir+"}]
-    paths = [_MAPPED_LAYERS.sub(b"", path) for each in lists for path in each.split(b":")]
+    shown = [_MAPPED_LAYERS.sub(b"", path) for each in lists for path in each.split(b":")]
+    paths = [mount.source, *shown]
     return [resolve_mount_point(Path(os.fsdecode(path))) for path in paths if path.startswith(b"/")]
 
 

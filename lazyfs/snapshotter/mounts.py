@@ -52,11 +52,14 @@ def mounts_of(
         return (Mount("bind", str(upper), (*mapping, "rw" if writable else "ro", "rbind")),)
     if len(lowers) == 1 and not writable:
         return (Mount("bind", str(lowers[0]), (*mapping, "ro", "rbind")),)
+    source, lower = "overlay", ":".join(map(str, lowers))
+    if mapping and len(lowers) == 1:
+        source, lower = lower, f"{lower}/."  # the overlay itself lies over containerd's clone, without a name
     said = [
         *mapping,
         *(["index=off"] if options.index_off else []),
         *(["userxattr"] if options.user_xattrs else []),
         *([f"workdir={work}", f"upperdir={upper}"] if writable else []),
-        "lowerdir=" + (f"{lowers[0]}/." if mapping and len(lowers) == 1 else ":".join(map(str, lowers))),
+        f"lowerdir={lower}",
     ]
-    return (Mount("overlay", "overlay", tuple(said)),)
+    return (Mount("overlay", source, tuple(said)),)
