@@ -22,6 +22,7 @@ from tests.support.tars import file, tar
 FIRST = 200_000
 MAP = f"0:{FIRST}:65536"
 IDS = [{"host_id": FIRST, "container_id": 0, "length": 65536}]
+VOLUMES = {"uid_mappings": IDS, "gid_mappings": IDS}
 USERS = {"userns_options": {"uids": IDS, "gids": IDS}}
 LOOK = "cat /proc/self/uid_map; stat -c '%n %u %g' / /etc/shadow; touch /new; chown 7:8 /new; rm /etc/shells"
 SEEN = f"0 {FIRST} 65536 / 0 0 /etc/shadow 0 42".split()
@@ -75,8 +76,10 @@ def test_a_pod_with_users_of_its_own_is_as_lazy_as_any(
     machine.cri.pull(image)
     pod = machine.cri.run_pod(repository, USERS)
     registry.journal.clear()
-    container = machine.cri.run(pod, image, SLEEP)
+    volume = {"container_path": "/volume", "image": {"image": image}, "readonly": True, **VOLUMES}
+    container = machine.cri.run(pod, image, SLEEP, mounts=[volume])
     assert machine.cri.execute(container, "sh", "-c", LOOK).split() == SEEN
+    assert machine.cri.execute(container, "stat", "-c", "%u %g", "/volume/etc/shadow") == "0 42\n"
     assert moved(registry) < A_START
     if repository == "indexed":
         assert explained(machine, container)["image"] == image

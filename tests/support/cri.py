@@ -72,6 +72,8 @@ _MESSAGES = message_classes(
             "container_path": (1, "string"),
             "host_path": (2, "string"),
             "readonly": (3, "bool"),
+            "uid_mappings": (6, "repeated IDMapping"),
+            "gid_mappings": (7, "repeated IDMapping"),
             "image": (9, "ImageSpec"),
         },
         "ContainerConfig": {
