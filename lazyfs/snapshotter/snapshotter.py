@@ -58,7 +58,8 @@ _LONGEST_PAUSE_S: Final = 30.0
 
 _OWNERS_CHANGED: Final = (
     "containerd changes the owner of each file of a lazy image for a user namespace, which fetches all of it:"
-    ' have its configuration announce capabilities = ["remap-ids"] for this plugin (docs/containerd.md)'
+    ' have the configuration of containerd 2 announce capabilities = ["remap-ids"] for this plugin'
+    " (docs/containerd.md)"
 )
 
 _HALF_LAZY: Final = (
