@@ -1,5 +1,6 @@
 """The records of snapshots against a model: any calls in any order, and what is kept over a restart."""
 
+import subprocess
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.model import Kind, SnapshotError, Usage
 from lazyfs.snapshotter.records import open_records
+from tests.support.crash import small_disk
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e", "f"])
 PARENTS = st.just("") | NAMES
@@ -170,6 +172,18 @@ def kept(labels: dict[str, str]) -> dict[str, str]:
 
 Model.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 test_any_calls_in_any_order = Model.TestCase
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_where_nothing_can_be_written_no_records_are_kept_and_it_is_said_why(
+    tmp_path: Path, known: bool
+) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20, "tmpfs") as disk:
+        if known:
+            Metastore(disk / "db").close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(ConfigError, match="cannot keep snapshots there: Read-only file system"):
+            Metastore(disk / "db")
 
 
 def test_records_of_a_later_version_are_left_alone(tmp_path: Path) -> None:

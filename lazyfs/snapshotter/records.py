@@ -1,6 +1,7 @@
 """What is kept of a snapshot, and the sqlite file that keeps it: each transaction is on disk at its end."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,12 @@ def open_records(path: Path) -> sqlite3.Connection:
     Raises:
         ConfigError: the file is of another program or a later version, or cannot be written.
     """
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))  # says more than sqlite why not
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot keep snapshots there: {why}") from error
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")  # no shared memory: SIGBUS on a full tmpfs
         db.execute("PRAGMA journal_mode = WAL")
