@@ -80,8 +80,8 @@ def test_a_pod_with_users_of_its_own_is_as_lazy_as_any(
     container = machine.cri.run(pod, image, SLEEP, mounts=[volume])
     assert machine.cri.execute(container, "sh", "-c", LOOK).split() == SEEN
     assert machine.cri.execute(container, "stat", "-c", "%u %g", "/volume/etc/shadow") == "0 42\n"
-    assert moved(registry) < A_START
-    if repository == "indexed":
+    if repository == "indexed":  # the other is fetched to be indexed meanwhile
+        assert moved(registry) < A_START
         assert explained(machine, container)["image"] == image
     machine.kill_worker()
     assert machine.cri.execute(container, "python3", "-c", "print(6 * 7)") == "42\n"
