@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from lazyfs.oci.chain import chain_name
 from lazyfs.snapshotter.id_mapping import GIDS, SAME, UIDS, mapping_of
 from lazyfs.snapshotter.labels import REF
-from lazyfs.snapshotter.model import BadSnapshotCall
+from lazyfs.snapshotter.mapped_lowers import MappedLowers
+from lazyfs.snapshotter.model import BadSnapshotCall, SnapshotInUse
+from tests.support.mount_server import wait_until
+from tests.support.mounts import mounts_below
 from tests.support.snapshot_client import SnapshotClient, status
 from tests.support.snapshotters import FakeChains, chain_id, cri_labels, digest, served
 
@@ -123,13 +127,57 @@ def test_the_owner_of_an_image_s_root_decides_nothing(client, chains):
         assert {*SAID} <= {*options(client.prepare(f"ns/container/{number}", name, ASKED))}
 
 
-def test_what_is_half_lazy_cannot_be_mapped_and_says_so(client):
-    top = unpacked(client, "top", lazy(client))
-    with status("FAILED_PRECONDITION") as said:
-        client.prepare("ns/container", top, ASKED)
-    assert said[0].endswith("remove the image, and pull it again")
-    assert "ns/container" not in [info.name for info in client.list()]
-    client.prepare("ns/container", top)
+def test_layers_over_a_lazy_image_are_shown_by_clones_of_our_own(client, chains, tmp_path):
+    """containerd cannot map both."""
+    labels = cri_labels("unknown", APP, 1)
+    (own,) = options(client.prepare("ns/layer", lazy(client), labels), "upperdir=")
+    file = Path(own.partition("=")[2]) / "file"
+    file.touch()
+    os.chown(file, 5, 6)
+    client.commit("ns/top", "ns/layer", labels)
+    mounts = client.prepare("ns/container", "ns/top", ASKED)
+    assert mounts[0].source == str(chains.home / chain_name(APP))
+    assert not {*SAID} & {*options(mounts)}
+    for shown in (mounts, client.mounts("ns/container")):
+        (told,) = options(shown, "lowerdir=")
+        above, below = map(Path, told.partition("=")[2].split(":"))
+        owners = [(path.stat().st_uid, path.stat().st_gid) for path in (above / "file", below)]
+        assert owners == [(100005, 200006), (100000, 200000)]
+        with pytest.raises(OSError, match="Read-only"):
+            (above / "more").touch()
+    status = upper(tmp_path, mounts).stat()
+    assert (status.st_uid, status.st_gid) == (100000, 200000)
+    assert len(mounts_below(tmp_path)) == 4
+    client.remove("ns/container")
+    assert mounts_below(tmp_path) == []
+    assert file.exists()
+
+
+async def test_clones_go_after_a_while_and_those_of_a_process_before_when_the_next_begins(tmp_path):
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    async with trio.open_nursery() as nursery:
+        short, lasting = (
+            MappedLowers(tmp_path / name, nursery, kept) for name, kept in (("a", 0), ("b", 60))
+        )
+        for mapped in (short, lasting):
+            await mapped.shown(1, [lower], mapping_of(ASKED))
+        await trio.to_thread.run_sync(wait_until, lambda: not [*(tmp_path / "a").iterdir()])
+        assert len(mounts_below(tmp_path)) == 1
+        MappedLowers(tmp_path / "b", nursery).clear()
+        assert mounts_below(tmp_path) == []
+        await lasting.end(1)
+        nursery.cancel_scope.cancel()
+    assert [*(tmp_path / "b").iterdir()] == []
+
+
+async def test_what_the_kernel_cannot_show_so_is_refused_and_nothing_stays(tmp_path):
+    async with trio.open_nursery() as nursery:
+        mapped = MappedLowers(tmp_path / "mapped", nursery)
+        with pytest.raises(SnapshotInUse, match="Invalid argument; once the image has an index"):
+            await mapped.shown(1, [tmp_path, Path("/proc")], mapping_of(ASKED))
+    assert mounts_below(tmp_path) == []
+    assert [*(tmp_path / "mapped").iterdir()] == []
 
 
 def test_layers_are_never_mapped_as_their_labels_are_the_images_author_s(client):

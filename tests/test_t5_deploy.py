@@ -267,7 +267,7 @@ def test_the_daemon_set_is_whole() -> None:
     namespace = manifests()[0]["metadata"]["name"]
     for found in manifests()[1:]:
         assert found["metadata"]["namespace"] == namespace
-    for name, found in daemon_sets().items():
+    for found in daemon_sets().values():
         pod = found["spec"]["template"]
         assert found["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
         volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
@@ -275,8 +275,7 @@ def test_the_daemon_set_is_whole() -> None:
         mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
         assert mounts.keys() == volumes
         assert container["securityContext"] == {"privileged": True}
-        expected = "Bidirectional" if name == "lazyfs-daemon" else "HostToContainer"
-        assert mounts["state"]["mountPropagation"] == expected
+        assert mounts["state"]["mountPropagation"] == "Bidirectional"
         reachable = [mount["mountPath"] for mount in mounts.values()]
         for word in container["args"][1:]:
             path = word.partition("=")[2]

@@ -140,7 +140,7 @@ def attach_mount(mount_fd: int, path: bytes) -> None:
 
 
 def clone_mapped(path: bytes, namespace_fd: int) -> int:
-    """A descriptor of a clone of the mount at `path`, attached nowhere, with owners as in a user namespace.
+    """A descriptor of a read-only clone of `path`'s mount, attached nowhere, with a user namespace's owners.
 
     What belongs to user 0 there belongs to whom the namespace's user 0 is, and so on (mount_setattr(2)).
 
@@ -148,7 +148,7 @@ def clone_mapped(path: bytes, namespace_fd: int) -> int:
         OSError: EINVAL where the file system cannot be shown so: FUSE before Linux 6.12, EROFS before 5.19.
     """
     clone_fd = _system_call(_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
-    attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP, 0, 0, namespace_fd)
+    attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP | MOUNT_READ_ONLY, 0, 0, namespace_fd)
     try:
         _system_call(_MOUNT_SETATTR, clone_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
     except OSError:

@@ -54,6 +54,15 @@ class IdMapping:
     _gids: tuple[_Range, ...]
 
     @property
+    def ranges(self) -> tuple[str, str]:
+        """Those of users and of groups, as uid_map and gid_map in /proc take them."""
+        users, groups = (
+            "".join(f"{one.inside} {one.outside} {one.size}\n" for one in ranges)
+            for ranges in (self._uids, self._gids)
+        )
+        return users, groups
+
+    @property
     def root(self) -> Owner:
         """The container's root on the machine."""
         return self.owner(0, 0)

@@ -34,6 +34,7 @@ def mounts_of(
     lowers: Sequence[Path],
     options: OverlayOptions,
     mapping: Sequence[str] = (),
+    source: str = "overlay",
 ) -> tuple[Mount, ...]:
     """The mounts of an active snapshot or a view.
 
@@ -46,13 +47,14 @@ def mounts_of(
         lowers: directories of what it stands on, top first.
         options: what overlayfs wants said.
         mapping: options that have containerd map owners, of what is mounted alone or of all `lowers`.
+        source: of an overlay: the lazy tree that it lies over, where `lowers` are clones that go.
     """
     writable = kind is Kind.ACTIVE
     if not lowers:
         return (Mount("bind", str(upper), (*mapping, "rw" if writable else "ro", "rbind")),)
     if len(lowers) == 1 and not writable:
         return (Mount("bind", str(lowers[0]), (*mapping, "ro", "rbind")),)
-    source, lower = "overlay", ":".join(map(str, lowers))
+    lower = ":".join(map(str, lowers))
     if mapping and len(lowers) == 1:
         source, lower = lower, f"{lower}/."  # the overlay itself lies over containerd's clone, without a name
     said = [

@@ -15,6 +15,7 @@ from lazyfs.image.tasks import open_tasks
 from lazyfs.snapshotter.chains import BoundedChains, Chains
 from lazyfs.snapshotter.diff_service import differ_of
 from lazyfs.snapshotter.directories import Directories
+from lazyfs.snapshotter.mapped_lowers import MappedLowers
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.metrics import SnapshotterCounts, snapshotter_metrics
 from lazyfs.snapshotter.model import DiskRefused
@@ -61,8 +62,9 @@ async def run_snapshotter(
         counts = counts or SnapshotterCounts()
         chains = BoundedChains(soon, patient, counts)
         async with open_tasks() as nursery:
+            mapped = MappedLowers(root / "mapped", nursery)
             snapshotter = Snapshotter(
-                store, directories, chains, overlay_options(), nursery, counts=counts, step=step
+                store, directories, chains, overlay_options(), mapped, nursery, counts=counts, step=step
             )
             await snapshotter.start()
             with _differs(root, containerd, snapshotter) as differs:

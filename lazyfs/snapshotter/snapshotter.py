@@ -31,6 +31,7 @@ from lazyfs.snapshotter.directories import Directories
 from lazyfs.snapshotter.filters import parse_filters
 from lazyfs.snapshotter.id_mapping import REMAPPED, SAME, IdMapping, mapping_of
 from lazyfs.snapshotter.labels import REF, is_top, order_of
+from lazyfs.snapshotter.mapped_lowers import MappedLowers
 from lazyfs.snapshotter.metastore import Metastore
 from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.model import (
@@ -62,11 +63,6 @@ _OWNERS_CHANGED: Final = (
     " (docs/containerd.md)"
 )
 
-_HALF_LAZY: Final = (
-    "a container with a user namespace needs an image that is all lazy or all here, and only lower layers of"
-    " this one are lazy: once it has an index, remove the image, and pull it again"
-)
-
 _log = logging.getLogger(__name__)
 
 
@@ -78,6 +74,7 @@ class Snapshotter:
         directories: the directories.
         chains: the daemon.
         options: of this machine's overlayfs.
+        mapped: shows what containerd cannot map.
         nursery: where work goes on that no caller waits for.
         counts: told of what is made.
         step: told the name of each step before it is taken; tests end the process there.
@@ -89,6 +86,7 @@ class Snapshotter:
         directories: Directories,
         chains: BoundedChains,
         options: OverlayOptions,
+        mapped: MappedLowers,
         nursery: trio.Nursery,
         *,
         counts: SnapshotterCounts | None = None,
@@ -99,6 +97,7 @@ class Snapshotter:
         self._directories = directories
         self._chains = chains
         self._options = options
+        self._mapped = mapped
         self._nursery = nursery
         self._step = step
         self._record_thread = trio.CapacityLimiter(1)
@@ -114,6 +113,7 @@ class Snapshotter:
         """Put in order what the last run left, and tend to the daemon's mounts from now on."""
         known = await self._records(self._store.ids)
         self._last_id = max(known | {await self._disk(self._directories.highest)})
+        await self._disk(self._mapped.clear)
         try:
             await self.cleanup()
         except DiskRefused as error:  # a directory too many is no reason to leave a node without snapshots
@@ -159,7 +159,7 @@ class Snapshotter:
         if record.info.kind is Kind.COMMITTED:
             raise SnapshotInUse(f"snapshot {key} is committed; a view of it can be mounted")
         lowers = await self._lowers(record)
-        return self._shown(record, lowers, await self._mapping(record, lowers))
+        return await self._shown(record, lowers, await self._mapping(record, lowers))
 
     async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a committed one, with these labels alone. Its files are on disk then.
@@ -175,7 +175,7 @@ class Snapshotter:
         self._step("commit")
         await self._records(self._store.commit, name, key, parent, labels, usage)
         self._step("committed")
-        await self._let_go(record.base)
+        await self._let_go(record)
         order = order_of(record.info.labels, record.depth + 1)
         if order is not None and is_top(record.info.labels):
             self._nursery.start_soon(self._chains.index, order)
@@ -192,7 +192,7 @@ class Snapshotter:
         if not record.is_lazy:
             await self._remove_directory(record.id)
         if record.info.kind is not Kind.COMMITTED:
-            await self._let_go(record.base)
+            await self._let_go(record)
 
     async def stat(self, key: str) -> Info:
         """What is known of a snapshot.
@@ -293,8 +293,10 @@ class Snapshotter:
         await self._records(self._store.also_ordered, there.info.name, order)
         return True
 
-    async def _let_go(self, base: str) -> None:
-        """Release a mount if nobody uses it."""
+    async def _let_go(self, record: Record) -> None:
+        """Release the mount that a snapshot used, if nobody else does."""
+        await self._mapped.end(record.id)
+        base = record.base
         if not base:
             return
         async with self._uses:
@@ -343,6 +345,7 @@ class Snapshotter:
                 status = await self._attributes(lowers[0])
                 owner = mapping.owner(status.st_uid, status.st_gid)
                 await self._disk(self._directories.dress, number, status, owner)
+            mounts = await self._shown(record, lowers, mapping)
         except SnapshotError:
             with suppress(SnapshotError):
                 await self.remove(key)
@@ -351,7 +354,7 @@ class Snapshotter:
         self._counts.created(lazy=bool(record.base))
         if record.base and key.endswith(REMAPPED):
             _log.warning(_OWNERS_CHANGED)
-        return self._shown(record, lowers, mapping)
+        return mounts
 
     async def _record(
         self, number: int, kind: Kind, key: str, parent: str, labels: Mapping[str, str]
@@ -367,24 +370,20 @@ class Snapshotter:
             lowers.append(await self._chains.mount(chain.base, chain.orders))
         return lowers
 
-    def _shown(self, record: Record, lowers: Sequence[Path], mapping: IdMapping) -> tuple[Mount, ...]:
+    async def _shown(self, record: Record, lowers: Sequence[Path], mapping: IdMapping) -> tuple[Mount, ...]:
         upper, work = self._directories.upper(record.id), self._directories.work(record.id)
-        return mounts_of(record.info.kind, upper, work, lowers, self._options, mapping.options)
+        source, said = "overlay", mapping.options
+        if said and record.base and len(lowers) > 1:
+            source, said = str(lowers[-1]), ()
+            lowers = await self._mapped.shown(record.id, lowers, mapping)
+        return mounts_of(record.info.kind, upper, work, lowers, self._options, said, source)
 
     async def _mapping(self, record: Record, lowers: Sequence[Path]) -> IdMapping:
-        """How users are to be mapped where a snapshot is mounted: not at all where they already are below.
-
-        Raises:
-            SnapshotInUse: containerd cannot map what it is mounted from.
-        """
+        """How users are to be mapped where a snapshot is mounted: not at all where they already are below."""
         mapping = mapping_of(record.info.labels)
         if mapping is SAME or not lowers:
             return mapping
-        if await self._is_mapped_below(record, lowers, mapping):
-            return SAME
-        if record.base and len(lowers) > 1:
-            raise SnapshotInUse(_HALF_LAZY)
-        return mapping
+        return SAME if await self._is_mapped_below(record, lowers, mapping) else mapping
 
     async def _is_mapped_below(self, record: Record, lowers: Sequence[Path], mapping: IdMapping) -> bool:
         """Whether containerd has changed the owners of what a snapshot stands on, as its root shows.
