@@ -22,6 +22,7 @@ from lazyfs.snapshotter.id_mapping import IdMapping
 from lazyfs.snapshotter.model import SnapshotInUse
 
 _KEPT_S: Final = 60.0
+_UNMOUNT_S: Final = 10.0
 _REFUSED: Final = (
     "layers over a lazy image cannot be shown with the owners of a user namespace: {why}; once the image has"
     " an index, remove it, and pull it again"
@@ -54,18 +55,18 @@ class MappedLowers:
         """
         place = self._directory / str(next(self._numbers))
         try:
-            shown = await trio.to_thread.run_sync(_show, place, lowers, mapping)
+            return await trio.to_thread.run_sync(_show, place, lowers, mapping)
         except OSError as error:
-            await trio.to_thread.run_sync(_take_down, place)
+            await _end(place)
             raise SnapshotInUse(_REFUSED.format(why=error.strerror or error)) from error
-        self._places.setdefault(snapshot, []).append(place)
-        self._nursery.start_soon(self._end_later, snapshot, place)
-        return shown
+        finally:
+            self._places.setdefault(snapshot, []).append(place)
+            self._nursery.start_soon(self._end_later, snapshot, place)
 
     async def end(self, snapshot: int) -> None:
         """Take down those of a snapshot: they would keep what they are of mounted."""
         for place in self._places.pop(snapshot, ()):
-            await trio.to_thread.run_sync(_take_down, place)
+            await _end(place)
 
     def clear(self) -> None:
         """Take down what a process before us left; blocks."""
@@ -80,7 +81,13 @@ class MappedLowers:
             places = self._places.get(snapshot, [])
             if place in places:
                 places.remove(place)
-                _take_down(place)  # out of the tree, without waiting for anybody
+                await _end(place)
+
+
+async def _end(place: Path) -> None:
+    """Take down clones, whoever cancels; the last mount of a file system may take its time."""
+    with trio.move_on_after(_UNMOUNT_S, shield=True):
+        await trio.to_thread.run_sync(_take_down, place, abandon_on_cancel=True)
 
 
 def _show(place: Path, lowers: Sequence[Path], mapping: IdMapping) -> list[Path]:
