@@ -55,13 +55,13 @@ class MappedLowers:
         """
         place = self._directory / str(next(self._numbers))
         try:
-            return await trio.to_thread.run_sync(_show, place, lowers, mapping)
+            shown = await trio.to_thread.run_sync(_show, place, lowers, mapping)
         except OSError as error:
             await _end(place)
             raise SnapshotInUse(_REFUSED.format(why=error.strerror or error)) from error
-        finally:
-            self._places.setdefault(snapshot, []).append(place)
-            self._nursery.start_soon(self._end_later, snapshot, place)
+        self._places.setdefault(snapshot, []).append(place)
+        self._nursery.start_soon(self._end_later, snapshot, place)
+        return shown
 
     async def end(self, snapshot: int) -> None:
         """Take down those of a snapshot: they would keep what they are of mounted."""
