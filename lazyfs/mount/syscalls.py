@@ -139,8 +139,8 @@ def attach_mount(mount_fd: int, path: bytes) -> None:
     _system_call(_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def clone_mapped(path: bytes, namespace_fd: int) -> int:
-    """A descriptor of a read-only clone of `path`'s mount, attached nowhere, with a user namespace's owners.
+def attach_mapped(path: bytes, target: bytes, namespace_fd: int) -> None:
+    """Shows a read-only clone of the mount at `path` at a directory, with the owners of a user namespace.
 
     What belongs to user 0 there belongs to whom the namespace's user 0 is, and so on (mount_setattr(2)).
 
@@ -151,10 +151,9 @@ def clone_mapped(path: bytes, namespace_fd: int) -> int:
     attributes = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP | MOUNT_READ_ONLY, 0, 0, namespace_fd)
     try:
         _system_call(_MOUNT_SETATTR, clone_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
-    except OSError:
+        attach_mount(clone_fd, target)
+    finally:
         os.close(clone_fd)
-        raise
-    return clone_fd
 
 
 def unmount_kernel(path: bytes, *, lazy: bool) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.exit_codes import message_of
-from lazyfs.mount.syscalls import attach_mount, clone_mapped
+from lazyfs.mount.syscalls import attach_mapped
 from lazyfs.service.chains import make_mount_point, unmounted_at_end
 
 _log = logging.getLogger(__name__)
@@ -107,13 +107,9 @@ def _show(mounted: Path, path: Path, process: int) -> None:
     try:
         namespace_fd = os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            clone_fd = clone_mapped(os.fsencode(mounted), namespace_fd)
+            attach_mapped(os.fsencode(mounted), os.fsencode(path), namespace_fd)
         finally:
             os.close(namespace_fd)
-        try:
-            attach_mount(clone_fd, os.fsencode(path))
-        finally:
-            os.close(clone_fd)
     except OSError as error:
         path.rmdir()
         reason = f"{error.strerror} (FUSE takes Linux 6.12, EROFS 5.19)"

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.mount.syscalls import attach_mount, clone_mapped, unmount_kernel
+from lazyfs.mount.syscalls import attach_mapped, unmount_kernel
 from lazyfs.snapshotter.id_mapping import IdMapping
 from lazyfs.snapshotter.model import SnapshotInUse
 
@@ -97,11 +97,7 @@ def _show(place: Path, lowers: Sequence[Path], mapping: IdMapping) -> list[Path]
     with _namespace(mapping) as namespace:
         for lower, target in zip(lowers, targets, strict=True):
             target.mkdir()
-            clone = clone_mapped(os.fsencode(lower), namespace)
-            try:
-                attach_mount(clone, os.fsencode(target))
-            finally:
-                os.close(clone)
+            attach_mapped(os.fsencode(lower), os.fsencode(target), namespace)
     return targets
 
 
