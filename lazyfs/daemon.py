@@ -68,6 +68,7 @@ class MountOrder:
         log_file: where the log goes; "" for stderr.
         setuid: whether setuid bits and file capabilities count.
         devices: whether device nodes can be opened.
+        programs: whether programs can be run.
         record: whether only what readers want is read, so that their trace is precise.
         starts: command, entrypoint, env and working_dir as of container.process.Wishes, if a process of the
             image is about to start over it.
@@ -80,6 +81,7 @@ class MountOrder:
     log_file: str = ""
     setuid: bool = False
     devices: bool = False
+    programs: bool = True
     record: bool = False
     starts: Mapping[str, Any] | None = None
 
@@ -202,6 +204,7 @@ async def mount_options(order: MountOrder, image: Image) -> MountOptions:
         order.image,
         setuid=order.setuid,
         devices=order.devices,
+        programs=order.programs,
         read_ahead_kb=read_ahead_kb,
         knob=ReadAheadKnob(),
     )
@@ -322,6 +325,8 @@ def main() -> int:
     start_log(config.log_level, also=handler if order.log_file else None)
 
     def report(event: Mapping[str, Any]) -> None:
+        if "ready" in event:
+            _part_from_caller()
         pipe.report(event)
         if "ready" in event:
             logging.getLogger().removeHandler(handler)
@@ -343,6 +348,16 @@ def main() -> int:
     finally:
         _drop_empty(order.log_file)
     return 0
+
+
+def _part_from_caller() -> None:
+    """The terminal's signals come to the caller alone from now on, who tells us.
+
+    Not before it is mounted: of an automount the kernel has everybody wait for that but the process group of
+    who mounts (fs/autofs, `autofs_oz_mode`).
+    """
+    with suppress(PermissionError):  # it has been done
+        os.setsid()
 
 
 def _redirect(log_file: str) -> None:

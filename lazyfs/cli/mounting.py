@@ -21,6 +21,7 @@ from lazyfs.config import Config
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
+from lazyfs.oci.image_name import anchored, parse_image
 
 _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that others use too
 
@@ -37,6 +38,7 @@ _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that 
 @click.option("--read-timeout", type=float, help="Seconds until a read that waits for the network fails.")
 @click.option("--suid", is_flag=True, help="Let setuid bits and file capabilities count (root only).")
 @click.option("--dev", is_flag=True, help="Let device nodes be opened (root only).")
+@click.option("--noexec", is_flag=True, help="Let no program be run from it.")
 @click.option(
     "--background", type=click.Choice(["off", "idle", "full"]),
     help="Fetch what nobody reads yet: while nobody waits (idle), or at any time (full).",
@@ -57,6 +59,7 @@ def mount(
     read_timeout: float | None,
     suid: bool,
     dev: bool,
+    noexec: bool,
     background: str | None,
     background_rate: int | None,
     limit_rate: int | None,
@@ -87,6 +90,7 @@ def mount(
         "runtime_dir": str(runtime_directory(os.environ)),
         "setuid": suid,
         "devices": dev,
+        "programs": not noexec,
         "record": record,
     }
     if not foreground:
@@ -101,14 +105,17 @@ def _log_file(mount_point: str, runtime_dir: str) -> Path:
 
 
 def _start_daemon(told: bytes, *, foreground: bool) -> "subprocess.Popen[bytes]":
-    daemon = subprocess.Popen(
-        # -P: no module comes from the working directory, which may be a stranger's.
-        [sys.executable, "-P", "-m", "lazyfs.daemon"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None if foreground else subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's signals come to us, and we tell the daemon
-    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so it is for the daemon, until it can end well
+    try:
+        daemon = subprocess.Popen(
+            # -P: no module comes from the working directory, which may be a stranger's.
+            [sys.executable, "-P", "-m", "lazyfs.daemon"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if foreground else subprocess.DEVNULL,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert daemon.stdin is not None
     with suppress(BrokenPipeError), daemon.stdin:  # of a dead daemon the lack of events tells
         daemon.stdin.write(told)
@@ -171,6 +178,20 @@ def umount(config: Config, directory: Path, lazy: bool) -> None:
     if not lazy:  # else it goes on until its last user has gone
         _wait_for_end(facts.pid, mount_point)
     states.forget(facts)
+
+
+def has_mounted(image: str, directory: Path) -> bool:
+    """Whether the image of this name is mounted there, and served.
+
+    Raises:
+        LazyfsError: it is no name, or no place.
+    """
+    mount_point = Path(os.fsdecode(resolve_mount_point(directory)))
+    mounted = mount_at(mount_point)
+    facts = MountStates(runtime_directory(os.environ)).find(mount_point)
+    if mounted is None or facts is None or not _is_ours(mounted, facts) or _has_ended(facts.pid):
+        return False
+    return facts.image == str(anchored(parse_image(image)))
 
 
 def _is_ours(mounted: Mount, facts: MountFacts | None) -> bool:

@@ -18,6 +18,7 @@ from lazyfs.mount.mounts import read_mount_table, resolve_mount_point, topmost
 from lazyfs.mount.syscalls import (
     LONGEST_VALUE,
     MOUNT_NO_DEVICES,
+    MOUNT_NO_PROGRAMS,
     MOUNT_NO_SETUID,
     MOUNT_READ_ONLY,
     FsContext,
@@ -28,6 +29,7 @@ from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, ReadAheadKnob
 
 FUSE_DEVICE: Final = "/dev/fuse"
 
+_AUTOMOUNT: Final = b"autofs"  # what is mounted when somebody enters it lies over it
 _NO_SUCH_COMMAND: Final = 127  # of env(1)
 _NO_HELPER: Final = "mounting takes root, or fusermount3: install the package fuse3"
 
@@ -51,6 +53,7 @@ class MountOptions:
             that no other user of the machine can reach but through a container. Without CAP_SYS_ADMIN
             they never count.
         devices: device nodes can be opened; else as for `setuid`.
+        programs: programs can be run.
         read_ahead_kb: how many KiB the kernel reads ahead of a sequential reader.
         knob: told where that can be turned later.
         read_only: whether the kernel refuses changes by itself, without asking.
@@ -60,6 +63,7 @@ class MountOptions:
     allow_other: bool | None = None
     setuid: bool = False
     devices: bool = False
+    programs: bool = True
     read_ahead_kb: int = DEFAULT_READ_AHEAD_KB
     knob: ReadAheadKnob | None = None
     read_only: bool = True
@@ -74,7 +78,8 @@ class MountOptions:
         """The flags of fsmount(2)."""
         no_setuid = 0 if self.setuid else MOUNT_NO_SETUID
         no_devices = 0 if self.devices else MOUNT_NO_DEVICES
-        return (MOUNT_READ_ONLY if self.read_only else 0) | no_setuid | no_devices
+        no_programs = 0 if self.programs else MOUNT_NO_PROGRAMS
+        return (MOUNT_READ_ONLY if self.read_only else 0) | no_setuid | no_devices | no_programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def check_mount_point(path: Path) -> bytes:
         raise AlreadyMounted(
             f"{shown} has an image mounted on it: lazyfs umount {shown}, or choose another directory"
         )
-    if there is not None:
+    if there is not None and there.fstype != _AUTOMOUNT:
         raise AlreadyMounted(
             f"{shown} has {os.fsdecode(there.source)} ({os.fsdecode(there.fstype)}) mounted on it: "
             "unmount that first, or choose another directory"
@@ -232,4 +237,6 @@ def fusermount_options(options: MountOptions) -> bytes:
     words = [b"ro", b"default_permissions", b"subtype=lazyfs", b"fsname=" + source]
     if options.allow_other:
         words.append(b"allow_other")
+    if not options.programs:
+        words.append(b"noexec")
     return b",".join(words)

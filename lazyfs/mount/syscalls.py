@@ -41,6 +41,7 @@ _AT_EMPTY_PATH: Final = 0x1000
 MOUNT_READ_ONLY: Final = 1
 MOUNT_NO_SETUID: Final = 2
 MOUNT_NO_DEVICES: Final = 4
+MOUNT_NO_PROGRAMS: Final = 8
 
 LONGEST_VALUE: Final = 255  # fs/fsopen.c copies 256 bytes of a string, its NUL among them
 
@@ -89,7 +90,7 @@ class FsContext:
         """A descriptor of the mounted file system, attached to no directory; the last one closed ends it.
 
         Args:
-            attributes: of MOUNT_READ_ONLY, MOUNT_NO_SETUID and MOUNT_NO_DEVICES.
+            attributes: of those called MOUNT_….
 
         Raises:
             MountRefused: the kernel cannot mount it.
