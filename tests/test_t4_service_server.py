@@ -182,6 +182,26 @@ async def test_a_client_waits_for_a_daemon_that_comes_back(tmp_path, nursery):
     assert answers == [[{"do": "list"}]]
 
 
+async def test_patience_counts_from_when_a_daemon_is_missed(tmp_path, nursery, autojump_clock):
+    """One that is restarted while it works on a long question is asked again."""
+    path = tmp_path / "s"
+    answers = []
+
+    async def ask() -> None:
+        answers.append(await ServiceClient(path, patience_s=3).mounts())
+
+    with listen(path) as listener:
+        nursery.start_soon(ask)
+        connection, _ = await trio.socket.from_stdlib_socket(listener).accept()
+        with connection:
+            await connection.recv(1000)
+            await trio.sleep(10)  # by a clock that jumps
+    async with serving(path):
+        while not answers:  # noqa: ASYNC110  # it asks again when it likes
+            await trio.sleep(0.01)
+    assert answers == [[{"do": "list"}]]
+
+
 async def test_a_client_does_not_wait_for_ever(tmp_path, autojump_clock):
     with pytest.raises(Unreachable, match="no data daemon answers"):
         await ServiceClient(tmp_path / "s", patience_s=5).mounts()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lazyfs.errors import ConfigError
 from lazyfs.oci.chain import chain_name
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.run import run_snapshotter
+from tests.support.containers import until
 from tests.support.snapshot_client import SnapshotClient, status
 from tests.support.snapshotters import (
     FakeChains,
@@ -411,3 +413,17 @@ def test_a_socket_that_cannot_be_is_refused(tmp_path, chains):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot listen"):
         trio.run(run_snapshotter, tmp_path / "root", tmp_path / "file" / "sock", chains, chains)
+
+
+def test_ordinary_snapshots_do_not_wait_for_a_daemon_that_is_slow_to_unmount(client, chains):
+    client.prepare("container", pull(client, "app", APP))
+    chains.may_release.clear()
+    with ThreadPoolExecutor() as beside:
+        removed = beside.submit(client.remove, "container")
+        try:
+            until(lambda: f"release {NAME}" in chains.asked, "the daemon is asked")
+            assert client.prepare("ordinary", "")
+            assert not removed.done()
+        finally:
+            chains.may_release.set()
+        removed.result()

@@ -67,9 +67,13 @@ async def serve(
 
     def mount() -> Mount:
         attach(connection, mount_point)
-        device = os.stat(mount_point).st_dev  # noqa: PTH116  # bytes; answered by us, after the first exchange
-        set_read_ahead(device, options.read_ahead_kb, options.knob)
-        return find_mounted(mount_point)
+        mounted = find_mounted(mount_point)
+        try:
+            device = os.stat(mount_point).st_dev  # noqa: PTH116  # bytes; answered by us, after the first exchange
+            set_read_ahead(device, options.read_ahead_kb, options.knob)
+        except OSError as error:  # the mount is there all the same, and has to be ended like one
+            _log.warning("read-ahead stays as it is: %s", error)
+        return mounted
 
     session = RawSession(connection.device_fd, answers)
     await run_session(session, connection, mount, task_status=task_status)

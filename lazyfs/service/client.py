@@ -1,5 +1,6 @@
 """Asks the data daemon. One that is being restarted is waited for: nothing that is asked is done twice."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,15 +206,19 @@ class ServiceClient:
         return answer
 
     async def _answer(self, timeout_s: float, question: bytes) -> bytes:
-        """The line that answers a question, asked again while nobody listens, or who listened is gone."""
+        """The line that answers a question, asked again while nobody listens, or who listened is gone.
+
+        Patience counts from when that is seen first: who listened may have worked on it for long.
+        """
         pause = _FIRST_PAUSE_S
-        deadline = trio.current_time() + self._patience_s
+        deadline = math.inf
         try:
             with trio.fail_after(timeout_s):
                 while True:
                     try:
                         return await self._converse(question)
                     except (OSError, trio.BrokenResourceError) as error:
+                        deadline = min(deadline, trio.current_time() + self._patience_s)
                         if trio.current_time() + pause > deadline:
                             raise Unreachable(f"no data daemon answers at {self._socket}: {error}") from error
                     await trio.sleep(pause)

@@ -18,7 +18,7 @@ nobody (`tend`).
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -359,7 +359,8 @@ class Snapshotter:
     async def _record(
         self, number: int, kind: Kind, key: str, parent: str, labels: Mapping[str, str]
     ) -> Record:
-        async with self._uses:
+        base = (await self._records(self._store.find, parent)).base if parent else ""
+        async with self._uses if base else nullcontext():  # what uses no mount waits for no daemon
             return await self._records(self._store.create, number, kind, key, parent, labels)
 
     async def _lowers(self, record: Record) -> list[Path]:

@@ -30,6 +30,12 @@ class FakeMount:
     path: Path
 
 
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FakeChains:
     """Stands for the daemon: a mount is a directory, and every image it knows is lazy.
@@ -40,6 +46,7 @@ class FakeChains:
         away: whether nobody answers.
         mounted: names of what is mounted.
         asked: every question, as a line.
+        may_release: what a release waits for.
     """
 
     home: Path
@@ -47,6 +54,7 @@ class FakeChains:
     away: bool = False
     mounted: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
+    may_release: threading.Event = field(default_factory=_set)
 
     async def assess(self, order: ChainOrder) -> FakeAssessment:
         self._hear(f"assess {order.image} {order.layers}")
@@ -70,6 +78,7 @@ class FakeChains:
 
     async def release(self, name: str) -> None:
         self._hear(f"release {name}")
+        await trio.to_thread.run_sync(self.may_release.wait)
         self.mounted.discard(name)
 
     async def keep(self, names: Collection[str]) -> list[str]:
