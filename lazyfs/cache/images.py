@@ -13,6 +13,7 @@ from lazyfs.errors import CacheError
 
 _log = logging.getLogger(__name__)
 
+_IN_MEMORY: Final = Path("/proc/self/fd")
 _KEY: Final = re.compile(r"[0-9a-f]{16,128}", re.ASCII)
 
 
@@ -94,4 +95,9 @@ class Images:
 
 
 def _path_of(descriptor: int) -> Path:
-    return Path(f"/proc/self/fd/{descriptor}")
+    return _IN_MEMORY / str(descriptor)
+
+
+def is_lasting(path: Path) -> bool:
+    """Whether an image's path stands for the same in other processes, as of one on disk."""
+    return path.parent != _IN_MEMORY

@@ -9,6 +9,7 @@ ledger again.
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _REMADE_AT_ONCE: Final = 4
 _TRY_AGAIN_S: Final = 30.0
+_ANSWER_S: Final = 1.0
 
 
 NoteDevices = Callable[[Sequence[int]], Awaitable[None]]
@@ -99,6 +101,21 @@ def _take_away(mount_point: Path) -> None:
     take_down(mount_point)
     with suppress(OSError):  # it is not there, or holds what is none of ours
         mount_point.rmdir()
+
+
+async def _answers(mount_point: Path) -> bool:
+    """Whether what we have mounted is there. One that is still being brought back is believed."""
+    with trio.move_on_after(_ANSWER_S):
+        return await trio.to_thread.run_sync(_is_alive, mount_point, abandon_on_cancel=True)
+    return True
+
+
+def _is_alive(mount_point: Path) -> bool:
+    try:
+        os.statvfs(mount_point)  # a dead FUSE refuses this, whatever the kernel remembers of its root
+        return mount_point.stat().st_dev != mount_point.parent.stat().st_dev
+    except OSError:
+        return False
 
 
 def make_mount_point(path: Path) -> None:
@@ -203,8 +220,11 @@ class Chains:
             await chain.gone.wait()
 
     async def _used(self, chain: _Chain) -> bool:
-        """See that a mount stays, and is written down; False if it is going already."""
+        """See that a mount stays, and is written down; False if it is going already, or to be made anew."""
         async with chain.turn:
+            if not chain.leave.is_set() and not await _answers(chain.path):
+                _log.warning("%s is not mounted any more, or dead: it is mounted anew", chain.path)
+                chain.leave.set()
             if chain.leave.is_set():
                 return False
             if chain.released is not None:

@@ -5,6 +5,7 @@ user. Like that of the forest, its descriptor is kept, and the next daemon goes 
 """
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -16,13 +17,12 @@ from typing import Final
 import trio
 
 from indexer.errors import IndexerError
-from lazyfs.errors import LazyfsError, MountError
+from lazyfs.errors import LazyfsError, MountError, NotFound
 from lazyfs.exit_codes import message_of
 from lazyfs.image.image import map_metadata
 from lazyfs.image.tasks import open_tasks
 from lazyfs.mount.answers import Negotiated
 from lazyfs.mount.contents import Contents
-from lazyfs.mount.erofs import opened_metadata
 from lazyfs.mount.fuse_mount import Connection, MountOptions, attach, check_mount_point, connect
 from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.tree_answers import TreeAnswers
@@ -30,7 +30,7 @@ from lazyfs.mount.tuning import set_read_ahead
 from lazyfs.mount.wire_init import InitFlag
 from lazyfs.service.chains import NoteDevices, make_mount_point, unmounted_at_end
 from lazyfs.service.layers import Layers, ShownLayer
-from lazyfs.service.ledger import Entry, SavedTree
+from lazyfs.service.ledger import Entry, SavedTree, path_saved
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import OpenTree, Trees
 
@@ -138,29 +138,42 @@ class FuseDriver:
 
     async def _go_on(self, tree: InheritedTree) -> None:
         saved = tree.saved
-        async with AsyncExitStack() as stack:
-            answers: TreeAnswers | None = None
-            with trio.move_on_after(self._read_timeout_s):
+        with trio.move_on_after(self._read_timeout_s) as opening:
+            async with AsyncExitStack() as stack:
                 answers = await self._answers_again(saved, stack)
-            if answers is None:  # what its readers get now is better than to hang
-                _log.error("the mount %s cannot be served any more", saved.name)
-                self._end(saved.token, tree.device_fd)
-                return
-            settled = Negotiated(saved.minor, InitFlag(saved.offered))
-            session = RawSession(tree.device_fd, answers, settled)
-            async with self._answered(session, tree.device_fd, saved.token):
-                await session.gone.wait()
+                opening.deadline = math.inf
+                settled = Negotiated(saved.minor, InitFlag(saved.offered))
+                session = RawSession(tree.device_fd, answers, settled)
+                async with self._answered(session, tree.device_fd, saved.token):
+                    await session.gone.wait()
+        if opening.cancelled_caught:  # what its readers get now is better than to hang
+            _log.error("the mount %s cannot be served any more", saved.name)
+            self._end(saved.token, tree.device_fd)
 
     async def _answers_again(self, saved: SavedTree, stack: AsyncExitStack) -> TreeAnswers:
         while True:
             try:
-                with opened_metadata(Path(saved.path)):
-                    leases = [self._layers.lease_again(saved.order, *pair) for pair in saved.layers]
-                    layers = [await stack.enter_async_context(lease) for lease in leases]
-                    return self._answers(Path(saved.path), layers)
-            except (IndexerError, LazyfsError) as error:
+                async with AsyncExitStack() as attempt:
+                    answers = await self._opened_again(saved, attempt)
+                    await stack.enter_async_context(attempt.pop_all())
+                    return answers
+            except (IndexerError, LazyfsError, OSError) as error:
                 _log.warning("the mount %s cannot be served yet: %s", saved.name, message_of(error))
             await trio.sleep(_TRY_AGAIN_S)
+
+    async def _opened_again(self, saved: SavedTree, stack: AsyncExitStack) -> TreeAnswers:
+        if not await trio.to_thread.run_sync(os.path.isfile, saved.path):
+            return await self._answers_anew(saved, stack)
+        leases = [self._layers.lease_again(saved.order, *pair) for pair in saved.layers]
+        layers = [await stack.enter_async_context(lease) for lease in leases]
+        return self._answers(Path(saved.path), layers)
+
+    async def _answers_anew(self, saved: SavedTree, stack: AsyncExitStack) -> TreeAnswers:
+        """As before, by a metadata image that is compiled again: a function of the layers' tables."""
+        tree = await self._trees.open(saved.order, stack)
+        if tree.digests != saved.layers:
+            raise NotFound("its metadata image is gone, and its layers are read by other tables now")
+        return self._answers(tree.metadata_file, tree.layers)
 
     def _answers(self, metadata: Path, layers: Sequence[ShownLayer]) -> TreeAnswers:
         contents = Contents([layer.lazy for layer in layers], self._read_timeout_s)
@@ -212,6 +225,6 @@ def _saved(token: str, entry: Entry, tree: OpenTree, settled: Negotiated) -> Sav
         minor=settled.minor,
         offered=int(settled.offered),
         order=entry.order,
-        path=str(tree.metadata_file),
+        path=path_saved(tree.metadata_file),
         layers=tree.digests,
     )

@@ -35,7 +35,7 @@ from lazyfs.mount.forest import Forest, VirtualFile
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import ImageLayer
 from lazyfs.service.images import Images
-from lazyfs.service.ledger import SavedFile
+from lazyfs.service.ledger import SavedFile, path_saved
 from lazyfs.service.pool import Pool
 from lazyfs.service.returning import Returning
 
@@ -208,7 +208,7 @@ class Layers:
         with opened_metadata(path) as descriptor:
             size = map_metadata(path).size
             reader = LocalFile(descriptor)
-            file = SavedFile(0, size, 0, path=str(path))
+            file = SavedFile(0, size, 0, path=path_saved(path))
             inode = self._show(file, reader, partial(self._metadata.count, path))
             try:
                 yield ShownMetadata(inode, reader)
@@ -259,6 +259,8 @@ class Layers:
     @asynccontextmanager
     async def _reader_of(self, saved: SavedFile) -> AsyncIterator[LayerReader]:
         if saved.order is None:
+            if not saved.path:
+                raise NotFound("the metadata image was kept in the memory of the daemon before")
             async with self.lease_metadata(Path(saved.path)) as metadata:
                 yield metadata.reader
         else:

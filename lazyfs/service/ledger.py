@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from indexer.errors import IndexerError
 from lazyfs.cache.files import sync_path
+from lazyfs.cache.images import is_lasting
 from lazyfs.errors import BadReference, CacheError
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.json_fields import Fields, parse_object
@@ -68,7 +69,7 @@ class SavedFile:
         layer: digest of the layer that it shows; "" for a metadata image.
         toc: digest of the table that the layer is read by.
         order: an image that has the layer; None for a metadata image.
-        path: the metadata image; "" for a layer.
+        path: the metadata image; "" for a layer, or for one that was kept in memory.
     """
 
     inode: int
@@ -90,7 +91,7 @@ class SavedTree:
         minor: the version of the protocol.
         offered: what the kernel can do.
         order: an image that has the layers.
-        path: the metadata image.
+        path: the metadata image; "" for one that was kept in memory.
         layers: pairs of digests, of each layer and of the table that it is read by.
     """
 
@@ -227,6 +228,11 @@ class Ledger:
                 sync_path(self._directory.resolve())
         except OSError as error:
             raise CacheError(f"cannot keep {path}: {error.strerror}") from error
+
+
+def path_saved(metadata_file: Path) -> str:
+    """A metadata image's path, for `SavedFile` and `SavedTree`."""
+    return str(metadata_file) if is_lasting(metadata_file) else ""
 
 
 def _plain(state: State) -> dict[str, Any]:
