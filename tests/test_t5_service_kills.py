@@ -1,6 +1,7 @@
 """The data daemon killed in the midst of what it is asked: that is done at last, and nothing else is left."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from lazyfs.oci.chain import ChainOrder
 from tests.support import daemon_kill_steps
 from tests.support.images import build_image
 from tests.support.mount_server import wait_until
-from tests.support.mounts import mounts_below
+from tests.support.mounts import mounts_below, unmount_lazily
 from tests.support.published import index_of, put
 from tests.support.registry import Registry
 from tests.support.service import Daemon, running_daemon
 from tests.support.tars import file, tar
 
 CONTENT = b"base\n" * 50_000
+MANY = 5000
 NOTES = ["note:before", "note:after"]
 UNMOUNTS = ["unmount:before", "unmount:after"]
 MOUNTS = {
@@ -27,12 +29,13 @@ MOUNTS = {
 
 @pytest.fixture
 def orders() -> Iterator[list[ChainOrder]]:
-    """Two images over one layer."""
+    """Three images over one layer; one has many files."""
     base = tar(file(b"base", CONTENT))
+    own = [[file(b"own", b"0\n")], [file(b"own", b"1\n")], [file(b"%d" % n, b"x") for n in range(MANY)]]
     with Registry() as registry:
         orders = []
-        for number in range(2):
-            image = build_image([base, tar(file(b"own", b"%d\n" % number))])
+        for number, files in enumerate(own):
+            image = build_image([base, tar(*files)])
             registry.push(f"app{number}", image)
             put(registry, f"app{number}", index_of(image))
             layer = image.json["layers"][1]["digest"]
@@ -68,7 +71,7 @@ def test_it_dies_around_each_step_of_a_mount(daemon: Daemon, orders: list[ChainO
 
 
 def test_it_dies_around_each_step_of_a_release(daemon: Daemon, orders: list[ChainOrder], steps: Path) -> None:
-    old, new = (daemon.ask("mount", order) for order in orders)
+    old, new = (daemon.ask("mount", order) for order in orders[:2])
     with (old.path / "base").open("rb") as reader:
         with daemon_kill_steps.deaths(steps) as died:
             daemon.ask("keep", [old.name])
@@ -90,6 +93,22 @@ def test_it_dies_around_each_step_of_a_restart(daemon: Daemon, orders: list[Chai
     assert set(NOTES + MOUNTS[old.driver]) <= set(died)
     assert [mount["name"] for mount in daemon.ask("mounts")] == [old.name]
     assert (old.path / "base").read_bytes() == CONTENT
+
+
+def test_it_dies_when_it_has_mounted_a_tree_whose_metadata_it_serves_itself(
+    orders: list[ChainOrder], steps: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "memory"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", cache], check=True)
+    try:
+        with running_daemon(tmp_path / "daemon", cache / "cache", ["--driver", "erofs"]) as daemon:
+            with daemon_kill_steps.deaths(steps) as died:
+                new = daemon.ask("mount", orders[2])
+            assert set(MOUNTS["erofs"]) <= set(died)
+            assert sum(path.stat().st_size for path in new.path.iterdir()) == len(CONTENT) + MANY
+    finally:
+        unmount_lazily(cache)
 
 
 def check(daemon: Daemon, expected: dict[str, int]) -> None:

@@ -54,16 +54,16 @@ def inherit(
     connection = inherited_connection("forest", state.session, supervisor)
     trees = tuple(inherited_trees(state.trees, supervisor))
     served = {tree.saved.name for tree in trees}
-    fstypes = {mount.mount_point: mount.fstype for mount in mounts}
+    there = {mount.mount_point: mount for mount in mounts}
     left, store = state.store, None
-    if left is not None and left.directory == options.layer_store and os.fsencode(left.directory) in fstypes:
+    if left is not None and left.directory == options.layer_store and os.fsencode(left.directory) in there:
         store = inherited_connection("store", left.session, supervisor)
 
     def is_there(entry: Entry) -> bool:
-        fstype = fstypes.get(os.fsencode(options.mounts / entry.name))
-        return (fstype == b"erofs" and connection is not None) or (
-            fstype is not None and fstype != b"erofs" and entry.name in served
-        )
+        mount = there.get(os.fsencode(options.mounts / entry.name))
+        if mount is None:
+            return False
+        return connection is not None if mount.fstype == b"erofs" else entry.name in served
 
     adopted = tuple(replace(entry, mounted=True, again=False) for entry in state.entries if is_there(entry))
     lost = (entry for entry in state.entries if not is_there(entry))
@@ -71,14 +71,21 @@ def inherit(
     if connection is None or state.session is None:
         return Heritage(None, store, ROOT, (), trees, adopted, orders)
     unnoted = [entry for entry in state.entries if is_there(entry) and not entry.mounted]
-    files = _counted(state.files, unnoted)
+    sources = [there[os.fsencode(options.mounts / entry.name)].source for entry in unnoted]
+    files = _counted(state.files, unnoted, sources, os.fsencode(options.forest))
     return Heritage(connection, store, state.session.last, files, trees, adopted, orders)
 
 
-def _counted(files: Iterable[SavedFile], unnoted: Iterable[Entry]) -> tuple[SavedFile, ...]:
-    """Files as the kernel has them open, who were counted before these mounts were there."""
-    more = [inode for entry in unnoted for inode in entry.devices]
-    return tuple(replace(file, opens=file.opens + more.count(file.inode)) for file in files)
+def _counted(
+    files: Iterable[SavedFile], unnoted: Iterable[Entry], sources: Iterable[bytes], forest: bytes
+) -> tuple[SavedFile, ...]:
+    """Files as the kernel has them open, who were counted before these mounts were there.
+
+    A metadata image is among them where it is the forest's file, not its own, that the mount shows as source.
+    """
+    more = [b"%d" % inode for entry in unnoted for inode in entry.devices]
+    more += [name for place, name in map(os.path.split, sources) if place == forest]
+    return tuple(replace(file, opens=file.opens + more.count(b"%d" % file.inode)) for file in files)
 
 
 def take_down_rest(options: ServiceOptions, kept: Collection[str]) -> None:
