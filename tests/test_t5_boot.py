@@ -111,6 +111,19 @@ def test_a_command_is_run_and_recorded(published, lazyfs, tmp_path):
     assert "no boot pack is made" in failed.stderr
 
 
+def test_what_is_run_may_be_told_all_that_run_takes(published, lazyfs, tmp_path):
+    environment = {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)}
+    (tmp_path / "start").write_text('#!/bin/sh\necho "$WORD in $PWD"; cat /etc/debian_version\n')
+    volume = f"{tmp_path}:/mine:ro"
+    options = ("-e", "WORD=hello", "-w", "/var", "-v", volume, "--entrypoint", '["sh", "/mine/start"]')
+    done = lazyfs("optimize", published, "--run", *options, env=environment)
+    assert "hello in /var\n" in done.stdout
+    found = json.loads(lazyfs("trace", "show", published, "--json").stdout)
+    assert "etc/debian_version" in [file["path"] for file in found["files"]]
+    refused = lazyfs("optimize", "-e", "WORD=hello", published, exit_code=64, env=environment)
+    assert "--run" in refused.stderr
+
+
 def test_a_command_that_is_deaf_ends_when_its_time_is_up(published, lazyfs):
     """The first process of a container gets no signal that it has no handler for."""
     environment = {"LAZYFS_CACHE_DIR": str(lazyfs.cache_dir)}

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
+from click.core import ParameterSource
 
 from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, opened
@@ -16,6 +17,7 @@ from lazyfs.cli.completing import complete_image
 from lazyfs.cli.followed import run_followed
 from lazyfs.cli.options import PATH, Seconds, configured
 from lazyfs.cli.output import complain, human, print_json, write_line
+from lazyfs.cli.process_options import process_options
 from lazyfs.cli.run import BEGUN, run
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
@@ -56,6 +58,10 @@ class _ImageThenCommand(click.Command):
     "--for", "for_s", type=Seconds(min=0, min_open=True), metavar="SECONDS",
     help="End COMMAND after so many seconds.",
 )  # fmt: skip
+@click.option(
+    "--run", "by_itself", is_flag=True, help="Run what IMAGE starts by itself, as no COMMAND is given."
+)
+@process_options
 @click.option("--push", is_flag=True, help="Publish the pack beside the image, or in --index-repo.")
 @click.option("--replace", is_flag=True, help="Begin anew; add to no pack that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -65,26 +71,31 @@ def optimize(
     command: tuple[str, ...],
     traces: tuple[Path, ...],
     for_s: float | None,
+    by_itself: bool,
     push: bool,
     replace: bool,
     as_json: bool,
+    **wanted: Any,
 ) -> int:
     """Make the boot pack of IMAGE: all that its start reads, in the order in which it is read.
 
     The next cold mount anywhere streams it while the container is already starting. COMMAND is run once, as
-    lazyfs run does it, to see what is read; with --trace that is known already. With neither, what mounts
-    made with --record have read is taken. A pack that is there is added to.
+    lazyfs run does it and with its options, to see what is read; with --trace that is known already. With
+    neither, what mounts and containers made with --record have read is taken. It adds to a pack
+    that is there.
 
     \b
       lazyfs optimize --push registry.example/app:1 app --version
       lazyfs optimize --for 5 nginx:1.27 nginx -g 'daemon off;'
+      lazyfs optimize --for 10 --run -e POSTGRES_PASSWORD=x postgres:17
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    if for_s is not None and not command:
-        raise click.UsageError("--for takes a COMMAND to end")
+    runs = bool(command) or by_itself
+    if not runs and (for_s is not None or _given(wanted)):
+        raise click.UsageError("nothing is run: give a COMMAND, or --run for the image's own")
     given = [_read(path) for path in traces]
     began = time.time()
-    if command:
-        code = run_followed(partial(_run, config, image, command), for_s or math.inf)
+    if runs:
+        code = run_followed(partial(_run, config, image, command, wanted), for_s or math.inf)
         if code:
             complain(f"the command ended with {code}: no boot pack is made of that")
             return code
@@ -92,8 +103,8 @@ def optimize(
     async def work(workshop: Workshop) -> None:
         async with opened(workshop, record=True) as opened_image:
             found = list(given)
-            if command or not given:
-                found += await _recorded(workshop, opened_image, began if command else 0.0)
+            if runs or not given:
+                found += await _recorded(workshop, opened_image, began if runs else 0.0)
             facts = await _optimize(workshop, opened_image, found, push=push, replace=replace)
         if as_json:
             print_json(facts)
@@ -107,10 +118,19 @@ def optimize(
     return 0
 
 
-def _run(config: Config, image: str, command: Sequence[str], begun: Callable[[], None]) -> int:
+def _given(wanted: Mapping[str, Any]) -> bool:
+    """Whether any of the options on the process was."""
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in wanted)
+
+
+def _run(
+    config: Config, image: str, command: Sequence[str], wanted: Mapping[str, Any], begun: Callable[[], None]
+) -> int:
     """Run a command in a container over the image, and have it recorded; its exit code."""
     try:
         with run.make_context("run", ["--record", image, *command], obj=config.as_flags()) as context:
+            context.params.update(wanted)
             context.meta[BEGUN] = begun
             result = run.invoke(context)
         return result if isinstance(result, int) else 0

@@ -12,13 +12,13 @@ from typing import Any, Final
 import click
 
 from lazyfs.cli.completing import complete_image
-from lazyfs.cli.containers import container_places, variables
+from lazyfs.cli.containers import container_places
 from lazyfs.cli.image_server import ForkedServer, ServerFailed
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain
+from lazyfs.cli.process_options import process_options, wishes_of
 from lazyfs.config import Config
-from lazyfs.container.confinement import confine
-from lazyfs.container.process import Wishes, parse_entrypoint, parse_volume, signal_number
+from lazyfs.container.process import signal_number
 from lazyfs.container.run import RunOrder, enter_namespaces, run_container, undertaken
 from lazyfs.container.runtime import find_runtime
 
@@ -32,39 +32,7 @@ BEGUN: Final = f"{__name__}.begun"
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option(
-    "-v", "--volume", "volumes", multiple=True, metavar="SRC:DST[:ro]", help="Show SRC of the host at DST."
-)
-@click.option(
-    "-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on."
-)
-@click.option("--env-file", "env_files", multiple=True, type=PATH, help="Variables, one a line.")
-@click.option("-w", "--workdir", help="Where the command starts.")
-@click.option(
-    "-u", "--user", metavar="USER[:GROUP]", help="Who runs it, by the image's /etc/passwd or by number."
-)
-@click.option(
-    "--entrypoint", metavar="WORD", help="What stands before the command; a JSON array for more words."
-)
-@click.option(
-    "--net",
-    "network",
-    type=click.Choice(["host", "none"]),
-    default="host",
-    show_default=True,
-    help="Its network.",
-)
-@click.option("--cap-add", "added", multiple=True, metavar="NAME", help="A capability it gets too; ALL.")
-@click.option("--cap-drop", "dropped", multiple=True, metavar="NAME", help="One that it does not get; ALL.")
-@click.option(
-    "--security-opt",
-    "security",
-    multiple=True,
-    metavar="OPTION",
-    help="seccomp=unconfined, seccomp=FILE with a profile, or no-new-privileges.",
-)
-@click.option("--read-only", is_flag=True, help="Let it write to volumes only.")
-@click.option("--hostname", default="", help="Its name for itself.")
+@process_options
 @click.option("--name", default="", help="Its name here; made up if not given.")
 @click.option(
     "--upper", type=PATH, metavar="DIR", help="Keep its changes in DIR, or go on with those that are there."
@@ -114,7 +82,7 @@ def run(
         raise click.UsageError("-t with -i takes a terminal: standard input is none")
     if stop_signal:
         signal_number(stop_signal)
-    wishes = _wishes(command=command, terminal=tty, **wanted)
+    wishes = wishes_of(command=command, terminal=tty, **wanted)
     program = find_runtime(runtime, os.environ)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
@@ -132,39 +100,6 @@ def run(
         except ServerFailed as error:
             complain(str(error))
             return error.code
-
-
-def _wishes(
-    *,
-    command: tuple[str, ...],
-    terminal: bool,
-    volumes: tuple[str, ...],
-    env: tuple[str, ...],
-    env_files: tuple[Path, ...],
-    workdir: str | None,
-    user: str | None,
-    entrypoint: str | None,
-    network: str,
-    added: tuple[str, ...],
-    dropped: tuple[str, ...],
-    security: tuple[str, ...],
-    read_only: bool,
-    hostname: str,
-) -> Wishes:
-    """What the user wants of the container's process, from the options as they were written."""
-    return Wishes(
-        command=command,
-        entrypoint=None if entrypoint is None else parse_entrypoint(entrypoint),
-        env=tuple(variables(env_files, env, os.environ)),
-        user=user,
-        working_dir=workdir,
-        hostname=hostname,
-        network=network,
-        read_only=read_only,
-        terminal=terminal,
-        volumes=tuple(map(parse_volume, volumes)),
-        confinement=confine(added, dropped, security),
-    )
 
 
 def _serve(config: Config, mount: Mapping[str, Any], place: Path, directory: Path) -> ForkedServer:
