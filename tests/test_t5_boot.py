@@ -73,6 +73,9 @@ def test_a_start_that_was_recorded_costs_others_one_pack(published, lazyfs, tmp_
     assert not told(lazyfs, "optimize", "--push", published)["published"]["new"]
 
     cold = LazyfsRunner(home=tmp_path / "home2", cache_dir=tmp_path / "cache2")
+    found = told(cold, "inspect", published)["boot_pack"]
+    assert (found["digest"], found["size"]) == (made["pack"], made["size"])
+    assert "boot pack   none" in cold("inspect", published, env={"LAZYFS_BOOT_PACK": "false"}).stdout
     cold("mount", published, mount_point)
     try:
         explained = wait_for_pack(cold, mount_point)

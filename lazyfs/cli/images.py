@@ -11,9 +11,10 @@ import click
 from lazyfs.assembly import Workshop
 from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
-from lazyfs.cli.output import print_json, write_line
+from lazyfs.cli.output import human, print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
+from lazyfs.image.boot_packs import FoundPack
 from lazyfs.image.explain import why_lazy
 from lazyfs.image.foreign import announces_table
 from lazyfs.image.image import indexed_tree
@@ -95,14 +96,15 @@ def _index_facts(digest: str, indexed: dict[str, IndexedLayer]) -> dict[str, Any
 @click.argument("image", shell_complete=complete_image)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(config: Config, image: str, as_json: bool) -> None:
-    """Show IMAGE's manifest, configuration, history and layers, and by which indexes they would be read.
+    """Show IMAGE's manifest, configuration, history and layers, and how lazyfs would read and start it.
 
-    An index is one that is here, or that a mount would find. Pulls no layer.
+    An index or boot pack is one that is here, or that a mount would find. Pulls no layer.
     """
 
     async def work(workshop: Workshop) -> None:
         resolved = await workshop.resolve()
-        facts = _image_facts(resolved, await workshop.known_indexes(resolved))
+        pack = await workshop.boot_packs.find(resolved, ask=True) if workshop.config.boot_pack else None
+        facts = _image_facts(resolved, await workshop.known_indexes(resolved), pack)
         if as_json:
             print_json(facts)
         else:
@@ -111,7 +113,9 @@ def inspect(config: Config, image: str, as_json: bool) -> None:
     with_workshop(config, image, work)
 
 
-def _image_facts(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer]) -> dict[str, Any]:
+def _image_facts(
+    resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer], pack: FoundPack | None
+) -> dict[str, Any]:
     chain = chain_ids([layer.diff_id for layer in resolved.layers])
     layers = []
     for layer, chain_id in zip(resolved.layers, chain, strict=True):
@@ -134,6 +138,7 @@ def _image_facts(resolved: ResolvedImage, indexed: Mapping[str, IndexedLayer]) -
         "platform": str(resolved.config.platform),
         "size": sum(layer.descriptor.size for layer in resolved.layers),
         "indexed": all(layer["index"] for layer in layers),
+        "boot_pack": {"digest": pack.digest, "size": pack.blob.size, "where": pack.where} if pack else None,
         "layers": layers,
         "manifest": json.loads(resolved.raw_manifest),
         "config": json.loads(resolved.raw_config),
@@ -150,6 +155,7 @@ def _origin(found: IndexedLayer) -> dict[str, str]:
 
 
 def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
+    pack = facts["boot_pack"]
     for name, value in (
         ("image", facts["image"]),
         ("digest", facts["digest"]),
@@ -161,6 +167,10 @@ def _print_image(facts: dict[str, Any], config: ImageConfig) -> None:
         ("user", config.user or "root"),
         ("working dir", config.working_dir or "/"),
         ("indexed", _indexed(facts["layers"])),
+        (
+            "boot pack",
+            f"{human(pack['size'])}, {pack['where']}" if pack else "none; lazyfs optimize makes it",
+        ),
     ):
         write_line(f"{name:12}{value}")
     write_line("layers")
