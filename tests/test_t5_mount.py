@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import image_names
+from tests.support.mounts import mounts_below
 from tests.support.oracle import compare_trees
 
 DRIVERS = ["fuse", "erofs"]
@@ -124,3 +125,17 @@ def test_umount_leaves_nothing_behind(lazyfs, registry, mount_point):
     assert str(mount_point) not in Path("/proc/self/mountinfo").read_text()
     assert str(mount_point) not in lazyfs("stats", "--json").stdout
     lazyfs("umount", mount_point, exit_code=66)
+
+
+def test_several_are_unmounted_in_one_call_whatever_becomes_of_one(lazyfs, lab_image, tmp_path):
+    points = [tmp_path / name for name in ("one", "two", "three")]
+    for point in points:
+        point.mkdir()
+        lazyfs("mount", f"oci:{lab_image('base')}", point)
+    done = lazyfs("umount", tmp_path, points[0], exit_code=66)
+    assert done.stderr == f"lazyfs: nothing is mounted at {tmp_path}\n"
+    assert mounts_below(tmp_path) == points[:0:-1]
+    lazyfs("umount", "--all")
+    assert mounts_below(tmp_path) == []
+    lazyfs("umount", exit_code=64)
+    lazyfs("umount", "--all", points[0], exit_code=64)

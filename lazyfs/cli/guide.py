@@ -46,7 +46,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "umount": ("umount /mnt", "umount --lazy /mnt"),
+    "umount": ("umount /mnt", "umount --lazy /mnt", "umount --all"),
     "stats": ("stats", "stats --json /mnt", "stats --daemon"),
     "exec": ("exec web nginx -s reload", "exec -it web bash"),
     "explain": ("explain /mnt", "explain --json", "explain --daemon", "explain --daemon debian:12"),

@@ -18,7 +18,8 @@ from lazyfs.cli.daemon_events import follow
 from lazyfs.cli.options import PATH, configured
 from lazyfs.cli.output import complain, print_json
 from lazyfs.config import Config
-from lazyfs.errors import MountError, NotMounted
+from lazyfs.errors import LazyfsError, MountError, NotMounted
+from lazyfs.exit_codes import exit_code, message_of
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
 from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
 from lazyfs.oci.image_name import anchored, parse_image
@@ -155,12 +156,26 @@ def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 @click.command()
 @configured
-@click.argument("directory", type=PATH, shell_complete=complete_mount)
+@click.argument("directories", nargs=-1, type=PATH, metavar="DIRECTORY...", shell_complete=complete_mount)
+@click.option("--all", "all_of_them", is_flag=True, help="All that `lazyfs mount` has mounted.")
 @click.option("--lazy", is_flag=True, help="Detach now, even if in use.")
-def umount(config: Config, directory: Path, lazy: bool) -> None:
-    """Unmount DIRECTORY, and wait until its daemon has ended. Cleans up after a dead daemon too."""
+def umount(config: Config, directories: tuple[Path, ...], all_of_them: bool, lazy: bool) -> int:
+    """Unmount each DIRECTORY, and wait until its daemon has ended. Cleans up after a dead daemon too."""
     del config
+    if bool(directories) is all_of_them:
+        raise click.UsageError("name directories, or --all")
     states = MountStates(runtime_directory(os.environ))
+    code = 0
+    for directory in directories or [Path(facts.mount_point) for facts in states.all()]:
+        try:
+            _unmount(states, directory, lazy=lazy)
+        except LazyfsError as error:  # the others can be unmounted all the same
+            complain(message_of(error))
+            code = exit_code(error)
+    return code
+
+
+def _unmount(states: MountStates, directory: Path, *, lazy: bool) -> None:
     mount_point = Path(os.fsdecode(resolve_mount_point(directory)))
     facts = states.find(mount_point)
     mounted = mount_at(mount_point)
