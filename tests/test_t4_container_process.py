@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.container.capabilities import DEFAULT
+from lazyfs.container.given import Volume
 from lazyfs.container.image_user import Identity, identify, parse_accounts, parse_groups
 from lazyfs.container.network_files import network_files
 from lazyfs.container.process import (
     ImageProcess,
-    Volume,
     Wishes,
     arguments_of,
     checked_hostname,
@@ -21,7 +21,6 @@ from lazyfs.container.process import (
     parse_entrypoint,
     parse_env,
     parse_env_file,
-    parse_volume,
     signal_number,
     working_dir_of,
 )
@@ -145,18 +144,6 @@ def test_an_entrypoint_is_a_word_or_a_json_array():
     for wrong in ("[1]", '["a"', '[["a"]]'):
         with pytest.raises(ContainerError):
             parse_entrypoint(wrong)
-
-
-def test_a_volume_names_what_is_there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    assert parse_volume("./data:/d") == Volume(tmp_path / "data", "/d", read_only=False)
-    assert parse_volume(f"{tmp_path}/data:/d:ro") == Volume(tmp_path / "data", "/d", read_only=True)
-    for wrong in ("/x", "./data:d", "./data:/d:rx", ":/d", "./absent:/d"):
-        with pytest.raises(ContainerError):
-            parse_volume(wrong)
-    with pytest.raises(ContainerError, match=r"write \./name"):
-        parse_volume("name:/d")
 
 
 def test_variables_come_from_words_files_and_our_environment():

@@ -20,6 +20,7 @@ import pytest
 
 from tests.support.containers import Containers, until
 from tests.support.images import build_image, write_layout
+from tests.support.page_cache import PAGE
 from tests.support.runner import LazyfsRunner, executable
 from tests.support.tars import directory, file, tar
 
@@ -398,3 +399,19 @@ def test_the_cache_may_lie_behind_a_symlink(containers, image, tmp_path):
     there.symlink_to(containers.runner.cache_dir)
     behind = Containers(LazyfsRunner(home=tmp_path / "home", cache_dir=there))
     assert shell(behind, image, "echo here") == ["here"]
+
+
+def test_it_is_given_memory_and_devices(containers, image):
+    script = """
+        stat -f -c %b,%S /dev/shm /scratch; cp /bin/true /scratch/; /scratch/true && echo runs
+        head -c 2m /dev/zero >/scratch/much 2>/dev/null || echo full
+        test -c /dev/mine && : </dev/mine && echo reads; true 2>/dev/null >/dev/mine || echo not more
+    """
+    options = ("--shm-size", "2m", "--tmpfs", "/scratch:size=1m,exec", "--device", "/dev/fuse:/dev/mine:r")
+    lines = shell(containers, image, script, *options)
+    assert lines[:2] == [f"{(2 << 20) // PAGE},{PAGE}", f"{(1 << 20) // PAGE},{PAGE}"]
+    assert lines[2:] == ["runs", "full", "reads", "not more"]
+    assert shell(containers, image, "test -e /dev/mine || echo none; stat -f -c %b /dev/shm") == [
+        "none",
+        str((64 << 20) // PAGE),
+    ]

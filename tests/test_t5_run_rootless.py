@@ -93,6 +93,14 @@ def test_without_ranges_root_alone_is_there(user):
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_memory_and_devices_are_given_without_root_too(user):
+    user.give_ids("")
+    script = "stat -f -c %b /dev/shm /scratch; echo 1 >/scratch/file && head -c 3 /dev/mine | wc -c"
+    options = ("--shm-size", "1m", "--tmpfs", "/scratch:size=2m", "--device", "/dev/zero:/dev/mine")
+    done = user("run", "--user", "0", "-w", "/", *options, user.image, "sh", "-c", script)
+    assert done.stdout.split() == ["256", "512", "3"]
+
+
 def test_with_ranges_all_users_of_an_image_work_and_changes_are_committed(user, tmp_path):
     user.give_ids("65534:100000:65536\n")
     kept, out = f"{user.place}/home/kept", f"{user.place}/home/out"

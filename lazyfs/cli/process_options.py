@@ -10,7 +10,8 @@ import click
 from lazyfs.cli.containers import variables
 from lazyfs.cli.options import PATH
 from lazyfs.container.confinement import confine
-from lazyfs.container.process import Wishes, parse_entrypoint, parse_volume
+from lazyfs.container.given import parse_device, parse_size, parse_tmpfs, parse_volume
+from lazyfs.container.process import Wishes, parse_entrypoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +27,23 @@ _OPTIONS: Final = (
     ),
     click.option(
         "-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on."
+    ),
+    click.option(
+        "--tmpfs",
+        "tmpfs",
+        multiple=True,
+        metavar="DST[:OPTION,...]",
+        help="Memory to write to at DST, as size=64m,exec.",
+    ),
+    click.option(
+        "--device",
+        "devices",
+        multiple=True,
+        metavar="SRC[:DST][:rwm]",
+        help="Let it use a device of the host.",
+    ),
+    click.option(
+        "--shm-size", metavar="SIZE", default="64m", show_default=True, help="How much /dev/shm holds, as 2g."
     ),
     click.option("--env-file", "env_files", multiple=True, type=PATH, help="Variables, one a line."),
     click.option("-w", "--workdir", help="Where the command starts."),
@@ -71,6 +89,9 @@ def wishes_of(
     command: tuple[str, ...],
     terminal: bool,
     volumes: tuple[str, ...],
+    tmpfs: tuple[str, ...],
+    devices: tuple[str, ...],
+    shm_size: str,
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
     workdir: str | None,
@@ -95,5 +116,8 @@ def wishes_of(
         read_only=read_only,
         terminal=terminal,
         volumes=tuple(map(parse_volume, volumes)),
+        tmpfs=tuple(map(parse_tmpfs, tmpfs)),
+        devices=tuple(map(parse_device, devices)),
+        shm_size=parse_size(shm_size),
         confinement=confine(added, dropped, security),
     )

@@ -5,30 +5,15 @@ import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from lazyfs.container.confinement import Confinement
+from lazyfs.container.given import DEFAULT_SHM, Device, Tmpfs, Volume
 from lazyfs.container.image_user import Identity
 from lazyfs.errors import ContainerError
 from lazyfs.oci.config import DEFAULT_PATH
 
 _HOSTNAME: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,61}[0-9A-Za-z])?", re.ASCII)
-_READ_WRITE: Final = {"": False, "rw": False, "ro": True}
-
-
-class Volume(NamedTuple):
-    """A directory or file of the host, shown in a container.
-
-    Attributes:
-        source: where it is on the host, absolute.
-        target: where in the container, absolute.
-        read_only: whether it cannot be written there.
-    """
-
-    source: Path
-    target: str
-    read_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +55,9 @@ class Wishes:
         read_only: nothing but volumes and kernel file systems can be written.
         terminal: the process has a terminal of its own.
         volumes: what of the host is shown.
+        tmpfs: directories in memory.
+        devices: what of the host's can be used.
+        shm_size: bytes that /dev/shm holds.
         confinement: what it is kept from.
     """
 
@@ -83,6 +71,9 @@ class Wishes:
     read_only: bool = False
     terminal: bool = False
     volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[Device, ...] = ()
+    shm_size: int = DEFAULT_SHM
     confinement: Confinement = field(default_factory=Confinement)
 
 
@@ -160,23 +151,6 @@ def json_words(text: str) -> list[str]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ContainerError(f"{text!r} is no JSON array of strings")
     return words
-
-
-def parse_volume(text: str) -> Volume:
-    """A volume written SOURCE:TARGET[:ro|rw].
-
-    Raises:
-        ContainerError: it makes no sense, or there is no such source.
-    """
-    source, _, rest = text.partition(":")
-    target, _, mode = rest.partition(":")
-    if not source or not target.startswith("/") or mode not in _READ_WRITE:
-        raise ContainerError(f"{text!r}: write SOURCE:TARGET or SOURCE:TARGET:ro, TARGET beginning with /")
-    path = Path(source).expanduser().absolute()
-    if not path.exists():
-        hint = "" if "/" in source else f"; volumes have no names here, write ./{source} for a directory"
-        raise ContainerError(f"{source}: not there{hint}")
-    return Volume(path, target, _READ_WRITE[mode])
 
 
 def parse_env(text: str, environment: Mapping[str, str]) -> Iterable[str]:

@@ -13,13 +13,13 @@ from typing import Final, Protocol
 
 from lazyfs.container import kernel
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
+from lazyfs.container.given import Volume
 from lazyfs.container.image_user import MAX_ACCOUNTS_BYTES, identify
 from lazyfs.container.network_files import network_files
 from lazyfs.container.overlay import Overlay, mount_overlay, prepare
 from lazyfs.container.places import ContainerPlace, clear_when_dead
 from lazyfs.container.process import (
     ImageProcess,
-    Volume,
     Wishes,
     arguments_of,
     checked_hostname,
@@ -228,6 +228,7 @@ def _settled(
         env = environment_of(image, wishes, identity, hostname)
         search = next(pair.removeprefix("PATH=") for pair in env if pair.startswith("PATH="))
         covered = [*(volume.target for volume in volumes), *KERNEL_MOUNTS]
+        covered += [*(tmpfs.target for tmpfs in wishes.tmpfs), *(device.target for device in wishes.devices)]
         check_directory(tree, working_dir)
         tree.check_program(arguments[0], search, working_dir, covered)
         save_changes(continued(changes, changes, tree.missing(covered)))
@@ -243,6 +244,9 @@ def _settled(
         terminal=wishes.terminal,
         window=window_size() if wishes.terminal else None,
         volumes=volumes,
+        tmpfs=wishes.tmpfs,
+        devices=wishes.devices,
+        shm_size=wishes.shm_size,
         rootless=order.rootless,
         private_cgroups=UNIFIED.exists() and not order.rootless,
         confinement=wishes.confinement,

@@ -1,13 +1,15 @@
 """What a runtime is told of a container (OCI runtime-spec 1.0.2), with docker's and containerd's defaults."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any, Final
 
 from lazyfs.container.confinement import Confinement
+from lazyfs.container.given import DEFAULT_SHM, Device, Tmpfs, Volume
 from lazyfs.container.image_user import Identity
-from lazyfs.container.process import Volume
 
 # moby, oci/defaults.go
 MASKED_PATHS: Final = (
@@ -37,6 +39,9 @@ class ContainerSpec:
         terminal: it has a terminal of its own.
         window: the terminal's rows and columns at first; None if that is not known.
         volumes: what of the host is shown, in the order of mounting.
+        tmpfs: directories in memory, which volumes may lie in.
+        devices: what of the host's can be used.
+        shm_size: bytes that /dev/shm holds.
         rootless: we are in a user namespace that an ordinary user made.
         private_cgroups: it has a cgroup namespace, as with version 2.
         confinement: what it is kept from.
@@ -53,6 +58,9 @@ class ContainerSpec:
     terminal: bool = False
     window: tuple[int, int] | None = None
     volumes: Sequence[Volume] = ()
+    tmpfs: Sequence[Tmpfs] = ()
+    devices: Sequence[Device] = ()
+    shm_size: int = DEFAULT_SHM
     rootless: bool = False
     private_cgroups: bool = False
     confinement: Confinement = field(default_factory=Confinement)
@@ -65,15 +73,36 @@ def runtime_spec(spec: ContainerSpec) -> dict[str, Any]:
         "process": _process(spec),
         "root": {"path": str(spec.root), "readonly": spec.read_only},
         "hostname": spec.hostname,
-        "mounts": [*_kernel_mounts(spec), *map(_volume, spec.volumes)],
+        "mounts": [*_kernel_mounts(spec), *map(_tmpfs, spec.tmpfs), *map(_volume, _volumes(spec))],
         "linux": {
             "namespaces": [{"type": kind} for kind in _namespaces(spec)],
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READ_ONLY_PATHS),
             **({"seccomp": spec.confinement.seccomp} if spec.confinement.seccomp else {}),
-            **({} if spec.rootless else {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}),
+            **({} if spec.rootless else _devices(spec.devices)),
         },
     }
+
+
+def _volumes(spec: ContainerSpec) -> list[Volume]:
+    """What is shown of the host: devices, too, where they cannot be made."""
+    shown = [Volume(each.source, each.target, read_only=False) for each in spec.devices if spec.rootless]
+    return [*spec.volumes, *shown]
+
+
+def _devices(devices: Sequence[Device]) -> dict[str, Any]:
+    """Those that are made, and that the cgroup permits beside what every container has."""
+    made, permitted = [], [{"allow": False, "access": "rwm"}]
+    for device in devices:
+        number = {
+            "type": device.kind,
+            "major": os.major(device.status.st_rdev),
+            "minor": os.minor(device.status.st_rdev),
+        }
+        owner = {"uid": device.status.st_uid, "gid": device.status.st_gid}
+        made.append({"path": device.target, **number, "fileMode": S_IMODE(device.status.st_mode), **owner})
+        permitted.append({"allow": True, **number, "access": device.access})
+    return {"devices": made, "resources": {"devices": permitted}}
 
 
 def _process(spec: ContainerSpec) -> dict[str, Any]:
@@ -120,7 +149,7 @@ def _kernel_mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
         _mount("/proc", "proc", plain),
         _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         _mount("/dev/pts", "devpts", terminals if spec.rootless else [*terminals, "gid=5"]),
-        _mount("/dev/shm", "tmpfs", [*plain, "mode=1777", "size=65536k"], "shm"),  # noqa: S108
+        _mount("/dev/shm", "tmpfs", [*plain, "mode=1777", f"size={spec.shm_size}"], "shm"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", plain),
     ]
     if spec.rootless and spec.network == "host":
@@ -134,6 +163,10 @@ def _kernel_mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
 
 def _mount(target: str, kind: str, options: Sequence[str], source: str = "") -> dict[str, Any]:
     return {"destination": target, "type": kind, "source": source or kind, "options": list(options)}
+
+
+def _tmpfs(tmpfs: Tmpfs) -> dict[str, Any]:
+    return _mount(tmpfs.target, "tmpfs", ["mode=1777", *tmpfs.options])
 
 
 def _volume(volume: Volume) -> dict[str, Any]:
