@@ -5,7 +5,6 @@
 
 import contextlib
 import http.client
-import select
 import socket
 import ssl
 import threading
@@ -23,7 +22,7 @@ from lazyfs.source.urls import Origin, check_peer
 IDLE_S: Final = 30.0  # servers close idle connections; most wait longer than this
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Connection:
     """A connection to one origin.
 
@@ -61,15 +60,22 @@ class Connection:
         self.socket.close()
 
     def is_fresh(self) -> bool:
-        """Whether nothing was heard on it while it was idle: neither an end nor a stray byte."""
+        """Whether nothing was heard on it while it was idle: neither an end nor a stray byte, which is lost.
+
+        It is read, as bytes that came over TLS may be no data: servers send tickets after the handshake.
+        """
         if time.monotonic() - self.idle_since > IDLE_S:
             return False
-        poll = select.poll()
+        timeout_s = self.socket.gettimeout()
         try:
-            poll.register(self.socket, select.POLLIN)
-            return not poll.poll(0)
+            self.socket.settimeout(0)
+            self.socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self.socket.settimeout(timeout_s)
+            return True
         except (OSError, ValueError):
             return False
+        return False
 
 
 class Connections:
@@ -137,9 +143,14 @@ class Connections:
             connection.close()
 
     def count_idle(self, origin: Origin) -> int:
-        """How many kept connections to `origin` seem alive."""
+        """How many kept connections to `origin` seem alive; the others are closed."""
         with self._lock:
-            return sum(kept.origin == origin and kept.is_fresh() for kept in self._idle)
+            kept = [connection for connection in self._idle if connection.origin == origin]
+            stale = [connection for connection in kept if not connection.is_fresh()]
+            self._idle = [connection for connection in self._idle if connection not in stale]
+        for connection in stale:
+            connection.close()
+        return len(kept) - len(stale)
 
     def prepare(self, origin: Origin) -> None:
         """Open a connection for who needs one soon; raises as `open` does."""
