@@ -4,8 +4,9 @@ from collections.abc import Collection
 from itertools import count
 
 import pytest
+import trio
 
-from lazyfs.errors import Unauthorized
+from lazyfs.errors import ConfigError, Unauthorized
 from lazyfs.source.credentials import Credentials, CredentialsInTurn, StaticCredentials
 from lazyfs.source.given_credentials import GivenCredentials
 from lazyfs.source.tokens import MOST_CANDIDATES
@@ -141,6 +142,28 @@ async def test_there_is_an_end_to_trying(mode: str) -> None:
             await read(registry, Inventive())
         tried = registry.requests["GET", "blob" if mode == "basic" else "token"]
         assert tried <= MOST_CANDIDATES + 1
+
+
+class Unreadable:
+    """Has credentials that are refused, and cannot say whether there are others."""
+
+    async def lookup(self, _: str, __: str, refused: Collection[Credentials] = ()) -> Credentials:
+        if refused:
+            raise ConfigError("cannot read the credentials")
+        return WRONG
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_requests_go_on_where_credentials_cannot_be_looked_up(mode: str) -> None:
+    with guarded(mode) as registry:
+        if mode == "token":  # it is given one, which allows nothing
+            registry.access.users = {WRONG.username: WRONG.password}
+            registry.access.powerless = frozenset({WRONG.username})
+        async with source_of(registry, credentials=Unreadable(), max_connections=1) as source:
+            blob = source.blob(LINK)
+            for _ in range(2):
+                with trio.fail_after(10), pytest.raises(ConfigError, match="cannot read"):
+                    await blob.fetch(0, 10, bytes)
 
 
 async def test_they_are_for_their_repository_alone() -> None:

@@ -173,8 +173,14 @@ class Host:
         sent = [await authenticator.authorization(scope)]
         while True:
             answer = await send(self._with(sent[-1]))
-            if answer.status != 401 or (len(sent) > 1 and not await authenticator.has_others(sent)):
+            if answer.status != 401:
                 return answer
+            try:
+                if len(sent) > 1 and not await authenticator.has_others(sent):
+                    return answer
+            except BaseException:
+                answer.close()
+                raise
             challenges = answer.headers("www-authenticate")
             answer.close()
             sent.append(await authenticator.renew(scope, challenges, sent))
