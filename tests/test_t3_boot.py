@@ -1,5 +1,6 @@
 """Boot packs of mounts: found, streamed, waited for; wrong ones cost time only. Counted exactly."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import trio
 
-from indexer.boot_pack import decode_pack_head
+from indexer.boot_pack import PackHead, decode_pack_head
+from indexer.boot_pack_leaves import PackReader
 from lazyfs.image.boot import Boot, booting
+from lazyfs.image.boot_packs import FoundPack
 from lazyfs.image.hastening import hasten
 from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact
 from lazyfs.image.traffic import Traffic
 from lazyfs.oci.descriptor import Descriptor
+from lazyfs.source.local import LocalBlob
 from tests.support.packed_image import (
     FILES,
     IMAGE,
@@ -120,8 +124,25 @@ async def test_that_there_is_none_is_remembered(registry: Registry, tmp_path: Pa
 async def test_a_pack_that_was_made_here_is_taken_offline(registry: Registry, tmp_path: Path) -> None:
     pack = await made_pack(registry, tmp_path / "cache")
     async with mounted(registry, tmp_path / "cache", offline=True) as found:
-        assert (await found.image.boot.find()).digest == pack.digest
+        assert await found.image.boot.find() == pack.digest
         await start(found.image, START)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["made here", "published"])
+async def test_what_brought_a_start_is_not_kept_as_long_as_the_mount(
+    registry: Registry, tmp_path: Path, here: bool
+) -> None:
+    pack = await made_pack(registry, tmp_path / "maker")
+    if not here:
+        put_pack(registry, pack.data)
+    async with mounted(registry, tmp_path / ("maker" if here else "cache")) as found:
+        await settled(found)
+        boot = found.image.boot
+        statistics = boot.statistics()
+        assert (statistics.state, statistics.leaves, statistics.size) == ("done", pack.leaves, pack.size)
+        gc.collect()
+        left = {type(each) for each in gc.get_objects()} & {FoundPack, LocalBlob, PackHead, PackReader}
+        assert not left
 
 
 async def test_layers_that_are_open_already_are_hastened_and_recorded_too(
@@ -243,7 +264,7 @@ async def test_a_pack_that_is_gone_from_a_list_is_passed_by(registry: Registry, 
     registry.faults.add("manifest", Status(404), times=9, path=gone)
     async with mounted(registry, tmp_path / "cache") as found:
         await settled(found)
-        assert (await found.image.boot.find()).digest == one.digest
+        assert await found.image.boot.find() == one.digest
 
 
 @pytest.mark.expect_log("boot pack is not used any further")
@@ -256,7 +277,7 @@ async def test_a_known_pack_that_is_gone_is_looked_for_anew(registry: Registry, 
     for _ in range(2):
         async with mounted(registry, tmp_path / "cache") as opened:
             await settled(opened)
-            found.append((await opened.image.boot.find()).digest)
+            found.append(await opened.image.boot.find())
         put_pack(registry, two.data, generation=2)
     assert found == [one.digest, two.digest]
 

@@ -57,8 +57,10 @@ async def test_pushing_twice_changes_nothing_and_others_find_it(registry: Regist
     second, new = await push(tmp_path / "three", [b"f05"])
     assert new
     async with mounted(registry, tmp_path / "four") as found:
-        assert (await found.image.boot.find()).generation == 2
         await settled(found)
+        known = await found.workshop.boot_packs.find(found.image.resolved, ask=False)
+        assert known is not None
+        assert known.generation == 2
         registry.journal.clear()
         await start(found.image, [*START, b"f05"])
         assert not registry.requests

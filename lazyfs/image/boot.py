@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from indexer.boot_pack import PackLayer
-from lazyfs.image.boot_packs import BootPacks, FoundPack
+from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.layer import LazyLayer
 from lazyfs.image.pack_stream import OpenLayer, PackStatistics, PackStream
 from lazyfs.image.resolve import ResolvedImage
@@ -37,7 +37,7 @@ class Boot:
         self._resolved = resolved
         self._layers: Mapping[PackLayer, OpenLayer] | None = None
         self._told = trio.Event()  # or waited for long enough
-        self._found: FoundPack | None = None
+        self._digest: str | None = None
         self._stream: PackStream | None = None
         self._scope = trio.CancelScope()
         self._over = trio.Event()
@@ -54,10 +54,10 @@ class Boot:
         """Whether what comes goes into all of these layers, as far as it is for them."""
         return self._layers is not None and all(names in self._layers for names in layers)
 
-    async def find(self) -> FoundPack | None:
-        """The pack, if it is found before long."""
+    async def find(self) -> str | None:
+        """The digest of the pack, if that is found before long."""
         await self.settle()
-        return self._found
+        return self._digest
 
     def statistics(self) -> PackStatistics:
         """What the pack has brought so far."""
@@ -88,15 +88,15 @@ class Boot:
             self._over.set()
 
     async def _run(self, *, ask: bool) -> None:
-        self._found = await self._packs.find(self._resolved, ask=ask)
-        if self._found is None:
+        found = await self._packs.find(self._resolved, ask=ask)
+        if found is None:
             return
-        found = self._found
-        self._stream = PackStream(found.blob, self._traffic, found.head, found.keep_head)
+        self._digest = found.digest
+        self._stream = PackStream(found.blob.size, self._traffic, found.head, found.keep_head)
         if self._layers is not None:
             self._stream.attach(self._layers)
         async with open_tasks() as nursery:
-            nursery.start_soon(self._stream.run)
+            nursery.start_soon(self._stream.run, found.blob)
             await self._stream.wait_told()
             self._told.set()
         if not self._stream.was_right:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -76,10 +77,10 @@ class OpenLayer(NamedTuple):
 
 
 class PackStream:
-    """One pack's way into the cache.
+    """One pack's way into the cache. Of the pack itself nothing is kept once that has ended.
 
     Args:
-        blob: the pack.
+        size: bytes of the pack.
         traffic: where its requests take turns.
         head: its head, where it is here already.
         keep_head: given its head, once that has come.
@@ -87,13 +88,13 @@ class PackStream:
 
     def __init__(
         self,
-        blob: Blob,
+        size: int,
         traffic: Traffic,
         head: PackHead | None = None,
         keep_head: Callable[[bytes], None] | None = None,
     ) -> None:
         self._traffic = traffic
-        self._blob = blob
+        self._size = size
         self._head = head
         self._keep_head = keep_head
         self._held = bytearray()
@@ -109,13 +110,14 @@ class PackStream:
         self._chunks_done = 0
         self._ended = False
         self._reader: PackReader | None = None
+        self._leaves = self._rejected = 0
         self._pace = Pace(trio.current_time())
         self._asked = TrafficCount()
         self._received = self._written = self._waited = 0
         self._state, self._why = "coming", ""
 
     def __repr__(self) -> str:
-        return f"<PackStream {self._state}, {self._received} of {self._blob.size} bytes>"
+        return f"<PackStream {self._state}, {self._received} of {self._size} bytes>"
 
     @property
     def asked(self) -> TrafficCount:
@@ -127,11 +129,11 @@ class PackStream:
         return PackStatistics(
             state=self._state,
             why=self._why,
-            size=self._blob.size,
+            size=self._size,
             received=self._received,
-            leaves=self._head.leaves if self._head else 0,
+            leaves=self._leaves,
             written=self._written,
-            rejected=self._reader.rejected if self._reader else 0,
+            rejected=self._reader.rejected if self._reader else self._rejected,
             waited=self._waited,
         )
 
@@ -140,10 +142,10 @@ class PackStream:
         self._layers = layers
         self._attached.set()
 
-    async def run(self) -> None:
+    async def run(self, blob: Blob) -> None:
         """Stream the pack, as far as it is of use. What goes wrong is logged: readers can do without it."""
         try:
-            await self._run()
+            await self._run(blob)
         except (IndexerError, LazyfsError) as error:
             self._state, self._why = "failed", str(error)
             _log.warning("the boot pack is not used any further: %s", error)
@@ -151,9 +153,15 @@ class PackStream:
             self._ended = True
             self._told.set()
             self._move()
-            self._held.clear()
+            self._let_go()
 
-    async def _run(self) -> None:
+    def _let_go(self) -> None:
+        """Keep what may still be asked: the mount may last for months."""
+        self._rejected = self.statistics().rejected
+        self._held.clear()
+        self._reader = self._head = None
+
+    async def _run(self, blob: Blob) -> None:
         if self._head is not None:
             self._place(self._head)
             await self._attached.wait()
@@ -161,7 +169,8 @@ class PackStream:
                 return
         async with open_tasks() as nursery:
             nursery.start_soon(self._unpack_all)
-            await pour(self._stream, self._fetch, self._at, self._blob.size, self._take)
+            stream, fetch = partial(self._stream, blob), partial(self._fetch, blob)
+            await pour(stream, fetch, self._at, self._size, self._take)
             self._all_here = True
             self._held_more.set()
         if self._state == "coming":
@@ -199,16 +208,16 @@ class PackStream:
 
     # Bytes
 
-    async def _fetch(self, start: int, end: int) -> bytes:
+    async def _fetch(self, blob: Blob, start: int, end: int) -> bytes:
         ticket = Ticket(Purpose.PACK)
         async with self._traffic.turn(ticket):
             await self._traffic.pay(ticket, end - start)
             self._count(end - start)
-            data = await self._blob.fetch(start, end, bytes)
+            data = await blob.fetch(start, end, bytes)
         self._arrived(len(data))
         return data
 
-    async def _stream(self, start: int, end: int, take: Take) -> None:
+    async def _stream(self, blob: Blob, start: int, end: int, take: Take) -> None:
         token = trio.lowlevel.current_trio_token()
         pieces, coming = trio.open_memory_channel[bytes](math.inf)  # of no more than the range
 
@@ -222,7 +231,7 @@ class PackStream:
             async with self._traffic.turn(ticket), pieces:
                 await self._traffic.pay(ticket, end - start)
                 self._count(end - start)
-                await self._blob.stream(start, end, lambda piece: token.run_sync_soon(arrived, bytes(piece)))
+                await blob.stream(start, end, lambda piece: token.run_sync_soon(arrived, bytes(piece)))
 
         async with open_tasks() as nursery, coming:
             nursery.start_soon(bring)
@@ -268,8 +277,8 @@ class PackStream:
             return
         raw = bytes(self._held[:size])
         head = await trio.to_thread.run_sync(decode_pack_head, raw)
-        if head.pack_size != self._blob.size:
-            raise NotFound(f"a boot pack of {self._blob.size} bytes that says {head.pack_size}")
+        if head.pack_size != self._size:
+            raise NotFound(f"a boot pack of {self._size} bytes that says {head.pack_size}")
         del self._held[:size]
         self._at = size
         self._head = head
@@ -327,6 +336,7 @@ class PackStream:
 
     def _place(self, head: PackHead) -> None:
         """Where the leaves of each layer come."""
+        self._leaves = head.leaves
         runs: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for number, chunk in enumerate(head.chunks):
             for run in head.runs[chunk.first_run : chunk.end_run]:
@@ -358,7 +368,7 @@ class PackStream:
     @property
     def was_right(self) -> bool:
         """Whether it ended well, and all leaves that came were right."""
-        return self._state == "done" and (self._reader is None or not self._reader.rejected)
+        return self._state == "done" and not self.statistics().rejected
 
     async def wait(self, chunk: int, apart: int) -> None:
         """Wait for a chunk for as long as that is no slower than fetching what is wanted apart.
@@ -368,10 +378,9 @@ class PackStream:
             apart: bytes that a request of its own would bring.
         """
         self._waited += 1
-        head = self._head
-        assert head is not None, "a chunk was promised"
         while not self._ended and chunk >= self._chunks_done:
-            to_come = head.chunks[chunk].end - self._received
+            assert self._head is not None, "a chunk was promised"
+            to_come = self._head.chunks[chunk].end - self._received
             if not self._pace.is_worth_waiting(max(to_come, 0), apart, trio.current_time()):
                 return
             with trio.move_on_after(_LOOK_AGAIN_S):
