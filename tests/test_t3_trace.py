@@ -66,6 +66,7 @@ def test_each_block_is_told_when_it_is_read_first(reads):
         expected += [(layer, n) for n in range(first, end) if (layer, n) not in expected]
     trace = found.trace()
     assert list(dict.fromkeys(blocks(trace))) == expected
+    assert found.size == trace.size
     times = [touch.at_us for touch in trace.touches]
     assert times == sorted(times)
 
@@ -190,6 +191,25 @@ async def test_what_was_read_in_a_row_since_a_trace_was_kept_is_kept_too(tmp_pat
         assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [512]
         layer.read(512, 8192)
     assert [trace.size for trace in kept_traces(cache, MANIFEST)] == [8192]
+
+
+async def test_readers_do_not_wait_while_a_trace_is_made_of_many_touches(
+    tmp_path: Path, autojump_clock, monkeypatch
+):
+    cache, layer, made_by = Cache(tmp_path / "cache"), Layer(), set()
+    make = Tracer.trace
+
+    def noting(tracer: Tracer, program: str) -> Trace:
+        made_by.add(threading.current_thread())
+        return make(tracer, program)
+
+    monkeypatch.setattr(Tracer, "trace", noting)
+    resolved = SimpleNamespace(name="image", descriptor=SimpleNamespace(digest=MANIFEST))
+    async with recorded(resolved, {NAMES: layer}, cache, precise=True):
+        layer.read(0, 512)
+        await trio.sleep(31)
+    assert made_by
+    assert threading.current_thread() not in made_by
 
 
 async def test_what_is_kept_last_is_the_newest_however_long_it_takes_to_keep_what_was_before(

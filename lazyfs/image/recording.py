@@ -98,11 +98,13 @@ class _Keeper:
             if self._tracer.size == self._kept:
                 return
             self._kept = self._tracer.size
-            trace = self._tracer.trace(self._program)
             try:
-                await trio.to_thread.run_sync(save_trace, self._cache, trace)
+                await trio.to_thread.run_sync(self._save)
             except CacheError as error:
                 _log.info("the trace is not kept: %s", error)
+
+    def _save(self) -> None:
+        save_trace(self._cache, self._tracer.trace(self._program))
 
 
 def save_trace(cache: Cache, trace: Trace) -> None:
