@@ -281,6 +281,7 @@ class _SecondThread:
     def __init__(self) -> None:
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LENGTH)
         self._error: BaseException | None = None
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="layer content", daemon=True)
         self._thread.start()
 
@@ -295,10 +296,10 @@ class _SecondThread:
         self._raise_error()
 
     def stop(self) -> None:
-        """Do what was put, then end the thread."""
-        if self._thread.is_alive():
-            self._jobs.put(None)
-            self._thread.join()
+        """End the thread, at once but for the job it is at: nobody wants what waits."""
+        self._stopped = True
+        self._jobs.put(None)
+        self._thread.join()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -307,7 +308,7 @@ class _SecondThread:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                if self._error is None:  # else keep the queue moving, so that nobody waits at `put`
+                if self._error is None and not self._stopped:  # else only so that nobody waits at `put`
                     job()
             except BaseException as error:  # noqa: BLE001  # raised again on the caller's thread
                 self._error = error

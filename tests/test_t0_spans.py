@@ -1,8 +1,10 @@
 """Spans of every encoding: what is read from a checkpoint is what the whole stream says."""
 
 import ctypes
+import queue
 import random
 import struct
+import threading
 import zlib
 from collections import deque
 from io import BytesIO
@@ -220,6 +222,29 @@ def test_a_bomb_is_refused_before_it_is_large(encode):
     assert sum(map(len, stored)) < 16 << 20
     with pytest.raises(LimitExceeded, match=r"a decompression bomb; .* raise max_layer_gib$"):
         build(bomb, limits=Limits(max_uncompressed=4 << 20), store=stored.append)
+
+
+def test_what_is_given_up_stores_no_more(monkeypatch):
+    """Who gives it up waits for it."""
+    begun, given_up, stored = threading.Event(), threading.Event(), []
+    put = queue.Queue.put
+
+    def noting(jobs, job):
+        put(jobs, job)
+        if job is None:
+            given_up.set()
+
+    def store(piece):
+        stored.append(piece)
+        begun.set()
+        assert given_up.wait(20)
+
+    monkeypatch.setattr(queue.Queue, "put", noting)
+    with LayerBuilder(len(TAR), None, store=store) as builder:
+        for start in range(0, len(TAR), 1 << 18):
+            builder.feed(TAR[start : start + (1 << 18)])
+        assert begun.wait(20)
+    assert len(stored) == 1
 
 
 def test_compressed_bytes_that_hold_nothing_are_refused_before_they_are_many():
