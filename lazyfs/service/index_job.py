@@ -27,6 +27,7 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
+from lazyfs.source.base import Source
 from lazyfs.source.content_store import ContentStore, StoredFirst
 from lazyfs.source.given_credentials import GivenCredentials
 from lazyfs.source.routes import Routes
@@ -65,12 +66,20 @@ async def make_index(order: ChainOrder, config: Config, store: Path | None, give
     routes = Routes(source_settings(config, given))
     async with open_ordered(order, config, routes=routes) as workshop:
         resolved = await resolve_ordered(order, workshop)
-        source = workshop.source
+
+        async def index(source: Source) -> None:
+            await indexed_tree(resolved, source, workshop.indexer, workshop.cache, workshop.finders)
+
         if store is not None:
             found = await find_indexes(resolved, workshop.indexer, workshop.finders)
             await _wait_stored(resolved, found, ContentStore(store))
-            source = StoredFirst(source, ContentStore(store))
-        await indexed_tree(resolved, source, workshop.indexer, workshop.cache, workshop.finders)
+            try:
+                await index(StoredFirst(workshop.source, ContentStore(store)))
+            except IndexerError as error:  # maybe of what is stored
+                _log.info("the registry is asked for all that is missing: %s", message_of(error))
+            else:
+                return
+        await index(workshop.source)
 
 
 async def _wait_stored(resolved: ResolvedImage, found: Mapping[str, Any], store: ContentStore) -> None:

@@ -1,7 +1,8 @@
 """containerd's content store as a place to pull layers from that were downloaded here anyway.
 
-It holds whole blobs under their digests, `blobs/sha256/HEX` (containerd, `docs/content-flow.md`); whoever
-pulls them checks what comes. They may go at any time: what is not there comes from the registry.
+It holds whole blobs under their digests, `blobs/sha256/HEX` (containerd, `docs/content-flow.md`). They may go
+at any time: what is not there comes from the registry. Whoever pulls them checks what comes, and has to pull
+from the registry alone what was damaged here.
 """
 
 from collections.abc import Callable
