@@ -25,6 +25,7 @@ from lazyfs.oci.platform import parse_platform
 from lazyfs.source import archive
 from lazyfs.source.base import PIECE_SIZE, SourceStatistics
 from lazyfs.source.image import FoundImage
+from lazyfs.source.layout import Directory
 from lazyfs.source.local import FileRange
 from lazyfs.source.open import open_source
 from lazyfs.source.settings import SourceSettings
@@ -56,6 +57,10 @@ async def read(name: str) -> FoundImage:
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
     return write_layout(tmp_path / "layout", {"one": IMAGE})
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def tar_of(directory: Path, target: Path) -> Path:
@@ -217,6 +222,16 @@ async def test_no_link_is_followed_and_nothing_but_files_is_read(
     damage(layout)
     with trio.fail_after(10), pytest.raises((SourceError, FormatError)):
         await read(f"oci:{layout}")
+
+
+@pytest.mark.parametrize("damage", [blob_as_directory, blob_as_fifo])
+async def test_what_is_no_file_is_not_held_open(layout: Path, damage: Callable[[Path], None]) -> None:
+    damage(layout)
+    with Directory(layout) as directory:
+        before = open_files()
+        with pytest.raises(FormatError, match="regular"):
+            directory.find(IMAGE.digest)
+        assert open_files() == before
 
 
 async def test_a_compressed_archive_is_refused_in_words(layout: Path, tmp_path: Path) -> None:

@@ -84,10 +84,11 @@ class Directory:
         finally:
             for opened in passed:
                 os.close(opened)
-        self._stack.callback(os.close, descriptor)
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
             raise FormatError(f"{shown}: not a regular file")
+        self._stack.callback(os.close, descriptor)
         return FileRange(descriptor, 0, found.st_size)
 
 
