@@ -5,12 +5,16 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from indexer.erofs_read import MetadataImage
+from indexer.errors import FormatError
 from lazyfs.image.browse import entry_at
 from lazyfs.image.extract import CopyOptions, Extractor
+from lazyfs.image.image import Image
 from tests.support.memory_images import memory_image
 from tests.support.tars import directory, fifo, file, tar
 
@@ -40,10 +44,10 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def copy(path: bytes, target: Path) -> None:
+async def copy(path: bytes, target: Path, image: Image = IMAGE) -> None:
     with opened(target) as descriptor:
-        entry = entry_at(IMAGE.metadata, path)
-        await Extractor(IMAGE, CopyOptions(recursive=True, archive=True)).copy(entry, descriptor, entry.name)
+        entry = entry_at(image.metadata, path)
+        await Extractor(image, CopyOptions(recursive=True, archive=True)).copy(entry, descriptor, entry.name)
 
 
 async def test_everything_keeps_mode_and_time_whatever_the_umask(tmp_path):
@@ -79,4 +83,17 @@ async def test_what_the_target_refuses_leaves_nothing_open(tmp_path):
     before = open_files()
     with pytest.raises(OSError):  # no capability looks so
         await copy(b"bad", tmp_path)
+    assert open_files() == before
+
+
+async def test_a_damaged_directory_leaves_nothing_open(tmp_path):
+    tree = IMAGE.metadata
+    data = bytearray(tree._view)
+    nid = tree.resolve(b"d/f").to_bytes(8, "little")
+    at = data.index(nid)
+    data[at : at + 8] = b"\xff" * 8
+    damaged = replace(IMAGE, metadata=MetadataImage(data))
+    before = open_files()
+    with pytest.raises(FormatError):
+        await copy(b"d", tmp_path, damaged)
     assert open_files() == before

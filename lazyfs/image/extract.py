@@ -88,11 +88,12 @@ class Extractor:
                 os.close(opened)
 
     def _enter(self, entry: Entry, directory: int, name: bytes) -> tuple[int, Entry, list[Entry]]:
+        left = children(self._image.metadata, entry)[::-1]
         with _told_of(directory, name):
             with suppress(FileExistsError):  # a directory is merged into; anything else the open refuses
                 os.mkdir(name, 0o700, dir_fd=directory)
             opened = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
-        return opened, entry, children(self._image.metadata, entry)[::-1]
+        return opened, entry, left
 
     async def _copy_file(self, entry: Entry, directory: int, name: bytes) -> None:
         try:
