@@ -47,11 +47,6 @@ def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -
     return ZstdScanner(receiver, span_size)
 
 
-def read_span(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
-    """A span's uncompressed bytes, padding included, which match its digest. As `read_spans` says."""
-    return read_spans((span,), data, window)[0]
-
-
 def read_spans(spans: Sequence[Span], data: bytes | memoryview, window: bytes) -> list[bytes]:
     """The uncompressed bytes of spans that share an entry, padding included; each matches its digest.
 

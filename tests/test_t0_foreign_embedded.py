@@ -13,7 +13,6 @@ from indexer.foreign.landmark import prioritised
 from indexer.foreign.place import Form
 from indexer.foreign.zstd_chunked import place_from_annotation
 from indexer.scan import Limits
-from indexer.spans import read_span
 from indexer.toc import AddressSpace, Entry, Proof, Toc
 from indexer.toc_codec import decode_head, encode_toc
 from tests.support.foreign_layers import (
@@ -28,6 +27,7 @@ from tests.support.foreign_layers import (
     write_layer,
 )
 from tests.support.foreign_reading import address_space, toc_of
+from tests.support.spans import read_span
 from tests.support.tars import (
     directory,
     file,

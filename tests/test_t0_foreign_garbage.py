@@ -10,11 +10,11 @@ from indexer.errors import IndexerError
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
 from indexer.scan import Limits
-from indexer.spans import read_span
 from indexer.toc_codec import decode_head, encode_toc
 from tests.fuzz.foreign import run
 from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, write_layer
 from tests.support.foreign_reading import toc_of
+from tests.support.spans import read_span
 
 _LAYERS = {name: write_layer(MIXED, name, chunk_size=1000) for name in LIVING}
 

@@ -17,12 +17,12 @@ from indexer.foreign.flatbuffer import FlatBuffer
 from indexer.foreign.gzip_zinfo import parse_zinfo
 from indexer.foreign.soci import Ztoc, read_ztoc
 from indexer.scan import Limits
-from indexer.spans import read_span
 from indexer.toc import AddressSpace, Compression, Entry, Proof
 from indexer.toc_codec import decode_head, decompress_window, encode_toc
 from tests.support.foreign_layers import MIXED
 from tests.support.foreign_soci import Draft, draft, gzip_points, gzip_zinfo, raw_zinfo, with_file
 from tests.support.layers import gzip_layer, gzip_members, gzip_stored
+from tests.support.spans import read_span
 from tests.support.tar_reading import parse
 from tests.support.tars import file, tar
 

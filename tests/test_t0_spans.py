@@ -20,11 +20,11 @@ from indexer.build import LayerBuilder
 from indexer.digest import content_digest
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.scan import Limits
-from indexer.spans import read_span, sniff
+from indexer.spans import sniff
 from indexer.toc import Compression, Entry
 from indexer.toc_codec import decompress_window
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, gzip_with_fields, zstd_frame
-from tests.support.spans import digests_of
+from tests.support.spans import digests_of, read_span
 from tests.support.tars import file, tar
 
 

@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
-from indexer.spans import read_span
 from indexer.toc import Span
 from indexer.toc_codec import decompress_window
 from lazyfs.errors import Unreachable
 from lazyfs.image.windows import BLOCK_SIZE, ReadWindow, RemoteWindows, WindowFetcher
 from tests.support.layers import build, digest_of, gzip_layer
+from tests.support.spans import read_span
 from tests.support.tars import file, tar
 from tests.test_t3_layer import MemoryBlob
 

@@ -4,6 +4,7 @@ import random
 from typing import TypedDict
 
 from indexer.digest import content_digest, leaf_count, leaf_digests, merkle_root
+from indexer.spans import read_spans
 from indexer.toc import Entry, Span, SpanTable
 
 LAYER = "sha256:" + "1" * 64
@@ -20,6 +21,11 @@ def content(size: int, seed: int = 0) -> bytes:
         parts.append(bytes(length) if source.random() < 0.4 else source.randbytes(length))
         left -= length
     return b"".join(parts)
+
+
+def read_span(span: Span, data: bytes | memoryview, window: bytes) -> bytes:
+    """One span's uncompressed bytes, padding included."""
+    return read_spans((span,), data, window)[0]
 
 
 class Digests(TypedDict):
