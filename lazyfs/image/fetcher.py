@@ -78,14 +78,12 @@ class FetchStatistics:
     Attributes:
         fetches: range requests planned.
         bytes_fetched: compressed bytes asked for by them.
-        spans_fetched: spans they brought.
         failures: fetches that failed.
         asked: what was asked for whom.
     """
 
     fetches: int = 0
     bytes_fetched: int = 0
-    spans_fetched: int = 0
     failures: int = 0
     asked: Mapping[Purpose, TrafficCount] = field(default_factory=dict)
 
@@ -129,7 +127,7 @@ class SpanFetcher:
         self._whole: WholeStream | None = None  # once the server was seen to know no ranges
         self._landed = trio.Event()  # replaced each time something has landed
         self._tally = Tally()
-        self._fetches = self._bytes = self._fetched = self._failures = 0
+        self._fetches = self._bytes = self._failures = 0
 
     def __repr__(self) -> str:
         return f"<SpanFetcher {self._entry!r}, {len(self._landings)} spans under way>"
@@ -137,7 +135,7 @@ class SpanFetcher:
     def statistics(self) -> FetchStatistics:
         """Counts so far."""
         asked = self._tally.counts()
-        return FetchStatistics(self._fetches, self._bytes, self._fetched, self._failures, asked)
+        return FetchStatistics(self._fetches, self._bytes, self._failures, asked)
 
     @property
     def worth_ahead(self) -> int | None:
@@ -316,7 +314,7 @@ class SpanFetcher:
                     return
                 start, end = missing[0].compressed_start, max(span.compressed_end for span in missing)
                 traffic.give_back(paid - (end - start))
-                self._count(end - start, len(missing), ticket.purpose, ticket.ahead)
+                self._count(end - start, ticket.purpose, ticket.ahead)
                 began = trio.current_time()
                 ticket.queue_s = began - asked
                 self._throughput.begun(began)
@@ -371,7 +369,7 @@ class SpanFetcher:
                 raise
             first, last = left[0].compressed_start, max(span.compressed_end for span in left)
             await self._settings.traffic.pay(ticket, last - first)
-            self._count(last - first, 0, ticket.purpose)
+            self._count(last - first, ticket.purpose)
             unpack_left = partial(self._unpack, left, first, ticket, self._read_window)
             return await self._blob.fetch(first, last, unpack_left)
         return []
@@ -409,7 +407,7 @@ class SpanFetcher:
         window = decompress_window(read_window(group[0]))
         return list(zip(group, read_spans(group, compressed, window), strict=True))
 
-    def _count(self, size: int, spans: int, purpose: Purpose = Purpose.DEMAND, ahead: int = 0) -> None:
+    def _count(self, size: int, purpose: Purpose = Purpose.DEMAND, ahead: int = 0) -> None:
         """A request for `size` bytes is sent; nobody waits yet for at most `ahead` of them."""
         ahead = min(ahead, size)
         for tally in (self._settings.traffic, self._tally):
@@ -417,4 +415,3 @@ class SpanFetcher:
             tally.count(Purpose.AHEAD, ahead, requests=0)
         self._fetches += 1
         self._bytes += size
-        self._fetched += spans

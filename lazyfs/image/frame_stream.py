@@ -28,8 +28,8 @@ _FIRST_LEAF: Final = attrgetter("first_leaf")
 
 _log = logging.getLogger(__name__)
 
-Count = Callable[[int, int, Purpose], None]
-"""Told of each request: compressed bytes, spans it completed, and whom it was for."""
+Count = Callable[[int, Purpose], None]
+"""Told of each request: compressed bytes, and whom it was for."""
 
 
 class FrameStream:
@@ -140,7 +140,7 @@ class FrameStream:
                 except RangeRefused:
                     self._traffic.give_back(stop - start)
                     raise
-                self._count(stop - start, len(finished), self._ticket.purpose)
+                self._count(stop - start, self._ticket.purpose)
             for span, data in finished:
                 self._landings.land(span.number, data)
         reader.close()

@@ -32,7 +32,7 @@ class WholeStream:
         entry: where they go.
         blob: where they come from.
         landings: who waits for them.
-        count: told of each pass: compressed bytes, and spans.
+        count: told of each pass: compressed bytes.
         pay: waits until so many bytes more may come; None if any number may.
     """
 
@@ -42,7 +42,7 @@ class WholeStream:
         entry: LayerEntry,
         blob: Blob,
         landings: Landings,
-        count: Callable[[int, int], None],
+        count: Callable[[int], None],
         pay: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._pay = pay
@@ -95,7 +95,7 @@ class WholeStream:
                 self._entry.put(span.uncompressed_start, span.first_leaf, data)
                 token.run_sync_soon(self._landings.land, span.number, data)
 
-        self._count(self._blob.size, len(self._spans))
+        self._count(self._blob.size)
         async with background_tasks() as nursery:
             if purse is not None:
                 nursery.start_soon(purse.close_when_cancelled)
