@@ -17,7 +17,6 @@ from lazyfs.oci.manifest import parse_manifest
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.open import open_registry
-from lazyfs.source.settings import Endpoint
 from tests.support.images import BuiltDocument, build_image, build_index, descriptor_of, encode
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS, image_of, layer_link, source_of
@@ -253,20 +252,6 @@ async def test_redirects_lead_nowhere_bad(server: Registry, kind: str, target: s
         blob = source.blob(layer_link(IMAGE.layers[0]))
         with pytest.raises(SourceError, match=words):
             await (source.resolve() if kind == "manifest" else blob.fetch(0, 1, bytes))
-
-
-async def test_mirrors_are_asked_first_and_the_registry_last(server: Registry) -> None:
-    with Registry() as mirror:
-        mirror.put_blob("app", IMAGE.layers[0])
-        endpoint = Endpoint(mirror.host, f"{mirror.base_url}/v2", "ns=registry.example")
-        reference = parse_reference(f"{server.host}/app:1")
-        async with open_registry(reference, SETTINGS, mirrors=(endpoint,)) as source:
-            image = await image_of(source, AMD64)
-            for layer, data in zip(image.layers, IMAGE.layers, strict=True):
-                assert await source.blob(layer.descriptor).fetch(0, len(data), bytes) == data
-        assert {seen.target.partition("?")[2] for seen in mirror.seen} == {"ns=registry.example"}
-        assert [seen.status for seen in mirror.seen] == [404, 404, 200, 404]
-        assert [seen.status for seen in server.seen] == [200, 200, 200]
 
 
 async def test_a_layer_may_lie_at_its_own_url(server: Registry) -> None:

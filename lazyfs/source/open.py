@@ -63,22 +63,21 @@ def _opened(
 async def open_registry(
     reference: Reference,
     settings: SourceSettings,
-    mirrors: tuple[Endpoint, ...] = (),
     routes: Routes | None = None,
 ) -> AsyncIterator[RegistrySource]:
-    """A reference as a source; `mirrors` are asked first, then what `hosts_dir` or `registries_conf` says.
+    """A reference as a source: what `hosts_dir` or `registries_conf` says is asked first.
 
     Args:
         reference: an image, or its repository.
         settings: how to reach registries.
-        mirrors: further hosts.
         routes: as for `open_source`.
 
     Raises:
         ConfigError: what is said there of the registry makes no sense, or a certificate cannot be used.
     """
-    own = await trio.to_thread.run_sync(endpoints_of, reference.registry, settings, reference.repository)
-    endpoints = (*mirrors, *own)
+    endpoints = await trio.to_thread.run_sync(
+        endpoints_of, reference.registry, settings, reference.repository
+    )
     trusted = frozenset(origin_of(endpoint.base_url).host for endpoint in endpoints)
     counters = Counters()
     routes = routes or Routes(settings)
