@@ -245,8 +245,6 @@ class PublishedIndexes:
     def _take_in(self, place: Place, index: LayerIndex, layer: ImageLayer, data: bytes) -> IndexedLayer:
         head = check_head(data, index.head.digest, layer.descriptor, layer.diff_id)
         check_windows(index, head)
-        head.spans()  # decodes, or it is passed by
-        head.extents()
         try:
             self._tocs.save(layer.descriptor.digest, head.digest, data)
         except CacheError as error:
