@@ -2,7 +2,6 @@
 
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -23,15 +22,10 @@ class Distribution(NamedTuple):
 
 
 class Histogram:
-    """Counts observations by bounds. Safe in any thread.
+    """Counts observations by BOUNDS_S. Safe in any thread."""
 
-    Args:
-        bounds: ascending.
-    """
-
-    def __init__(self, bounds: Sequence[float] = BOUNDS_S) -> None:
-        self.bounds = tuple(bounds)
-        self._counts = [0] * (len(self.bounds) + 1)
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_S) + 1)
         self._total = 0.0
         self._lock = threading.Lock()
 
@@ -40,7 +34,7 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """One more."""
-        at = bisect_left(self.bounds, value)
+        at = bisect_left(BOUNDS_S, value)
         with self._lock:
             self._counts[at] += 1
             self._total += value
