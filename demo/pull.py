@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 CONNECTIONS = 3
-READ_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,7 @@ class _Slot:
         self.came.set()
 
 
-async def hand_on(
-    image: Image, pieces: Iterable[Piece], take: Callable[[bytes], Awaitable[None]], window: int = WINDOW_SIZE
-) -> None:
+async def hand_on(image: Image, pieces: Iterable[Piece], take: Callable[[bytes], Awaitable[None]]) -> None:
     """Give the bytes of all pieces to `take`, in order.
 
     Raises:
@@ -60,7 +58,7 @@ async def hand_on(
     """
     source = iter(pieces)
     waiting: deque[bytes | _Slot] = deque()
-    room = window
+    room = WINDOW_SIZE
     async with open_tasks() as nursery:
         while True:
             while room > 0 and len(waiting) < _MOST_PIECES and (piece := next(source, None)):

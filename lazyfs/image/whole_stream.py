@@ -25,7 +25,7 @@ class WholeStream:
 
     Attributes:
         wanted: claimed spans for whose landing the stream goes on; more may be added while it does.
-        runs: whether it goes on.
+        runs: whether it goes on, or is about to; set by whoever has it run.
 
     Args:
         spans: all spans of the layer.
@@ -61,7 +61,6 @@ class WholeStream:
             IndexerError: what came is damaged.
             LazyfsError: it did not come.
         """
-        self.runs = True
         try:
             while self.wanted:
                 before = len(self.wanted)
