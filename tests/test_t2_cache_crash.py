@@ -66,6 +66,7 @@ MAKER = """
     import sys
     from pathlib import Path
     from lazyfs.cache.cache import Cache
+    from tests.support.entries import remove_entry
     from indexer.digest import sha256_digest
 
     cache = Cache(Path(sys.argv[1]))
@@ -78,7 +79,7 @@ MAKER = """
             filling.commit(sha256_digest(b"f"), 8192, 2)
         cache.documents.put(sha256_digest(b"doc"), b"doc")
         cache.references.remember("a", {}, number)
-        cache.remove_layer(layer, toc)
+        remove_entry(cache, layer, toc)
         print(number)
 """
 

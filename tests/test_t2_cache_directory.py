@@ -10,6 +10,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.checking import EntryCheck
 from lazyfs.errors import CacheError
 from lazyfs.flock import directory_locked
+from tests.support.entries import remove_entry
 from tests.support.spans import LAYER, TOC, content, spans_of, wrong_leaves
 
 DATA = content(3_000_000, seed=4)
@@ -140,13 +141,13 @@ def test_a_layers_directory_goes_with_its_last_entry_unless_another_is_being_mad
     layer = cache.root / "layers" / LAYER[7:]
     for toc in (TOC, OTHER_TOC):
         cache.layer(LAYER, toc, 8192, 2).close()
-    assert cache.remove_layer(LAYER, TOC)
+    assert remove_entry(cache, LAYER, TOC)
     assert layer.exists()
     with directory_locked(layer.parent):  # as whoever makes an entry has it, between mkdir and rename
-        assert cache.remove_layer(LAYER, OTHER_TOC)
+        assert remove_entry(cache, LAYER, OTHER_TOC)
         assert layer.exists()
     cache.layer(LAYER, TOC, 8192, 2).close()
-    assert cache.remove_layer(LAYER, TOC)
+    assert remove_entry(cache, LAYER, TOC)
     assert not layer.exists()
 
 

@@ -16,6 +16,7 @@ from indexer.toc import round_to_block
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.files import data_runs, write_sparse
 from lazyfs.errors import CacheError
+from tests.support.entries import remove_entry
 from tests.support.spans import LAYER, TOC, content, spans_of, wrong_leaves
 
 DATA = content(150_001, seed=1)
@@ -236,14 +237,14 @@ def test_leaves_outside_the_layer_are_refused(tmp_path: Path) -> None:
 def test_a_closed_entry_says_so_and_releases_its_lock(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     entry = cache.layer(LAYER, TOC, SIZE, SPANS.leaves)
-    assert not cache.remove_layer(LAYER, TOC)
+    assert not remove_entry(cache, LAYER, TOC)
     entry.close()
     for use in (lambda: entry.has(0, 1), lambda: entry.read(0, 1), lambda: put_span(entry, 0), entry.sync):
         with pytest.raises(CacheError, match="closed"):
             use()
     assert "closed" in repr(entry)
-    assert cache.remove_layer(LAYER, TOC)
-    assert cache.remove_layer(LAYER, TOC)
+    assert remove_entry(cache, LAYER, TOC)
+    assert remove_entry(cache, LAYER, TOC)
     assert cache.ls() == []
 
 
@@ -288,7 +289,7 @@ def test_an_entry_that_is_removed_while_it_is_opened_is_not_the_one_that_is_open
             if half:
                 files(tmp_path).rename(tmp_path / "on its way out")
             else:
-                assert Cache(tmp_path / "cache").remove_layer(LAYER, TOC)
+                assert remove_entry(Cache(tmp_path / "cache"), LAYER, TOC)
         real(descriptor, kind)
 
     monkeypatch.setattr(fcntl, "flock", remove_meanwhile)

@@ -196,12 +196,3 @@ class Cache:
             size = max(info.size, spans.uncompressed_size)
             with self.layer(info.layer_digest, info.toc_digest, size, spans.leaves) as entry:
                 yield check_entry(entry, spans, info.layer_digest, info.toc_digest, repair=repair)
-
-    def remove_layer(self, layer_digest: str, toc_digest: str) -> bool:
-        """Removes an entry; False, and nothing happens, while anybody has it open.
-
-        Raises:
-            FormatError: not sha256 digests.
-            CacheError: the disk fails.
-        """
-        return self._store.remove(self._store.path(layer_digest, toc_digest))
