@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.container.run import listen_at
-from lazyfs.container.runtime import Runtime
+from lazyfs.container.run import listen_in
+from lazyfs.container.runtime import CONSOLE_SOCKET, Runtime
 from lazyfs.errors import CommandRefused, ContainerError
 
 WRITE_PID = 'while [ "$1" != --pid-file ]; do shift; done; echo 1 > "$2"'
@@ -16,7 +16,7 @@ WRITE_PID = 'while [ "$1" != --pid-file ]; do shift; done; echo 1 > "$2"'
 @pytest.fixture
 def console(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
-        listen_at(listener, tmp_path, "console.sock")
+        listen_in(listener, tmp_path)
         yield listener
 
 
@@ -32,7 +32,7 @@ def test_a_terminal_that_does_not_come_is_not_waited_for_long(tmp_path, console)
     with pytest.raises(ContainerError, match=r"^the runtime sent no terminal within 0\.1 s$"):
         started.start("name", tmp_path, None, console)
     with socket.socket(socket.AF_UNIX) as connection:  # and says nothing
-        connection.connect(str(tmp_path / "console.sock"))
+        connection.connect(str(tmp_path / CONSOLE_SOCKET))
         with pytest.raises(ContainerError, match=r"^the runtime sent no terminal within 0\.1 s$"):
             started.start("name", tmp_path, None, console)
 

@@ -28,7 +28,7 @@ from lazyfs.container.process import (
     working_dir_of,
 )
 from lazyfs.container.root_tree import RootTree, check_directory
-from lazyfs.container.runtime import UNIFIED, Runtime, leave_one_cgroup_version, write_bundle
+from lazyfs.container.runtime import CONSOLE_SOCKET, UNIFIED, Runtime, leave_one_cgroup_version, write_bundle
 from lazyfs.container.runtime_spec import KERNEL_MOUNTS, ContainerSpec, runtime_spec
 from lazyfs.container.supervise import Supervisor
 from lazyfs.container.terminal import Terminal, window_size
@@ -272,15 +272,15 @@ def _start(order: RunOrder, runtime: Runtime, identifier: str, bundle: Path) -> 
     if not order.wishes.terminal:
         return runtime.start(identifier, bundle, stdin, None)
     with socket.socket(socket.AF_UNIX) as console:
-        listen_at(console, bundle, "console.sock")
+        listen_in(console, bundle)
         return runtime.start(identifier, bundle, subprocess.DEVNULL, console)
 
 
-def listen_at(listener: socket.socket, directory: Path, name: str) -> None:
-    """Listen at a name in a directory whose own name may be long."""
-    place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def listen_in(listener: socket.socket, bundle: Path) -> None:
+    """Listen for a runtime's console in a bundle, whose own name may be long."""
+    place = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener.bind(f"/proc/self/fd/{place}/{name}")
+        listener.bind(f"/proc/self/fd/{place}/{CONSOLE_SOCKET}")
     finally:
         os.close(place)
     listener.listen(1)

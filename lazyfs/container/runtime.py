@@ -15,6 +15,7 @@ from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
 from lazyfs.mount.syscalls import unmount_kernel
 
 KNOWN: Final = ("runc", "crun")
+CONSOLE_SOCKET: Final = "console.sock"
 UNIFIED: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 """There where version 2 of control groups is the only one."""
 
@@ -52,7 +53,7 @@ class Runtime:
             identifier: its name, unique in the machine as that of its cgroup.
             bundle: where its config.json lies, and other files may.
             stdin: its standard input; output and error output are ours.
-            console: listening, where it gets a terminal: with `<bundle>/console.sock` as its name.
+            console: listening, where it gets a terminal: with CONSOLE_SOCKET in `bundle` as its name.
 
         Returns:
             Its first process, and the master side of its terminal.
@@ -68,7 +69,7 @@ class Runtime:
                 place = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, place)
                 # Names of sockets end at 108 bytes (unix(7)); this one is short wherever the bundle lies.
-                words += ["--console-socket", f"/proc/{os.getpid()}/fd/{place}/console.sock"]
+                words += ["--console-socket", f"/proc/{os.getpid()}/fd/{place}/{CONSOLE_SOCKET}"]
             # A container without a terminal has what the runtime has as error output.
             errors = stack.enter_context(said.open("wb")) if console is not None else None
             done = subprocess.run(
