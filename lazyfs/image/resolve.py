@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -66,7 +67,7 @@ class Resolver:
         self, source: Source, documents: Documents, references: References, *, offline: bool = False
     ) -> None:
         self._source = source
-        self._documents = documents
+        self._document = partial(document_of, source, documents, offline=offline)
         self._references = references
         self._offline = offline
 
@@ -130,18 +131,20 @@ class Resolver:
         resolved = self._references.recall(key)
         return None if resolved is None else _descriptor(resolved.descriptor)
 
-    async def _document(self, descriptor: Descriptor) -> bytes:
-        data = self._documents.get(descriptor.digest)
-        if data is not None:
-            return data
-        if self._offline:
-            raise NotFound(f"{descriptor.digest} is not in the cache; try without --offline")
-        data = await self._source.document(descriptor)
-        try:
-            self._documents.put(descriptor.digest, data)
-        except CacheError as error:
-            _log.warning("%s", error)
+
+async def document_of(source: Source, documents: Documents, link: Descriptor, *, offline: bool) -> bytes:
+    """A document that is kept, else fetched, unless `offline`, and kept; errors as for `Resolver.resolve`."""
+    data = documents.get(link.digest)
+    if data is not None:
         return data
+    if offline:
+        raise NotFound(f"{link.digest} is not in the cache; try without --offline")
+    data = await source.document(link)
+    try:
+        documents.put(link.digest, data)
+    except CacheError as error:
+        _log.warning("%s", error)
+    return data
 
 
 def _resolved(name: ImageName, root: Descriptor, found: FoundImage) -> ResolvedImage:

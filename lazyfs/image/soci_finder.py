@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import CacheError, LazyfsError, NotFound
-from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.resolve import ResolvedImage, document_of
 from lazyfs.image.soci_index import V1_TYPE, named_index, parse_index
 from lazyfs.oci.descriptor import UNKNOWN_SIZE, Descriptor
 from lazyfs.oci.media_types import OCI_MANIFEST
@@ -38,9 +39,8 @@ class SociFinder:
     def __init__(
         self, cache: Cache, source: Source, attachments: Attachments | None, *, offline: bool = False
     ) -> None:
-        self._documents = cache.documents
+        self._document = partial(document_of, source, cache.documents, offline=offline)
         self._references = cache.references
-        self._source = source
         self._attachments = attachments
         self._offline = offline
 
@@ -87,17 +87,6 @@ class SociFinder:
             return []
         found = await self._attachments.referrers(resolved.descriptor.digest, V1_TYPE)
         return list(found)[: -MAX_CANDIDATES - 1 : -1]  # those that were added last
-
-    async def _document(self, link: Descriptor) -> bytes:
-        data = self._documents.get(link.digest)
-        if data is not None:
-            return data
-        if self._offline:
-            raise NotFound(f"{link.digest} is not in the cache; try without --offline")
-        data = await self._source.document(link)
-        with suppress(CacheError):
-            self._documents.put(link.digest, data)
-        return data
 
     def _key(self, resolved: ResolvedImage) -> str:
         return f"soci {resolved.repository} {resolved.descriptor.digest}"
