@@ -28,7 +28,7 @@ from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
 from lazyfs.source.base import Source
-from lazyfs.source.content_store import ContentStore, StoredFirst
+from lazyfs.source.content_store import StoredBlobs, StoredFirst
 from lazyfs.source.given_credentials import GivenCredentials
 from lazyfs.source.routes import Routes
 
@@ -72,9 +72,9 @@ async def make_index(order: ChainOrder, config: Config, store: Path | None, give
 
         if store is not None:
             found = await find_indexes(resolved, workshop.indexer, workshop.finders)
-            await _wait_stored(resolved, found, ContentStore(store))
+            await _wait_stored(resolved, found, StoredBlobs(store))
             try:
-                await index(StoredFirst(workshop.source, ContentStore(store)))
+                await index(StoredFirst(workshop.source, StoredBlobs(store)))
             except IndexerError as error:  # maybe of what is stored
                 _log.info("the registry is asked for all that is missing: %s", message_of(error))
             else:
@@ -82,7 +82,7 @@ async def make_index(order: ChainOrder, config: Config, store: Path | None, give
         await index(workshop.source)
 
 
-async def _wait_stored(resolved: ResolvedImage, found: Mapping[str, Any], store: ContentStore) -> None:
+async def _wait_stored(resolved: ResolvedImage, found: Mapping[str, Any], store: StoredBlobs) -> None:
     """Wait until the store has all layers that have no index, for what it has need not come twice."""
     layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
     missing = [descriptor for digest, descriptor in layers.items() if digest not in found]

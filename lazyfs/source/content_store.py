@@ -21,8 +21,8 @@ from lazyfs.source.line import Line
 T = TypeVar("T")
 
 
-class ContentStore:
-    """A content store.
+class StoredBlobs:
+    """The blobs of a content store.
 
     Args:
         directory: where it lies.
@@ -48,7 +48,7 @@ class StoredFirst:
         store: has some blobs.
     """
 
-    def __init__(self, source: Source, store: ContentStore) -> None:
+    def __init__(self, source: Source, store: StoredBlobs) -> None:
         self._source = source
         self._store = store
 
@@ -72,7 +72,7 @@ class StoredFirst:
 class _StoredBlob:
     """A `base.Blob` of which a content store may have all."""
 
-    def __init__(self, blob: Blob, descriptor: Descriptor, store: ContentStore) -> None:
+    def __init__(self, blob: Blob, descriptor: Descriptor, store: StoredBlobs) -> None:
         self._blob = blob
         self._descriptor = descriptor
         self._store = store
