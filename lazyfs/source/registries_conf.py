@@ -8,16 +8,19 @@ not count.
 
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from indexer.errors import FormatError
 from lazyfs.errors import BadReference, ConfigError
+from lazyfs.oci.json_fields import Fields
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.config_file import read_toml
 from lazyfs.source.settings import Access, Capability, Endpoint, SourceSettings, api_host, endpoint_of
 
+_MAX_RULES: Final = 10_000
 _MAX_MIRRORS: Final = 100
 _PROBE_S: Final = 3.0
 _TLS_PORT: Final = 443
@@ -151,55 +154,39 @@ def _rules_in(path: Path) -> Sequence[_Rule]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if "registries" in root:
         raise ConfigError(f"{path}: [registries] is version 1 of the format; [[registry]] is read")
-    return [_rule(table, path) for table in _tables(root, "registry", str(path))]
+    try:
+        return [_rule(table, path) for table in Fields(root, str(path)).children("registry", _MAX_RULES)]
+    except FormatError as error:
+        raise ConfigError(error.what) from None
 
 
-def _rule(table: Mapping[str, Any], path: Path) -> _Rule:
-    location = _stem(table, "location", str(path))
-    prefix = _stem(table, "prefix", str(path)) or location
+def _rule(table: Fields, path: Path) -> _Rule:
+    location = _stem(table, "location")
+    prefix = _stem(table, "prefix") or location
     where = f"{path}, registry {prefix!r}"
     if not prefix or not (location or prefix.startswith("*.")):
         raise ConfigError(f"{where}: 'location' is missing")
     if prefix.startswith("*.") and set("/@:") & set(prefix):
         raise ConfigError(f"{where}: with a wildcard, 'prefix' is *.DOMAIN")
-    digests = _value(table, "mirror-by-digest-only", False, where)
-    tables = _tables(table, "mirror", where)
-    if len(tables) > _MAX_MIRRORS:
-        raise ConfigError(f"{where}: {len(tables)} mirrors, more than {_MAX_MIRRORS}")
-    mirrors = tuple(_mirror(mirror, where, by_digest=digests) for mirror in tables)
-    home = _Location(location, _value(table, "insecure", False, where), frozenset(Capability))
-    blocked = f"{where}: is blocked" if _value(table, "blocked", False, where) else ""
-    return _Rule(prefix, mirrors, home, blocked)
+    digests = table.flag("mirror-by-digest-only")
+    mirrors = tuple(_mirror(mirror, by_digest=digests) for mirror in table.children("mirror", _MAX_MIRRORS))
+    home = _Location(location, table.flag("insecure"), frozenset(Capability))
+    return _Rule(prefix, mirrors, home, f"{where}: is blocked" if table.flag("blocked") else "")
 
 
-def _mirror(table: Mapping[str, Any], where: str, *, by_digest: bool) -> _Location:
-    stem = _stem(table, "location", where)
+def _mirror(table: Fields, *, by_digest: bool) -> _Location:
+    stem = _stem(table, "location")
     if not stem:
-        raise ConfigError(f"{where}: a mirror's 'location' is missing")
-    pulls = _value(table, "pull-from-mirror", "", where) or ("digest-only" if by_digest else "")
+        raise ConfigError(f"{table.where}: 'location' is missing")
+    pulls = table.text("pull-from-mirror", "") or ("digest-only" if by_digest else "")
     if pulls not in _PULLS:
-        raise ConfigError(f"{where}: 'pull-from-mirror' is not one of {', '.join(filter(None, _PULLS))}")
-    return _Location(stem, _value(table, "insecure", False, where), _PULLS[pulls])
+        known = ", ".join(filter(None, _PULLS))
+        raise ConfigError(f"{table.where}: 'pull-from-mirror' is not one of {known}")
+    return _Location(stem, table.flag("insecure"), _PULLS[pulls])
 
 
-def _stem(table: Mapping[str, Any], key: str, where: str) -> str:
-    text: str = _value(table, key, "", where)
+def _stem(table: Fields, key: str) -> str:
+    text = table.text(key, "")
     if "://" in text:
-        raise ConfigError(f"{where}: {key!r} is HOST[:PORT][/PATH], without a scheme")
+        raise ConfigError(f"{table.where}: {key!r} is HOST[:PORT][/PATH], without a scheme")
     return text.rstrip("/")
-
-
-def _tables(table: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
-    found = table.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ConfigError(f"{where}: [[{key}]] stands for tables")
-    return found
-
-
-def _value(table: Mapping[str, Any], key: str, default: Any, where: str) -> Any:
-    """A value of the default's kind."""
-    found = table.get(key, default)
-    if type(found) is not type(default):
-        wanted = "true or false" if isinstance(default, bool) else "a string"
-        raise ConfigError(f"{where}: {key!r} is not {wanted}")
-    return found
