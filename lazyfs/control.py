@@ -7,7 +7,7 @@ that may end the mount, or cost more than a few descriptors.
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -24,7 +24,7 @@ _TIMEOUT_S: Final = 10.0
 _CONNECTIONS: Final = 16
 _NONSENSE: Final = (ValueError, KeyError, TypeError, RecursionError, LazyfsError)
 
-Answer = Callable[[str], Mapping[str, Any]]
+Answer = Callable[[str], Awaitable[Mapping[str, Any]]]
 """Gives the answer to a question by name."""
 
 
@@ -41,15 +41,20 @@ async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
             line += more
             if not more or len(line) > _LINE_LIMIT:
                 return
-        await stream.send_all(_reply(answer, str(json.loads(line)["ask"])))
+        await stream.send_all(await _reply(answer, str(json.loads(line)["ask"])))
 
 
-def _reply(answer: Answer, question: str) -> bytes:
+async def _reply(answer: Answer, question: str) -> bytes:
     """The line that answers a question; none where a bug is in the way."""
     try:
-        return json.dumps(answer(question)).encode() + b"\n"
+        facts = await answer(question)
+        return await trio.to_thread.run_sync(_line_of, facts)  # a trace may be long
     except _NONSENSE:
         raise
     except Exception:  # noqa: BLE001  # it fails one answer, not the mount
         _log.exception("a bug in the answer to %s", question)
         return b""
+
+
+def _line_of(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts).encode() + b"\n"

@@ -217,12 +217,12 @@ async def _read_ahead_when_much_is_read(image: Image, options: MountOptions) -> 
         options.knob.turn(DEFAULT_READ_AHEAD_KB)
 
 
-def answers(
+async def answers(
     ask: str, facts: MountFacts, workshop: Workshop, image: Image, auditor: Auditor, tracer: Tracer
 ) -> dict[str, Any]:
     """The answer to a question about a live mount."""
     if ask == "trace":
-        return tracer.trace().as_json()
+        return await trio.to_thread.run_sync(lambda: tracer.trace().as_json())
     if ask == "explain":
         return {**asdict(facts), **explanation(image), "cache_dir": str(workshop.cache.root)}
     if ask != "stats":

@@ -16,7 +16,7 @@ async def test_a_bug_in_an_answer_ends_no_mount(tmp_path) -> None:
     facts = MountFacts(str(tmp_path / "mount"), "image", "sha256:" + "0" * 64, "fuse", 1)
     states = MountStates(tmp_path)
 
-    def answer(question: str) -> Mapping[str, Any]:
+    async def answer(question: str) -> Mapping[str, Any]:
         if question == "stats":
             raise RuntimeError("dictionary changed size during iteration")
         return {"asked": question}
