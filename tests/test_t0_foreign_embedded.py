@@ -10,10 +10,11 @@ from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupport
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc
 from indexer.foreign.facts import MAX_SPAN
 from indexer.foreign.landmark import prioritised
+from indexer.foreign.packed import MAX_SHARING
 from indexer.foreign.place import Form
 from indexer.foreign.zstd_chunked import place_from_annotation
 from indexer.scan import Limits
-from indexer.toc import AddressSpace, Entry, Proof, Toc
+from indexer.toc import AddressSpace, Entry, Proof, SpanTable, Toc
 from indexer.toc_codec import decode_head, encode_toc
 from tests.support.foreign_layers import (
     DIALECTS,
@@ -92,6 +93,19 @@ def test_files_in_one_gzip_member_share_its_entry_and_are_read_alone_too():
     for span in spans:
         alone = read_span(span, layer.blob[span.compressed_start : span.compressed_end], b"")
         assert alone.rstrip(b"\0") == b"%d" % span.number * 50
+
+
+@pytest.mark.parametrize("dialect", ["estargz", "stargz zstd"])
+def test_an_entry_is_shared_by_so_many_chunks_only(dialect):
+    """Who reads one of them brings all. The landmark is one, too."""
+
+    def spans_of(count: int) -> SpanTable:
+        original = tar(file(b"f", bytes(count - 1)))
+        return toc_of(write_layer(original, dialect, chunk_size=1, min_chunk=10**6)).spans
+
+    assert len(spans_of(MAX_SHARING).sharing_entry(0)) == MAX_SHARING - 1
+    with pytest.raises(Unsupported, match=f"more than {MAX_SHARING} chunks in a"):
+        spans_of(MAX_SHARING + 1)
 
 
 def first_spans(layer: ForeignLayer) -> list[int]:

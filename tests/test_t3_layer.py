@@ -339,3 +339,11 @@ def test_neighbours_are_fetched_together_and_strangers_apart():
     assert len(joined) == 1
     bounded = plan_fetches(spans, max_bytes=1, max_gap=0)
     assert [fetch.spans for fetch in bounded] == [(span,) for span in spans]
+
+
+@pytest.mark.timeout(20)
+def test_many_spans_of_one_entry_are_planned_in_one_go():
+    (span,) = list(build(gzip_layer(tar(file(b"f", b"x")))).toc.spans)
+    spans = [span._replace(number=number, skip=number) for number in range(200_000)]
+    (fetch,) = plan_fetches(spans, max_bytes=1, max_gap=0)
+    assert list(fetch.spans) == spans

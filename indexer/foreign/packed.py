@@ -26,6 +26,12 @@ from indexer.toc import (
     round_to_block,
 )
 
+MAX_SHARING: Final = 1 << 14
+"""Chunks of the fullest gzip member or frame that is taken over: who reads one of them has to bring all.
+
+The smallest files fill 16 MiB of tar with as many.
+"""
+
 _ZEROS_AT_ONCE: Final = 4 << 20
 _OF_NOTHING: Final = sha256(b"").digest()
 _ENTRIES: Final = {Compression.GZIP: Entry.GZIP_MEMBER, Compression.ZSTD: Entry.ZSTD_FRAME}
@@ -53,7 +59,7 @@ def packed_toc(
     Raises:
         FormatError: chunks overlap or leave the blob.
         LimitExceeded: the contents are too large for the blob.
-        Unsupported: a chunk is too large to be checked in memory.
+        Unsupported: a chunk is too large to be checked in memory, or too many share a member or frame.
     """
     contents = sorted(listing.contents, key=lambda content: content.chunks[0][:2])
     packer = _Packer(_ENTRIES[compression])
@@ -92,11 +98,16 @@ def _placed(contents: Sequence[Content], payload_end: int) -> list[list[_Placed]
     placed: list[list[_Placed]] = []
     after: Chunk | None = None  # the chunk behind the one in hand
     here = payload_end  # the next larger offset
+    sharing = 0  # chunks of the member or frame in hand
     for content in reversed(contents):
         chunks: list[_Placed] = []
         for chunk in reversed(content.chunks):
             if after is None or after.offset != chunk.offset:
                 here = payload_end if after is None else after.offset
+                sharing = 0
+            sharing += 1
+            if sharing > MAX_SHARING:
+                raise Unsupported(f"a foreign index with more than {MAX_SHARING} chunks in a member or frame")
             _check_chunk(chunk, after)
             said = content.end if content.end and not chunks else here
             if not chunk.offset < said <= here:

@@ -35,21 +35,26 @@ def plan_fetches(spans: Sequence[Span], *, max_bytes: int, max_gap: int) -> list
         max_bytes: compressed bytes of one request, which a single larger span may exceed.
         max_gap: compressed bytes between two wanted spans that are rather fetched in vain than skipped.
     """
-    fetches: list[Fetch] = []
+    groups: list[list[Span]] = []
+    end = 0  # of the last group's range
     for span in spans:
-        last = fetches[-1] if fetches else None
+        last = groups[-1] if groups else None
         if last and (
-            span.compressed_start == last.spans[-1].compressed_start
+            span.compressed_start == last[-1].compressed_start
             or (
-                span.compressed_start - last.compressed_end <= max_gap
-                and span.compressed_end - last.compressed_start <= max_bytes
+                span.compressed_start - end <= max_gap
+                and span.compressed_end - last[0].compressed_start <= max_bytes
             )
         ):
-            end = max(last.compressed_end, span.compressed_end)
-            fetches[-1] = Fetch((*last.spans, span), last.compressed_start, end)
+            last.append(span)
+            end = max(end, span.compressed_end)
         else:
-            fetches.append(Fetch((span,), span.compressed_start, span.compressed_end))
-    return fetches
+            groups.append([span])
+            end = span.compressed_end
+    return [
+        Fetch(tuple(group), group[0].compressed_start, max(span.compressed_end for span in group))
+        for group in groups
+    ]
 
 
 def beside(
