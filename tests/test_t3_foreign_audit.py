@@ -1,5 +1,6 @@
 """Indexes of other tools are verified by what they lead to: members, and the content under each name."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 
 from indexer.digest import sha256_digest
+from indexer.errors import LimitExceeded
 from indexer.foreign import estargz, zstd_chunked
+from indexer.toc_codec import decode_head, encode_toc
+from lazyfs.image.audit import audit_stream
 from lazyfs.image.auditor import Auditor, cases_of
 from lazyfs.image.indexing import no_progress
 from lazyfs.image.verifying import LayerReport, Origin, verify_image
@@ -17,6 +21,7 @@ from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, ForeignLayer, 
 from tests.support.foreign_soci import draft, with_file
 from tests.support.images import LAYER_TYPES, build_image_from_layers
 from tests.support.layers import build, gzip_layer
+from tests.support.published import with_content
 from tests.support.registry import Registry
 from tests.support.tars import file, tar
 from tests.support.workshops import image_of, workshop_of
@@ -42,8 +47,8 @@ def push(registry: Registry, layer: ForeignLayer, dialect: str) -> None:
     registry.push("app", image, tag="1")
 
 
-async def verified(registry: Registry, cache: Path) -> LayerReport:
-    async with workshop_of(f"{registry.host}/app:1", cache) as workshop:
+async def verified(registry: Registry, cache: Path, **settings: Any) -> LayerReport:
+    async with workshop_of(f"{registry.host}/app:1", cache, **settings) as workshop:
         resolved = await workshop.resolve()
         here = workshop.source, workshop.indexer, workshop.cache, workshop.finders
         (report,) = await verify_image(resolved, *here, no_progress, pull=False)
@@ -60,6 +65,29 @@ async def test_a_true_table_in_a_layer_passes(
     assert report.origin is Origin.FOUND
     assert report.verdict.audit.lies == ()
     assert report.passed
+
+
+async def test_a_layer_above_the_limits_is_no_lie(registry: Registry, tmp_path: Path) -> None:
+    """That it may become so large was said when its table was taken."""
+    layer = write_layer(tar(file(b"zeros", bytes(130 << 20))), "estargz")
+    diff_id = sha256_digest(gzip.decompress(layer.blob))
+    image = build_image_from_layers([layer.blob], [diff_id], layer_annotations=[layer.annotations])
+    registry.push("app", image, tag="1")
+    report = await verified(registry, tmp_path / "cache", max_ratio=2000)
+    assert (report.origin, report.verdict.audit.lies) == (Origin.FOUND, ())
+    with pytest.raises(LimitExceeded, match="raise max_ratio"):
+        await verified(registry, tmp_path / "cache")
+    report = await verified(registry, tmp_path / "cache", max_ratio=2000)
+    assert report.origin is Origin.FOUND
+
+
+def test_a_tar_that_is_too_much_for_us_is_no_lie() -> None:
+    data = tar(file(b"f", b"", xattrs={b"user.large": b"x" * 70_000}))
+    built = with_content(data)(build(gzip_layer(tar(file(b"f", bytes(len(data) - 1536))))))
+    head = decode_head(encode_toc(built.toc))
+    with pytest.raises(LimitExceeded, match="xattr"):
+        audit_stream(head, sha256_digest(data), [data])
+    assert "its diffID is sha256:0" in audit_stream(head, "sha256:" + "0" * 64, [data]).lies[0]
 
 
 def with_table(layer: ForeignLayer, dialect: str, change: Callable[[list[Any]], object]) -> ForeignLayer:

@@ -7,13 +7,14 @@ at the one or the other, both are of its bytes. What does not hold then is a lie
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, LimitExceeded
 from indexer.tar_stream import TarParser
 from indexer.toc import Extent, Member, Proof, Span, SpanTable
 from indexer.toc_codec import TocHead
@@ -45,24 +46,27 @@ def audit_stream(head: TocHead, diff_id: str, pieces: Iterable[bytes]) -> Audit:
         pieces: the stream, cut anywhere.
 
     Raises:
+        LimitExceeded: the stream, which is the layer's, is no tar that is read here.
         IndexerError: the table itself is damaged.
     """
     check = DigestCheck(head.spans())
     digest = sha256()
     parser = TarParser()
-    tar_error = ""
+    tar_error: IndexerError | None = None
     for piece in pieces:
         digest.update(piece)
         check.feed(piece)
-        if not tar_error:
-            tar_error = _parse(parser, piece)
-    tar_error = tar_error or _close(parser)
+        if tar_error is None:
+            tar_error = _error_of(partial(parser.feed, piece))
+    tar_error = tar_error or _error_of(parser.close)
     check.close()
     lies = [f"the digests of span {number} are of different bytes" for number in check.torn]
     if check.wrong:  # what else is not as it should be may come of that
         return Audit(tuple(lies[:_MOST_FINDINGS]), tuple(check.wrong))
     if f"sha256:{digest.hexdigest()}" != diff_id:
         lies.append(f"the layer's content is sha256:{digest.hexdigest()}; its diffID is {diff_id}")
+    if isinstance(tar_error, LimitExceeded) and not lies:
+        raise tar_error
     if tar_error:
         lies.append(f"the layer's content is no tar that can be read: {tar_error}")
     else:
@@ -70,20 +74,12 @@ def audit_stream(head: TocHead, diff_id: str, pieces: Iterable[bytes]) -> Audit:
     return Audit(tuple(lies[:_MOST_FINDINGS]))
 
 
-def _parse(parser: TarParser, piece: bytes) -> str:
+def _error_of(work: Callable[[], None]) -> IndexerError | None:
     try:
-        parser.feed(piece)
+        work()
     except IndexerError as error:
-        return str(error)
-    return ""
-
-
-def _close(parser: TarParser) -> str:
-    try:
-        parser.close()
-    except IndexerError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 class DigestCheck:

@@ -131,6 +131,11 @@ class Indexer:
         self._progress = progress
         self._limiter = trio.CapacityLimiter(PARALLEL_LAYERS)
 
+    @property
+    def limits(self) -> Limits:
+        """Bounds against bombs."""
+        return self._settings.limits
+
     def find(self, layer: Descriptor) -> IndexedLayer | None:
         """The layer's index, if one was made here and is whole."""
         if self._settings.mode is IndexMode.NONE:

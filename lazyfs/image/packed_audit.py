@@ -11,6 +11,7 @@ from typing import Final
 
 from indexer.build import LayerBuilder
 from indexer.foreign.json_listing import LANDMARKS
+from indexer.scan import Limits
 from indexer.toc import Kind, Member
 from indexer.toc_codec import TocHead
 from lazyfs.image.audit import Audit, compare_members, whole_seconds
@@ -21,7 +22,12 @@ _PIECE: Final = 1 << 20
 
 
 def audit_packed(
-    head: TocHead, layer: ImageLayer, blob: int, stream: Callable[[], Iterable[bytes]], check: Check
+    head: TocHead,
+    layer: ImageLayer,
+    blob: int,
+    stream: Callable[[], Iterable[bytes]],
+    check: Check,
+    limits: Limits,
 ) -> Audit:
     """Compare a table whose address space is packed with a layer.
 
@@ -31,11 +37,13 @@ def audit_packed(
         blob: descriptor of a file with all of the layer's blob, which has its digest.
         stream: gives the table's whole address space.
         check: called now and then; what it raises ends the work.
+        limits: bounds against bombs.
 
     Raises:
+        LimitExceeded: the layer is too large.
         FormatError: (or another IndexerError) the layer is none, or the table leads nowhere.
     """
-    with LayerBuilder(layer.descriptor.size, layer.descriptor.digest) as builder:
+    with LayerBuilder(layer.descriptor.size, layer.descriptor.digest, limits=limits) as builder:
         for piece in _pieces(blob, layer.descriptor.size, check):
             builder.feed(piece)
         built = builder.finish()

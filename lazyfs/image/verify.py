@@ -11,7 +11,8 @@ from typing import Final
 
 import trio
 
-from indexer.errors import DigestMismatch, FormatError
+from indexer.errors import DigestMismatch, FormatError, LimitExceeded
+from indexer.scan import Limits
 from indexer.toc import AddressSpace
 from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache
@@ -57,12 +58,14 @@ class Verifier:
 
     Args:
         cache: holds layers, and takes what is pulled until it is verified.
+        limits: bounds against bombs.
         progress: told of layers under way.
         pull: pull layers also where the cache holds all of them.
     """
 
-    def __init__(self, cache: Cache, progress: Progress, *, pull: bool) -> None:
+    def __init__(self, cache: Cache, limits: Limits, progress: Progress, *, pull: bool) -> None:
         self._cache = cache
+        self._limits = limits
         self._progress = progress
         self._pull = pull
 
@@ -71,6 +74,7 @@ class Verifier:
 
         Raises:
             DigestMismatch: what the source gives is another layer, or other windows.
+            LimitExceeded: the layer is too large to be compared.
             LazyfsError: it gives nothing.
             CacheError: there is no room for the layer.
         """
@@ -111,7 +115,9 @@ class Verifier:
             file.flush()
             if f"sha256:{digest.hexdigest()}" != descriptor.digest:
                 raise DigestMismatch("layer", descriptor.digest, f"sha256:{digest.hexdigest()}")
-            return await trio.to_thread.run_sync(_audit_file, layer, indexed.head, file.fileno(), windows)
+            return await trio.to_thread.run_sync(
+                _audit_file, layer, indexed.head, file.fileno(), windows, self._limits
+            )
 
 
 async def _windows(indexed: IndexedLayer) -> bytes | memoryview:
@@ -124,13 +130,17 @@ async def _windows(indexed: IndexedLayer) -> bytes | memoryview:
     return data
 
 
-def _audit_file(layer: ImageLayer, head: TocHead, file: int, windows: bytes | memoryview) -> Audit:
+def _audit_file(
+    layer: ImageLayer, head: TocHead, file: int, windows: bytes | memoryview, limits: Limits
+) -> Audit:
     check = trio.from_thread.check_cancelled
     stream = partial(span_stream, head.spans(), file, layer.descriptor.size, windows, check)
     try:
         if head.header.address_space is AddressSpace.PACKED:
-            return audit_packed(head, layer, file, stream, check)
+            return audit_packed(head, layer, file, stream, check, limits)
         return audit_stream(head, layer.diff_id, stream())
+    except LimitExceeded:  # of the layer itself: no lie of the table
+        raise
     except FormatError as error:
         return Audit((error.what,))
 

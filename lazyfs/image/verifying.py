@@ -64,7 +64,7 @@ async def verify_image(
     on. A layer without an index gets one.
 
     Raises:
-        IndexerError: a layer is damaged, or not what the manifest promises.
+        IndexerError: a layer is damaged, too large, or not what the manifest promises.
         LazyfsError: a layer cannot be had.
     """
     layers = {layer.descriptor.digest: layer for layer in resolved.layers}
@@ -73,7 +73,7 @@ async def verify_image(
     found: dict[str, IndexedLayer] = {}
     for finder in finders:
         found |= await finder.find(resolved, layers.keys() - made.keys() - found.keys())
-    verifier = Verifier(cache, progress, pull=pull)
+    verifier = Verifier(cache, indexer.limits, progress, pull=pull)
     reports = []
     for digest, layer in layers.items():
         blob = source.blob(layer.descriptor)
