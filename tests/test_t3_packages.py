@@ -170,6 +170,7 @@ HOSTILE = {
     ),
     "a view that makes large values": "CREATE VIEW Packages AS SELECT 1 hnum, zeroblob(1000000000) AS blob;",
     "text": f"{PACKAGES} INSERT INTO Packages VALUES (1, 'text');",
+    "a long schema": f"{PACKAGES} CREATE TABLE x(y /* {'y' * 20_000} */);",
     "nothing in a header": f"{PACKAGES} INSERT INTO Packages VALUES (1, x'');",
 }
 

@@ -111,6 +111,27 @@ async def test_of_several_databases_the_one_counts_that_rpm_would_take(made, tmp
     assert [package.name for package in (await found(*others)).packages] == ["one", "seven"]
 
 
+# SQLite
+
+
+def test_rows_that_share_their_bytes_are_refused(tmp_path):
+    """A file could have a thousand times its size to read."""
+    page, pages, on_leaf = 4096, 250, 484
+    size = on_leaf + pages * (page - 4)
+    rest = size - len(header({1000: "n0", 1001: "1", 1014: ""}))
+    blobs = [header({1000: f"n{number}", 1001: "1", 1014: "x" * rest}) for number in range(6)]
+    script = f"PRAGMA page_size = {page}; CREATE TABLE Packages(hnum INTEGER PRIMARY KEY, blob BLOB);"
+    whole = bytearray(database(tmp_path / "x", script, blobs))
+    assert names(bytes(whole), SQLITE) == [f"n{number}" for number in range(6)]
+    chains = [whole.index(blob[:on_leaf]) + on_leaf for blob in blobs]
+    for chain in chains:
+        whole[chain : chain + 4] = whole[chains[0] : chains[0] + 4]
+    end = 2 + pages
+    whole[28:32] = end.to_bytes(4, "big")
+    with pytest.raises(FormatError, match="more bytes than it has itself"):
+        names(bytes(whole[: end * page]), SQLITE)
+
+
 # Berkeley DB
 
 

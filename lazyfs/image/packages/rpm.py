@@ -1,7 +1,7 @@
 """The databases of RPM: in SQLite (RHEL 9, Fedora), ndb (SLES, openSUSE) or Berkeley DB (up to RHEL 8).
 
 The file is a stranger's, so SQLite gets a private copy of it, may read one table and nothing else, and is
-stopped when that takes too many steps.
+stopped when that takes too many steps or gives more bytes than the file has: many rows may share them.
 """
 
 import sqlite3
@@ -28,6 +28,7 @@ NAMES: Final = (SQLITE, NDB, BERKELEY_DB)
 MAX_DATABASE: Final = 1 << 30
 
 _MAX_PACKAGES: Final = 200_000
+_MAX_SCHEMA: Final = 1 << 14  # bytes of what makes a table; RPM's have 200
 _HIGHEST: Final = bytes(4)  # the key under which RPM keeps the highest number of a package
 _STEPS_AT_ONCE: Final = 100_000
 _MAX_STEPS: Final = 1_000_000_000
@@ -64,7 +65,7 @@ def read_sqlite(database: bytes, log: bytes, where: bytes) -> list[Package]:
             path.with_name("rpmdb.sqlite-wal").write_bytes(log)
         try:
             with closing(sqlite3.connect(path)) as connection:
-                return _packages(_headers(connection), where)
+                return _packages(_headers(connection, len(database) + len(log)), where)
         except sqlite3.OperationalError as error:
             if "interrupted" in str(error):
                 raise LimitExceeded("RPM's database takes too long to read") from error
@@ -96,16 +97,22 @@ def _values(database: bytes) -> Iterator[bytes]:
             yield value
 
 
-def _headers(connection: sqlite3.Connection) -> Iterator[bytes]:
+def _headers(connection: sqlite3.Connection, most: int) -> Iterator[bytes]:
+    """All headers, `most` bytes of them."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_SCHEMA)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA mmap_size = 0")
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_HEADER)
     connection.set_authorizer(_only_packages)
     connection.set_progress_handler(_Steps().more, _STEPS_AT_ONCE)
-    for (blob,) in connection.execute("SELECT blob FROM Packages ORDER BY hnum"):
+    connection.execute("SELECT blob FROM Packages LIMIT 0")  # the schema is read
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_HEADER)
+    for (blob,) in connection.execute("SELECT blob FROM Packages"):
         if not isinstance(blob, bytes):
             raise FormatError("RPM's database holds something else than headers")
+        most -= len(blob)
+        if most < 0:
+            raise FormatError("RPM's database has headers with more bytes than it has itself")
         yield blob
 
 
