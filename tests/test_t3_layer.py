@@ -1,18 +1,19 @@
 """A lazy layer: right bytes whatever is read, every span fetched once, every failure told to its readers."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from indexer.errors import DigestMismatch
+from indexer.toc import Extent
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.layer import LazyLayer
-from lazyfs.image.plan import plan_fetches
+from lazyfs.image.plan import Piece, plan_fetches, tail_pieces
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.traffic import Cause, Purpose, Traffic
 from lazyfs.image.waits import Wait
@@ -327,6 +328,29 @@ async def test_sparse_members_read_as_their_expansion(cache):
             assert await layer.read(member.data_start + start, len(wanted)) == wanted
         padded = -(-len(content) // 512) * 512
         assert (await layer.read(member.data_start, padded))[len(content) :] == bytes(padded - len(content))
+
+
+class CountedExtents(Sequence[Extent]):
+    """The tail shows every second byte of itself; counts how often one of them was looked at."""
+
+    looks = 0
+
+    def __len__(self):
+        return 100_000
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        self.looks += 1
+        return Extent(2 * index, index, 1)
+
+
+def test_a_read_of_the_tail_looks_at_few_extents():
+    extents = CountedExtents()
+    for number in (0, 50_000, 99_998):
+        found = list(tail_pieces(extents, 2 * number, 2 * number + 4))
+        assert found == [Piece(number, 1), Piece(None, 1), Piece(number + 1, 1), Piece(None, 1)]
+    assert extents.looks < 100
 
 
 def test_neighbours_are_fetched_together_and_strangers_apart():

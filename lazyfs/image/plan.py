@@ -121,8 +121,8 @@ class Piece(NamedTuple):
 
 def tail_pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Piece]:
     """What the tail (indexer.toc) shows in [start, end): stream bytes by its extents, zeros between them."""
-    number = max(bisect_right(extents, start, key=lambda extent: extent.start) - 1, 0)
-    for extent in extents[number:]:
+    first = max(bisect_right(extents, start, key=lambda extent: extent.start) - 1, 0)
+    for extent in map(extents.__getitem__, range(first, len(extents))):  # a slice would copy all the rest
         if extent.start >= end:
             break
         if not extent.length or extent.start + extent.length <= start:
