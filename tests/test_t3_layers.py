@@ -61,6 +61,15 @@ def test_a_layer_is_seen_against_those_below(name):
     assert (found.added, found.changed, found.hidden) == (added, changed, hidden)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("mark", "hidden"), [(b".wh.d", 5001), (b"d/.wh..wh..opq", 5000)])
+def test_what_is_hidden_over_and_over_is_walked_once(mark, hidden):
+    below = [Member(b"d/%d" % number, Kind.REGULAR) for number in range(5000)]
+    marks = [Member(mark, Kind.REGULAR)] * 50_000
+    assert report_layers([below, marks]).layers[1].hidden.names == hidden
+    assert report_layers([below, marks + below]).layers[1].hidden.names == 0
+
+
 def test_hidden_bytes_count_once_for_all_names_of_an_inode():
     below = [file(b"d/a", b"1" * 7), hardlink(b"d/b", b"d/a")]
     assert upper(below, whiteout(b"d")).hidden == Tally(3, 7)

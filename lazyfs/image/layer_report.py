@@ -154,6 +154,7 @@ class _Against:
         self._added: list[Member | None] = []
         self._changed: list[Member | None] = []
         self._hidden: dict[tuple[int, bytes], Node] = {}
+        self._emptied: set[int] = set()  # directories whose names were looked at
 
     def tally(self, members: Sequence[Member]) -> tuple[Tally, Tally, Tally]:
         """(added, changed, hidden)."""
@@ -213,22 +214,24 @@ class _Against:
             return
         hidden = base.removeprefix(WHITEOUT)
         if not hidden.startswith(WHITEOUT) and hidden in parent.children:
-            self._hide(parent, hidden, own)
+            self._hide_below(*self._hide(parent, hidden, own))
 
     def _hide_below(self, directory: Node, own: _Own | None) -> None:
-        for name in directory.children or ():
-            self._hide(directory, name, own)
-
-    def _hide(self, parent: Node, name: bytes, own_parent: _Own | None) -> None:
-        """A name and everything below it goes, but for what the layer itself has there."""
-        stack = [(parent, name, own_parent)]
+        """Everything below a directory goes, but for what the layer itself has there."""
+        stack = [(directory, own)]
         while stack:
-            parent, name, own_parent = stack.pop()
-            node = (parent.children or {})[name]
-            own = own_parent.children.get(name) if own_parent is not None else None
-            if own is None:
-                self._hidden[id(parent), name] = node
-            stack.extend((node, child, own) for child in node.children or ())
+            parent, own_parent = stack.pop()
+            if parent.children and id(parent) not in self._emptied:
+                self._emptied.add(id(parent))
+                stack.extend(self._hide(parent, name, own_parent) for name in parent.children)
+
+    def _hide(self, parent: Node, name: bytes, own_parent: _Own | None) -> tuple[Node, _Own | None]:
+        """A name goes, unless the layer itself has it; what is there, and what the layer has."""
+        node = (parent.children or {})[name]
+        own = own_parent.children.get(name) if own_parent is not None else None
+        if own is None:
+            self._hidden[id(parent), name] = node
+        return node, own
 
 
 def _tally(members: Sequence[Member | None]) -> Tally:
