@@ -168,7 +168,7 @@ class Span(NamedTuple):
 
 
 class SpanTable(Sequence[Span]):
-    """The spans of a layer, back to back from offset 0, kept as columns: 90 bytes each, 122 with BLAKE3.
+    """The spans of a layer, back to back from offset 0, kept as columns: 99 bytes each, 131 with BLAKE3.
 
     Build one with `from_spans`, or hand over columns that `toc_codec` has checked. `blake3s` has a digest for
     each span, of which those of spans with another proof than MERKLE say nothing; b"" where all have another.
