@@ -100,12 +100,20 @@ def test_an_entry_is_shared_by_so_many_chunks_only(dialect):
     """Who reads one of them brings all. The landmark is one, too."""
 
     def spans_of(count: int) -> SpanTable:
-        original = tar(file(b"f", bytes(count - 1)))
-        return toc_of(write_layer(original, dialect, chunk_size=1, min_chunk=10**6)).spans
+        original = tar(file(b"f", b"x" * 512 * (count - 1)))
+        return toc_of(write_layer(original, dialect, chunk_size=512, min_chunk=10**8)).spans
 
     assert len(spans_of(MAX_SHARING).sharing_entry(0)) == MAX_SHARING - 1
     with pytest.raises(Unsupported, match=f"more than {MAX_SHARING} chunks in a"):
         spans_of(MAX_SHARING + 1)
+
+
+@pytest.mark.parametrize("dialect", LIVING)
+def test_a_file_in_chunks_of_a_few_bytes_is_refused(dialect):
+    """A read of a page of it would be one of 4096 spans."""
+    layer = write_layer(tar(file(b"f", b"x" * 2000)), dialect, chunk_size=1)
+    with pytest.raises(Unsupported, match="a file of 2000 bytes in 2000 chunks"):
+        toc_of(layer)
 
 
 def first_spans(layer: ForeignLayer) -> list[int]:

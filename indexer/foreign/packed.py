@@ -15,6 +15,7 @@ from indexer.foreign.facts import MAX_SPAN, NO_WINDOWS, BlobFacts
 from indexer.foreign.json_listing import LANDMARK, LANDMARK_DIGEST, Chunk, Content, Listing
 from indexer.scan import Limits, bounded
 from indexer.toc import (
+    BLOCK_SIZE,
     AddressSpace,
     Compression,
     Entry,
@@ -32,6 +33,7 @@ MAX_SHARING: Final = 1 << 14
 The smallest files fill 16 MiB of tar with as many.
 """
 
+_FEW_CHUNKS: Final = 1000  # of a file; of more, each has a block of its own, on average
 _ZEROS_AT_ONCE: Final = 4 << 20
 _OF_NOTHING: Final = sha256(b"").digest()
 _ENTRIES: Final = {Compression.GZIP: Entry.GZIP_MEMBER, Compression.ZSTD: Entry.ZSTD_FRAME}
@@ -59,7 +61,8 @@ def packed_toc(
     Raises:
         FormatError: chunks overlap or leave the blob.
         LimitExceeded: the contents are too large for the blob.
-        Unsupported: a chunk is too large to be checked in memory, or too many share a member or frame.
+        Unsupported: a chunk is too large to be checked in memory, too many share a member or frame, or a
+            file has too many.
     """
     contents = sorted(listing.contents, key=lambda content: content.chunks[0][:2])
     packer = _Packer(_ENTRIES[compression])
@@ -100,6 +103,7 @@ def _placed(contents: Sequence[Content], payload_end: int) -> list[list[_Placed]
     here = payload_end  # the next larger offset
     sharing = 0  # chunks of the member or frame in hand
     for content in reversed(contents):
+        _check_count(content.chunks)
         chunks: list[_Placed] = []
         for chunk in reversed(content.chunks):
             if after is None or after.offset != chunk.offset:
@@ -116,6 +120,13 @@ def _placed(contents: Sequence[Content], payload_end: int) -> list[list[_Placed]
             after = chunk
         placed.append(chunks[::-1])
     return placed[::-1]
+
+
+def _check_count(chunks: Sequence[Chunk]) -> None:
+    """Reading some pages of a file takes some spans: writers make no chunk of a few bytes but by chance."""
+    size = sum(chunk.size for chunk in chunks)
+    if len(chunks) > _FEW_CHUNKS + size // BLOCK_SIZE:
+        raise Unsupported(f"a foreign index with a file of {size} bytes in {len(chunks)} chunks")
 
 
 def _check_chunk(chunk: Chunk, after: Chunk | None) -> None:
