@@ -64,7 +64,7 @@ def read_spans(spans: Sequence[Span], data: bytes | memoryview, window: bytes) -
     if any(_entrance(span) != _entrance(first) for span in spans):
         raise FormatError("spans that begin at one place in different ways", first.compressed_start)
     for span in spans:
-        check_compressed(span, data[: span.compressed_end - span.compressed_start])
+        check_compressed(span, data[: span.compressed_size])
     size = max(span.skip + span.content_size for span in spans)
     if size > MAX_OUTPUT:
         raise LimitExceeded(f"a span for which {size} bytes must be decompressed", first.compressed_start)

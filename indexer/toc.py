@@ -162,6 +162,11 @@ class Span(NamedTuple):
         return self.uncompressed_end - self.uncompressed_start - self.padding
 
     @property
+    def compressed_size(self) -> int:
+        """Compressed bytes needed to produce the span."""
+        return self.compressed_end - self.compressed_start
+
+    @property
     def end_leaf(self) -> int:
         """Number after the span's last leaf."""
         return self.first_leaf + leaf_count(self.size)

@@ -263,7 +263,7 @@ def _encode_spans(table: SpanTable) -> bytes:
         (
             pack(s.size for s in spans),
             pack((later - start for start, later in pairwise(starts)), "q"),
-            pack(s.compressed_end - s.compressed_start for s in spans),
+            pack(s.compressed_size for s in spans),
             bytes(s.entry for s in spans),
             bytes(s.bits for s in spans),
             pack(s.skip for s in spans),

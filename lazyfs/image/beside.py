@@ -54,10 +54,8 @@ class Beside:
         if self._line.round_trip_s < _LEAST_ROUND_TRIP_S:
             return []
         room = min(self._fetcher.carried_meanwhile(self._line.round_trip_s), _MOST)
-        sizes = (
-            span.compressed_end - span.compressed_start for span in map(self._spans.__getitem__, missing)
-        )
-        room -= self._fetcher.bytes_under_way - sum(sizes)
+        waited_for = sum(self._spans[number].compressed_size for number in missing)
+        room -= self._fetcher.bytes_under_way - waited_for
         if room <= 0:
             return []
         under_way = self._fetcher.is_under_way

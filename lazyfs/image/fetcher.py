@@ -166,11 +166,10 @@ class SpanFetcher:
     @property
     def bytes_under_way(self) -> int:
         """Compressed bytes of all spans that are being brought."""
-        return sum(map(self._compressed_size, self._landings))
+        return self._compressed_size(self._landings)
 
-    def _compressed_size(self, number: int) -> int:
-        span = self._spans[number]
-        return span.compressed_end - span.compressed_start
+    def _compressed_size(self, numbers: Iterable[int]) -> int:
+        return sum(self._spans[number].compressed_size for number in numbers)
 
     def bring(
         self, numbers: Iterable[int], purpose: Purpose = Purpose.DEMAND, *, ahead: Iterable[int] = ()
@@ -221,7 +220,7 @@ class SpanFetcher:
         for fetch in plan_fetches(spans, max_bytes=max_bytes, max_gap=settings.max_gap):
             extra = [span.number for span in fetch.spans if span.number in ahead]
             whom_for = Purpose.AHEAD if len(extra) == len(fetch.spans) else purpose
-            ticket = Ticket(whom_for, sum(map(self._compressed_size, extra)))
+            ticket = Ticket(whom_for, self._compressed_size(extra))
             self._landings.claim((span.number for span in fetch.spans), ticket)
             self._nursery.start_soon(self._guarded, fetch.spans, partial(self._fetch, fetch, ticket))
 
@@ -232,8 +231,7 @@ class SpanFetcher:
     def _is_large(self, sharing: range) -> bool:
         """Whether the spans of one entry are pieces of a zstd frame that is better streamed."""
         first, last = self._spans[sharing[0]], self._spans[sharing[-1]]
-        compressed = last.compressed_end - last.compressed_start
-        large = compressed > self._settings.max_bytes or last.skip + last.size > _MOST_AT_ONCE
+        large = last.compressed_size > self._settings.max_bytes or last.skip + last.size > _MOST_AT_ONCE
         return large and first.entry is Entry.ZSTD_FRAME
 
     def _start_frame(self, sharing: range, purpose: Purpose) -> None:

@@ -16,7 +16,7 @@ import trio
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import CacheError, NotTrusted
-from lazyfs.image.beside import Beside
+from lazyfs.image.beside import Beside, absent_spans
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.landing import Landing
 from lazyfs.image.plan import Piece, tail_pieces
@@ -350,10 +350,8 @@ class LazyLayer:
             most: compressed bytes.
         """
         found: list[int] = []
-        for number in range(after, len(self._spans)):
-            if self._has_span(number):
-                continue
-            most -= self._compressed_size(number)
+        for number in absent_spans(self._spans, self._entry, range(after, len(self._spans))):
+            most -= self._spans[number].compressed_size
             if found and most < 0:
                 break
             found.append(number)
@@ -390,24 +388,15 @@ class LazyLayer:
         if coming.is_over:
             return
         await coming.settle()
-        numbers = [n for n in self._spans.covering(start, end) if not self._is_local(n, start, end)]
-        promised = {number: coming.promised(self._missing(number, start, end)) for number in numbers}
+        missing = {number: self._missing(number, start, end) for number in self._spans.covering(start, end)}
+        promised = {number: coming.promised(leaves) for number, leaves in missing.items() if leaves}
         self._fetcher.bring(number for number, chunk in promised.items() if chunk is None)
-        apart = sum(self._compressed_size(number) for number, chunk in promised.items() if chunk is not None)
-        last = max((chunk for chunk in promised.values() if chunk is not None), default=None)
-        if last is not None:
-            await coming.wait(last, apart)
+        chunks = {number: chunk for number, chunk in promised.items() if chunk is not None}
+        if chunks:
+            apart = sum(self._spans[number].compressed_size for number in chunks)
+            await coming.wait(max(chunks.values()), apart)
 
     def _missing(self, number: int, start: int, end: int) -> list[tuple[int, int]]:
-        span = self._spans[number]
-        first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
-        return self._entry.missing(*self._spans.leaf_range(first, last))
-
-    def _compressed_size(self, number: int) -> int:
-        span = self._spans[number]
-        return span.compressed_end - span.compressed_start
-
-    def _is_local(self, number: int, start: int, end: int) -> bool:
-        span = self._spans[number]
-        first, last = max(start, span.uncompressed_start), min(end, span.uncompressed_end)
-        return self._entry.has(*self._spans.leaf_range(first, last))
+        """The leaves of what of [start, end) lies in a span that are not here."""
+        first, size = self._part(number, start, end)
+        return self._entry.missing(*self._spans.leaf_range(first, first + size))

@@ -102,8 +102,7 @@ def _fitting(spans: SpanTable, numbers: Iterable[int], room: int) -> tuple[list[
     found = []
     size = 0
     for number in numbers:
-        span = spans[number]
-        size += span.compressed_end - span.compressed_start
+        size += spans[number].compressed_size
         if len(spans.sharing_entry(number)) > 1:
             size = max(size, room + 1)
         if size > room:
