@@ -13,7 +13,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
 from lazyfs.image.fetcher import FetchSettings, SpanFetcher
 from lazyfs.image.layer import LazyLayer
-from lazyfs.image.plan import Piece, plan_fetches, tail_pieces
+from lazyfs.image.plan import Piece, Run, plan_fetches, tail_pieces, tail_runs
 from lazyfs.image.readahead import ReadAheadSettings
 from lazyfs.image.traffic import Cause, Purpose, Traffic
 from lazyfs.image.waits import Wait
@@ -328,6 +328,27 @@ async def test_sparse_members_read_as_their_expansion(cache):
             assert await layer.read(member.data_start + start, len(wanted)) == wanted
         padded = -(-len(content) // 512) * 512
         assert (await layer.read(member.data_start, padded))[len(content) :] == bytes(padded - len(content))
+
+
+async def test_pieces_that_lie_together_in_the_stream_are_read_at_once(cache):
+    pieces = [(3 * number, b"%d" % (number % 10)) for number in range(5000)]
+    blob = MemoryBlob(gzip_layer(tar(gnu_sparse(b"s", 15_000, pieces))))
+    built = build(blob.data)
+    waits: list[Wait] = []
+    async with lazy(blob, cache, built, waited=waits.append) as layer:
+        content = await layer.read(built.toc.members[-1].data_start, 15_000)
+        assert content == b"".join(piece + bytes(2) for _, piece in pieces)
+    assert [wait.size for wait in waits] == [5000]
+
+
+def test_runs_of_the_stream_end_where_the_next_piece_lies_elsewhere():
+    pieces = [Piece(None, 5), Piece(100, 2), Piece(None, 1), Piece(102, 3), Piece(100, 1), Piece(None, 4)]
+    runs = list(tail_runs(pieces))
+    assert runs == [Run(100, 105, [(5, 2), (8, 3)]), Run(100, 101, [(11, 1)])]
+    output = bytearray(b"." * 12)
+    for run in runs:
+        run.lay(b"abcde"[: run.end - run.start], output)
+    assert output == b".....ab.cdea"
 
 
 class CountedExtents(Sequence[Extent]):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final, Protocol
 
 import trio
@@ -19,7 +20,7 @@ from lazyfs.errors import CacheError, NotTrusted
 from lazyfs.image.beside import Beside, absent_spans
 from lazyfs.image.fetcher import FetchStatistics, SpanFetcher
 from lazyfs.image.landing import Landing
-from lazyfs.image.plan import Piece, tail_pieces
+from lazyfs.image.plan import Piece, Run, tail_pieces, tail_runs
 from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.image.spare import SpareSpans
 from lazyfs.image.traffic import Purpose
@@ -278,31 +279,26 @@ class LazyLayer:
         return self._entry.read_if_here(*self._spans.leaf_range(start, start + size), start, size)
 
     def _local_tail(self, start: int, size: int) -> bytes | None:
-        parts = []
-        for piece in self._pieces(start, start + size):
-            part = bytes(piece.length) if piece.start is None else self._local(piece.start, piece.length)
+        output = bytearray(size)
+        for run in self._runs(start, start + size):
+            part = self._local(run.start, run.end - run.start)
             if part is None:
                 return None
-            parts.append(part)
-        return b"".join(parts)
+            run.lay(part, output)
+        return bytes(output)
 
-    def _pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """[start, end), which reaches into the tail, as pieces of the stream and zeros."""
-        if start < self._end:
-            yield Piece(start, self._end - start)
-            start = self._end
-        yield from tail_pieces(self._extents, start, end)
+    def _runs(self, start: int, end: int) -> Iterator[Run]:
+        """What of the stream stands in [start, end), which reaches into the tail; the rest is zeros."""
+        before = [Piece(start, self._end - start)] if start < self._end else []
+        return tail_runs(chain(before, tail_pieces(self._extents, max(start, self._end), end)))
 
     async def _fetched(self, start: int, size: int, ahead: Sequence[int]) -> bytes:
         if start + size <= self._end:
             return await self._fetched_stream(start, start + size, ahead)
-        parts = []
-        for piece in self._pieces(start, start + size):
-            if piece.start is None:
-                parts.append(bytes(piece.length))
-            else:
-                parts.append(await self._fetched_stream(piece.start, piece.start + piece.length, ahead))
-        return b"".join(parts)
+        output = bytearray(size)
+        for run in self._runs(start, start + size):
+            run.lay(await self._fetched_stream(run.start, run.end, ahead), output)
+        return bytes(output)
 
     async def _fetched_stream(self, start: int, end: int, ahead: Sequence[int]) -> bytes:
         with waiting(start, end - start, self._waited) as wait:

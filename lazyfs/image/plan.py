@@ -134,3 +134,42 @@ def tail_pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Pie
         start = stop
     if start < end:
         yield Piece(None, end - start)
+
+
+class Run(NamedTuple):
+    """Bytes [start, end) of the stream, which stand in several places of a read of the tail.
+
+    Attributes:
+        start: first byte.
+        end: end.
+        places: (offset in the read, length) of the parts, which are all of them in their order.
+    """
+
+    start: int
+    end: int
+    places: Sequence[tuple[int, int]]
+
+    def lay(self, data: bytes, output: bytearray) -> None:
+        """Put the bytes of the run into what is read."""
+        at = 0
+        for offset, length in self.places:
+            output[offset : offset + length] = data[at : at + length]
+            at += length
+
+
+def tail_runs(pieces: Iterable[Piece]) -> Iterator[Run]:
+    """What a read takes from the stream: pieces that follow each other there, as a file's do, are one."""
+    start = end = offset = 0
+    places: list[tuple[int, int]] = []
+    for piece in pieces:
+        if piece.start is not None:
+            if places and piece.start != end:
+                yield Run(start, end, places)
+                places = []
+            if not places:
+                start = piece.start
+            end = piece.start + piece.length
+            places.append((offset, piece.length))
+        offset += piece.length
+    if places:
+        yield Run(start, end, places)

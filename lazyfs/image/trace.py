@@ -16,7 +16,7 @@ from indexer.boot_pack import PackLayer
 from indexer.digest import digest_hex
 from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.toc import BLOCK_SIZE, Extent
-from lazyfs.image.plan import tail_pieces
+from lazyfs.image.plan import tail_pieces, tail_runs
 
 MAX_TOUCHES: Final = 1 << 18
 MAX_TRACE: Final = 32 << 20
@@ -210,9 +210,8 @@ class Tracer:
         layer = self._layers[number]
         if start < layer.size:
             yield start, layer.size
-        for piece in tail_pieces(layer.extents, max(start, layer.size), end):
-            if piece.start is not None:
-                yield piece.start, piece.start + piece.length
+        for run in tail_runs(tail_pieces(layer.extents, max(start, layer.size), end)):
+            yield run.start, run.end
 
     def _append(self, number: int, start: int, end: int) -> None:
         touches = self._touches
