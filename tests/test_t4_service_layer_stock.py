@@ -42,7 +42,7 @@ DIGESTS = [layer["digest"] for layer in IMAGE.json["layers"]]
 
 @dataclass
 class World:
-    """Parts of a daemon whose mounts nobody sees.
+    """Parts of a daemon whose mounts are empty.
 
     Attributes:
         registry: with the image and its index.
@@ -63,13 +63,20 @@ class World:
         return {mount["layer"]: mount["state"] for mount in self.chains.listed()}
 
 
-class Nowhere:
-    """A `chains.Driver` that mounts nothing."""
+class Empty:
+    """A `chains.Driver` whose mounts hold nothing."""
 
     @asynccontextmanager
     async def mounted(self, entry: Entry, mount_point: Path, note: Any) -> AsyncIterator[str]:
-        await note(())
-        yield "fuse"
+        await trio.Path(mount_point).mkdir(exist_ok=True)
+        with trio.CancelScope(shield=True):
+            await trio.run_process(["mount", "-t", "tmpfs", "none", mount_point])
+        try:
+            await note(())
+            yield "fuse"
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.run_process(["umount", mount_point])
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ async def world(
     async with trio.open_nursery() as nursery:
         content = Content(nursery, config, cache, Forest(ROOT), Supervisor(), lambda: None)
         images = content.images
-        chains = Chains(nursery, images, Nowhere(), lambda _: None, place, trio.lowlevel.checkpoint)
+        chains = Chains(nursery, images, Empty(), lambda _: None, place, trio.lowlevel.checkpoint)
         chains.expect(orders)
         blobs = RawBlobs(nursery, images, cache.root / "tmp")
         stock = LayerStock(nursery, images, content.starts, chains, blobs, ShiftedMounts(nursery, place))
