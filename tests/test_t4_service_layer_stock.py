@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ import trio
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
 from lazyfs.assembly import open_cache
-from lazyfs.errors import NotFound
+from lazyfs.errors import CacheError, NotFound
 from lazyfs.image.image import index_layers
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.oci.chain import ChainOrder
@@ -285,6 +287,26 @@ async def test_a_blob_that_is_another_one_is_never_read_to_its_end_and_asked_for
                 for reader in readers:
                     nursery.start_soon(fail, reader)
         assert await here.stock.open_blob(layer).read(0, layer.size) == LOWER_BLOB
+
+
+async def test_a_blob_whose_last_piece_the_disk_takes_in_part_only_is_never_read_to_its_end(tmp_path):
+    """A file size limit cuts a write short as a disk does that is nearly full: without an error."""
+    image = build_image([tar(file(b"noise", random.Random(1).randbytes(100_000)))])
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Registry() as registry:
+        registry.push("app", image, tag="1")
+        put(registry, "app", index_of(image))
+        async with world(registry, tmp_path) as here:
+            layer = await here.find(image.json["layers"][0]["digest"])
+            await here.stock.mounted(layer, os.getpid())  # its entry is as large as the layer
+            resource.setrlimit(resource.RLIMIT_FSIZE, (layer.size - 100, hard))
+            try:
+                with pytest.raises(CacheError, match="cannot keep a blob: File too large"):
+                    await here.stock.open_blob(layer).read(0, layer.size)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            blob = await here.stock.open_blob(layer).read(0, layer.size)
+            assert sha256_digest(blob) == layer.link.digest
 
 
 async def test_a_copy_of_a_blob_stays_for_as_long_as_it_is_open(registry, tmp_path, clock):

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from indexer.errors import DigestMismatch, IndexerError
+from lazyfs.cache.files import write_all
 from lazyfs.errors import CacheError, LazyfsError, Unreachable
 from lazyfs.image.tasks import background_tasks
 from lazyfs.oci.chain import ChainOrder
@@ -60,7 +61,7 @@ class _Copy:
 
     def _take(self, data: memoryview) -> None:
         """The next piece, in a worker thread."""
-        os.pwrite(self._fd, data, self._come)
+        write_all(self._fd, data, self._come)
         self._hash.update(data)
         self._come += len(data)
         with suppress(trio.RunFinishedError):
