@@ -1,7 +1,11 @@
 """The cache directory: whose it is, what it holds, and re-hashing all of it."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -134,6 +138,39 @@ def test_what_is_there_can_be_listed_and_measured(tmp_path: Path) -> None:
     assert {"layers", "tocs", "images", "documents", "references", "catalogue", "tmp"} <= set(usage.kinds)
     assert usage.total == sum(usage.kinds.values())
     assert str(cache.root) in repr(cache)
+
+
+HOSTILE = """
+    import os, sys
+    from pathlib import Path
+    from lazyfs.cache.cache import Cache
+    from lazyfs.removal import remove_tree
+    from tests.support.deep_trees import make_deep
+
+    cache = Cache(Path(sys.argv[1]) / "cache", quota_bytes=1 << 20)
+    changes = cache.root / "containers" / "name" / "changes"
+    changes.mkdir(parents=True)
+    make_deep(changes, 3000)
+    (changes / "seen").write_bytes(bytes(5000))
+    (changes / "no entry").mkdir(mode=0)
+    (changes / "no look").mkdir()
+    (changes / "no look" / "file").write_bytes(bytes(5000))
+    (changes / "no look").chmod(0o400)
+    (changes / "circle").symlink_to("circle")
+    print(os.geteuid(), cache.usage().kinds["containers"], cache.housekeeper.make_room())
+    remove_tree(changes)
+"""
+
+
+@pytest.mark.parametrize("user", ["0", "65534"])
+def test_what_a_container_hides_is_passed_by(user: str) -> None:
+    """Paths that are too long, or recursion too deep for us; modes that forbid to look."""
+    words = ["setpriv", "--reuid", user, "--clear-groups", sys.executable, "-c", dedent(HOSTILE)]
+    with tempfile.TemporaryDirectory() as place:  # pytest's own are for nobody else to enter
+        Path(place).chmod(0o777)
+        done = subprocess.run([*words, place], capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        assert done.stdout.split() == [user, str(8192 if user != "0" else 16384), "0"]
 
 
 def test_a_layers_directory_goes_with_its_last_entry_unless_another_is_being_made(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What the cache directory holds, read from the files alone: nothing is locked, made or repaired."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +16,7 @@ from lazyfs.flock import try_flock
 _LARGEST_PRESENCE: Final = 1 << 32
 _LARGEST_STATE: Final = 1 << 16
 _HEX: Final = frozenset("0123456789abcdef")
+_HIDDEN: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,42 @@ def _digests(path: Path) -> list[Path]:
 
 
 def allocated(path: Path) -> int:
-    """Bytes of disk that a file, or all files below a directory, take."""
-    total = 0
-    if not path.is_dir():
-        with suppress(FileNotFoundError):
-            total = path.lstat().st_blocks * 512
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(directory, name)).st_blocks * 512  # noqa: PTH118  # bytes matter here
-    return total
+    """Bytes of disk that a file, or all files below a directory, take; other file systems there do not count.
+
+    Nor does what a container has made such that nobody can look at it: by too long paths, or modes.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    return sum(_sizes(path))
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    with _hidden_passed_by():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            yield from _sizes_below(path, status.st_dev)
+        else:
+            yield status.st_blocks * 512
+
+
+def _sizes_below(top: Path, device: int) -> Iterator[int]:
+    ahead = [os.fspath(top)]
+    while ahead:
+        with _hidden_passed_by(), os.scandir(ahead.pop()) as entries:
+            for entry in entries:
+                with _hidden_passed_by():
+                    status = entry.stat(follow_symlinks=False)
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield status.st_blocks * 512
+                    elif status.st_dev == device:
+                        ahead.append(entry.path)
+
+
+@contextmanager
+def _hidden_passed_by() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _HIDDEN:
+            raise
