@@ -1,7 +1,6 @@
-"""Takes connections on a unix socket, so many at once and no more."""
+"""Takes connections on a socket, so many at once and no more."""
 
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
 
@@ -15,15 +14,14 @@ Converse = Callable[[trio.SocketStream], Awaitable[None]]
 """Talks with whoever connected; may let what an end of the connection raises pass."""
 
 
-async def accept_connections(listening: socket.socket, most: int, converse: Converse) -> NoReturn:
+async def accept_connections(listener: trio.socket.SocketType, most: int, converse: Converse) -> NoReturn:
     """Converse with whoever connects, until cancelled.
 
     Args:
-        listening: a listening socket.
+        listener: a listening socket.
         most: how many at once; others wait in the kernel.
         converse: called for each connection, which is closed afterwards.
     """
-    listener = trio.socket.from_stdlib_socket(listening)
     turns = trio.Semaphore(most)
     async with trio.open_nursery() as nursery:
         while True:

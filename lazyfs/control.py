@@ -30,7 +30,8 @@ Answer = Callable[[str], Awaitable[Mapping[str, Any]]]
 
 async def answer_questions(listening: socket.socket, answer: Answer) -> None:
     """Answer whoever connects, until cancelled."""
-    await accept_connections(listening, _CONNECTIONS, partial(_converse, answer))
+    listener = trio.socket.from_stdlib_socket(listening)
+    await accept_connections(listener, _CONNECTIONS, partial(_converse, answer))
 
 
 async def _converse(answer: Answer, stream: trio.SocketStream) -> None:

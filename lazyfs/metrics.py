@@ -1,11 +1,15 @@
 """Counts for Prometheus, over HTTP on loopback (its text format 0.0.4).
 
-Whoever may connect may ask: nothing is told that has names of files or of users in it. Names follow
-Prometheus' conventions ("Metric and label naming"): base units, `_total` for what only grows.
+Whoever may connect may ask, in as many connections as they like: nothing is told that has names of files or
+of users in it, and nothing of that may end a mount, or take more than a thread and a few descriptors. Names
+follow Prometheus' conventions ("Metric and label naming"): base units, `_total` for what only grows.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -18,13 +22,17 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from lazyfs.acceptor import accept_connections
 from lazyfs.cache.cache import Cache
 from lazyfs.config import parse_address
+from lazyfs.errors import LazyfsError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _MAX_REQUEST: Final = 8192
 _TIMEOUT_S: Final = 10.0
+_CONNECTIONS: Final = 16
+_FRESH_S: Final = 1.0
 
 _SOURCE: Final = {
     "control_requests": "Requests for documents, tokens and the like.",
@@ -102,6 +110,26 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
     }
 
 
+class _CacheFacts:
+    """What is told of a cache. One thread walks it at a time, for all who ask then, or just afterwards."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._one = trio.CapacityLimiter(1)
+        self._facts: dict[str, Any] = {}
+        self._fresh_until = 0.0
+
+    async def tell(self) -> dict[str, Any]:
+        """What `cache_facts` says."""
+        return await trio.to_thread.run_sync(self._look, abandon_on_cancel=True, limiter=self._one)
+
+    def _look(self) -> dict[str, Any]:
+        if time.monotonic() >= self._fresh_until:
+            self._facts = cache_facts(self._cache)
+            self._fresh_until = time.monotonic() + _FRESH_S
+        return self._facts
+
+
 def _waits(waits: Mapping[str, Mapping[str, Any]]) -> Metric:
     told = "Seconds that reads waited which were not answered from the cache, by what for."
     family = HistogramMetricFamily("lazyfs_read_wait_seconds", told, labels=["cause"])
@@ -146,11 +174,6 @@ async def serve_metrics(
         ConfigError: it is no address to listen on.
     """
     host, port = parse_address(address)
-
-    async def answer(stream: trio.SocketStream) -> None:
-        with trio.move_on_after(_TIMEOUT_S):
-            await _answer(stream, collect)
-
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
@@ -158,7 +181,13 @@ async def serve_metrics(
         task_status.started(0)
         return
     task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(answer, listeners)
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                stack.enter_context(listener.socket)
+                nursery.start_soon(
+                    accept_connections, listener.socket, _CONNECTIONS, partial(_answer, collect)
+                )
 
 
 async def serve_mount_metrics(
@@ -175,17 +204,18 @@ async def serve_mount_metrics(
     Raises:
         ConfigError: there is no such address to listen on.
     """
+    facts = _CacheFacts(cache)
 
     async def collect() -> Iterable[Metric]:
-        kept = await trio.to_thread.run_sync(cache_facts, cache, abandon_on_cancel=True)
+        kept = await facts.tell()
         return mount_metrics({**statistics(), "cache": kept})
 
     await serve_metrics(address, collect, task_status=task_status)
 
 
-async def _answer(stream: trio.SocketStream, collect: Collect) -> None:
+async def _answer(collect: Collect, stream: trio.SocketStream) -> None:
     request = b""
-    try:
+    with trio.move_on_after(_TIMEOUT_S):
         while b"\r\n\r\n" not in request:
             more = await stream.receive_some(_MAX_REQUEST)
             request += more
@@ -193,11 +223,17 @@ async def _answer(stream: trio.SocketStream, collect: Collect) -> None:
                 return
         words = request.split(b"\r\n", 1)[0].split(b" ")
         found = len(words) == 3 and words[0] == b"GET" and words[1].split(b"?")[0] in (b"/metrics", b"/")
-        body = render(await collect()) if found else b"there is only GET /metrics\n"
-        status = "200 OK" if found else "404 Not Found"
+        status, body = await _told(collect) if found else ("404 Not Found", b"there is only GET /metrics\n")
         head = f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
         await stream.send_all(head.encode() + b"Connection: close\r\n\r\n" + body)
-    except trio.BrokenResourceError:
-        return  # whoever asked has gone
-    finally:
-        await trio.aclose_forcefully(stream)
+
+
+async def _told(collect: Collect) -> tuple[str, bytes]:
+    """The status and the body of an answer that tells the numbers."""
+    try:
+        return "200 OK", render(await collect())
+    except (OSError, LazyfsError) as error:
+        _log.warning("cannot tell metrics: %s", error)
+    except Exception:  # noqa: BLE001  # it fails one answer, not the mounts
+        _log.exception("a bug in the metrics")
+    return "500 Internal Server Error", b"the log says why\n"

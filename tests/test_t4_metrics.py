@@ -1,7 +1,9 @@
 """Counts for Prometheus: its text format, on loopback, whatever strangers send."""
 
 import re
+from pathlib import Path
 from queue import Queue
+from threading import Event
 from urllib.request import urlopen
 
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from lazyfs.cache.cache import Cache
+from lazyfs.cache.inventory import Usage
 from lazyfs.config import parse_address
 from lazyfs.errors import ConfigError
 from lazyfs.image.histogram import BOUNDS_S, Histogram
-from lazyfs.metrics import Collect, mount_metrics, render, serve_metrics
+from lazyfs.metrics import Collect, mount_metrics, render, serve_metrics, serve_mount_metrics
 from tests.support.snapshot_client import status
 from tests.support.snapshotters import FakeChains, cri_labels, digest, served
 
@@ -124,6 +128,83 @@ async def test_a_port_that_is_taken_is_logged_and_nothing_else():
         port = await nursery.start(serve_metrics, "127.0.0.1:0", collect)
         assert await nursery.start(serve_metrics, f"127.0.0.1:{port}", collect) == 0
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(OSError(5, "Input/output error"), marks=pytest.mark.expect_log("cannot tell metrics")),
+        pytest.param(RecursionError(), marks=pytest.mark.expect_log("a bug in the metrics")),
+    ],
+    ids=["disk", "bug"],
+)
+async def test_numbers_that_cannot_be_had_end_nothing(error: Exception):
+    troubles = [error]
+
+    async def collect_then():
+        if troubles:
+            raise troubles.pop()
+        return await collect()
+
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_metrics, "127.0.0.1:0", collect_then)
+        assert (await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 500")
+        assert (await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_nothing_takes_a_few_descriptors_and_no_more():
+    answers = []
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_metrics, "127.0.0.1:0", collect)
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(16)]
+
+        async def scrape() -> None:
+            answers.append(await ask(port, b"GET / HTTP/1.0\r\n\r\n"))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(scrape)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert not answers
+        for stream in silent:
+            stream.socket.close()
+    assert answers[0].startswith(b"HTTP/1.1 200")
+
+
+class SlowCache(Cache):
+    """One that is measured only once `go` is set.
+
+    Attributes:
+        walks: how often it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go = Event()
+        self.walks = 0
+
+    def usage(self) -> Usage:
+        self.walks += 1
+        assert self.go.wait(60)
+        return super().usage()
+
+
+async def test_many_who_ask_at_once_have_the_cache_walked_once(tmp_path):
+    cache, answers = SlowCache(tmp_path / "cache"), []
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_mount_metrics, "127.0.0.1:0", lambda: ANSWER, cache)
+
+        async def scrape() -> None:
+            answers.append(await ask(port, b"GET / HTTP/1.0\r\n\r\n"))
+
+        async with trio.open_nursery() as askers:
+            for _ in range(12):
+                askers.start_soon(scrape)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            cache.go.set()
+        nursery.cancel_scope.cancel()
+    assert cache.walks == 1
+    assert all(b'lazyfs_cache_bytes{kind="layers"} 0.0' in answer for answer in answers)
 
 
 def scraped(port: int) -> dict[str, float]:

@@ -94,7 +94,8 @@ def keep(listener: socket.socket, supervisor: Supervisor) -> None:
 
 async def answer_questions(listening: socket.socket, answer: Answer) -> None:
     """Answer whoever may ask, until cancelled."""
-    await accept_connections(listening, _CONNECTIONS, partial(_converse, answer))
+    listener = trio.socket.from_stdlib_socket(listening)
+    await accept_connections(listener, _CONNECTIONS, partial(_converse, answer))
 
 
 async def _converse(answer: Answer, stream: trio.SocketStream) -> None:
