@@ -321,6 +321,23 @@ def test_a_layer_that_would_fill_the_quota_is_not_kept_while_it_is_pulled(tmp_pa
     assert allocated(cache.root) < MIB
 
 
+def test_what_containers_write_does_not_count(tmp_path: Path) -> None:
+    cache = known(Cache(tmp_path / "cache", quota_bytes=2 * MIB))
+    changes = cache.root / "containers" / "name" / "changes"
+    changes.mkdir(parents=True)
+    (changes / "file").write_bytes(bytes(3 * MIB))
+    cache.catalogue.note(image_of())
+    with open_entry(cache) as entry:
+        assert all(put(entry, number) for number in range(10))
+        cache.housekeeper.tidy()
+        assert cache.housekeeper.excess() == 0
+        assert cache.housekeeper.make_room() == 0
+        assert all(read(entry, number) is not None for number in range(10))
+    assert cache.usage().kinds["containers"] == 3 * MIB
+    (cache.root / "room").unlink()
+    assert cache.housekeeper.make_room() == 0
+
+
 def test_a_ledger_that_is_lost_or_garbled_is_measured_anew(tmp_path: Path) -> None:
     cache = known(Cache(tmp_path / "cache", quota_bytes=2 * MIB))
     with open_entry(cache) as entry:

@@ -17,7 +17,7 @@ from lazyfs.cache.filling import Filling
 from lazyfs.cache.free_space import FreeSpace
 from lazyfs.cache.housekeeping import Housekeeper, OpenEntries
 from lazyfs.cache.images import Images
-from lazyfs.cache.inventory import EntryInfo, Usage, allocated, describe_entry, list_entries, measure
+from lazyfs.cache.inventory import EntryInfo, Usage, counted, describe_entry, list_entries, measure
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.locks import named_lock
@@ -77,9 +77,8 @@ class Cache:
         self.images = Images(self.root / "images", scratch)
         self.quarantine = Quarantine(self.root / "quarantine", scratch)
         space = FreeSpace(self.root, free_floor_bytes)
-        ledger = (
-            Ledger(self.root / "room", quota_bytes, partial(allocated, self.root)) if quota_bytes else None
-        )
+        measure = partial(counted, self.root)
+        ledger = Ledger(self.root / "room", quota_bytes, measure) if quota_bytes else None
         self.housekeeper = Housekeeper(
             self.root, self._store, self.catalogue, self.spans, self._entries, space, ledger
         )

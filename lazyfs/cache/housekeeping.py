@@ -13,7 +13,7 @@ from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
 from lazyfs.cache.evictor import Evictor, LoadSpans, only_evictor
 from lazyfs.cache.files import cache_errors
 from lazyfs.cache.free_space import FreeSpace
-from lazyfs.cache.inventory import allocated, entry_paths
+from lazyfs.cache.inventory import allocated, counted, entry_paths
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.room import Ledger
@@ -109,7 +109,7 @@ class Housekeeper:
         """How many bytes `make_room` would have to take away now."""
         goal = self._space.missing(0)
         if self._ledger is not None:
-            goal = max(goal, allocated(self._root) - self._ledger.low_mark)
+            goal = max(goal, counted(self._root) - self._ledger.low_mark)
         return max(0, goal)
 
     def _make_room(self, size: int) -> int:
@@ -117,7 +117,7 @@ class Housekeeper:
         total = 0
         if self._ledger is not None:
             expected = self._ledger.expects()
-            total = allocated(self._root)
+            total = counted(self._root)
             self._ledger.settle(total, expected)
             if not self._ledger.has_left(size):
                 goal = max(goal, total + size - self._ledger.low_mark)

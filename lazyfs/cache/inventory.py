@@ -74,6 +74,17 @@ def measure(root: Path) -> Usage:
     )
 
 
+def counted(root: Path) -> int:
+    """Bytes of disk that count for the quota: all but what containers wrote, which nobody here can evict.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    with suppress(FileNotFoundError):
+        return sum(allocated(path) for path in root.iterdir() if path.name != "containers")
+    return 0
+
+
 def entry_paths(layers: Path) -> Iterator[Path]:
     """Where entries are below the `layers` directory, in order of digests."""
     for layer in _digests(layers):

@@ -80,7 +80,7 @@ def ls(config: Config, as_json: bool) -> None:
 @configured
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def usage(config: Config, as_json: bool) -> None:
-    """How much disk the cache takes, by kind, and how much it may take."""
+    """How much disk the cache takes, by kind, and how much all but containers may take."""
     taken = open_cache(config).usage()
     quota = config.cache_quota_mib << 20
     if as_json:

@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from typing import Final
 
 from lazyfs.cache.files import data_runs, punch_hole
-from lazyfs.cache.inventory import allocated
+from lazyfs.cache.inventory import counted
 from lazyfs.config import Config
 from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine, is_directory
@@ -107,7 +107,7 @@ def _room(place: Path, path: Path, config: Config) -> Iterator[Finding]:
         else:
             yield ok("room", f"{free} MiB are free")
     if config.cache_quota_mib:
-        taken = allocated(path) >> 20
+        taken = counted(path) >> 20
         if taken > config.cache_quota_mib:
             fact = f"the cache takes {taken} MiB, and may take {config.cache_quota_mib}"
             yield warning("quota", fact, "lazyfs cache gc; pinned images are never evicted")
