@@ -163,7 +163,7 @@ def test_on_a_full_disk_notes_are_lost_and_pins_refused(tmp_path: Path) -> None:
 
 
 def test_images_go_when_their_content_is_not_enough(tmp_path: Path) -> None:
-    """The one last used first; those that are pinned, or were opened within the hour, stay."""
+    """The one used least recently first; those that are pinned, or were opened within the hour, stay."""
     cache = Cache(tmp_path / "cache", quota_bytes=64 << 10)
     kept = []
     for number, layer in enumerate(LAYERS):
@@ -180,3 +180,23 @@ def test_images_go_when_their_content_is_not_enough(tmp_path: Path) -> None:
     assert names == {"registry.example/0:1", "registry.example/3:1"}
     assert cache.tocs.load(LAYERS[0], "large")
     assert cache.tocs.load(LAYERS[1], "large") is None
+
+
+def test_images_that_are_mounted_stay_however_long_ago_that_was(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", quota_bytes=64 << 10)
+    base, own, other, apart = LAYERS
+    for name, layers in {"used": [base, own], "beside": [base, other], "in part": [apart, other]}.items():
+        cache.catalogue.note(image(cache, name, layers, sha256_digest(name.encode())[7:]))
+    cache.tocs.save(base, "large", bytes(80 << 10))
+    for path in cache.root.rglob("*"):
+        os.utime(path, (1000, 1000))
+
+    def left() -> set[str]:
+        cache.housekeeper.make_room()
+        return {listed.image.name for listed in cache.catalogue.images()}
+
+    with cache.layer(base, TOC, 8192, 2), cache.layer(own, TOC, 8192, 2), cache.layer(apart, TOC, 8192, 2):
+        assert left() == {"used", "in part"}
+        assert cache.tocs.load(own, "own") == b"table"
+        assert cache.references.recall("used")
+    assert left() == set()

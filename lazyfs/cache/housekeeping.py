@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
@@ -13,7 +13,7 @@ from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
 from lazyfs.cache.evictor import Evictor, LoadSpans, only_evictor
 from lazyfs.cache.files import cache_errors
 from lazyfs.cache.free_space import FreeSpace
-from lazyfs.cache.inventory import allocated, counted, entry_paths
+from lazyfs.cache.inventory import allocated, counted, entry_paths, is_in_use
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.layer_store import LayerStore
 from lazyfs.cache.room import Ledger
@@ -131,14 +131,31 @@ class Housekeeper:
         return freed
 
     def _drop_images(self, goal: int) -> int:
-        """Removes what nobody refers to, and forgets images, the one last used first, for `goal` bytes."""
+        """Removes what nobody refers to, then forgets the oldest images, as many as `goal` bytes take."""
         freed = self.collect(self.garbage())
-        for listed in reversed(self._catalogue.images()):
-            recent = listed.last_used > time.time() - GRACE_S
-            if freed < goal and not (listed.image.pinned or recent):
-                self._catalogue.remove(listed.image)
+        for image in self._droppable():
+            if freed < goal:
+                self._catalogue.remove(image)
                 freed += self.collect(self.garbage())
         return freed
+
+    def _droppable(self) -> list[KeptImage]:
+        """The images that may be forgotten, the one used least recently first.
+
+        Their last use is that of their last mount: whatever is mounted, their layers tell.
+        """
+        listed = self._catalogue.images()
+        mounted = self._mounted([one.image for one in listed])
+        old = [one.image for one in reversed(listed) if one.last_used <= time.time() - GRACE_S]
+        return [image for image in old if not image.pinned and image not in mounted]
+
+    def _mounted(self, images: Sequence[KeptImage]) -> set[KeptImage]:
+        """Those whose layers are all open, and those that have an open layer which is in none of these."""
+        entries = [path for path in entry_paths(self._root / "layers") if is_in_use(path)]
+        used = {(f"sha256:{path.parent.name}", f"sha256:{path.name}") for path in entries}
+        whole = {image for image in images if image.layers and used.issuperset(image.layers)}
+        unexplained = used - {layer for image in whole for layer in image.layers}
+        return whole | {image for image in images if not unexplained.isdisjoint(image.layers)}
 
     def tidy(self) -> None:
         """Tells others what was used here, and makes room before a writer has to."""
