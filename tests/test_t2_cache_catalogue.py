@@ -3,13 +3,16 @@
 import json
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from indexer.digest import sha256_digest
+from lazyfs.cache import collecting
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
+from lazyfs.cache.files import read_bounded
 from lazyfs.errors import CacheError
 from tests.support.crash import small_disk
 
@@ -200,3 +203,32 @@ def test_images_that_are_mounted_stay_however_long_ago_that_was(tmp_path: Path) 
         assert cache.tocs.load(own, "own") == b"table"
         assert cache.references.recall("used")
     assert left() == set()
+
+
+def test_each_document_is_read_once_however_many_images_go(tmp_path: Path, monkeypatch) -> None:
+    cache = Cache(tmp_path / "cache", quota_bytes=600 << 10)
+    kept = []
+    for number in range(40):
+        layer = sha256_digest(b"%d" % number)
+        one = image(cache, f"{number}", [layer], layer[7:])
+        cache.tocs.save(layer, "large", bytes(8 << 10))
+        cache.catalogue.note(one)
+        kept.append(one)
+    for path in cache.root.rglob("*"):
+        os.utime(path, (1000, 1000))
+    for number, one in enumerate(kept):
+        os.utime(cache.catalogue._path(one.name, one.manifest), (1000 + number, 1000 + number))
+    read: Counter[Path] = Counter()
+
+    def counted(path: Path, limit: int) -> bytes | None:
+        read[path] += 1
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr(collecting, "read_bounded", counted)
+    goal = cache.housekeeper.excess()
+    assert 0 <= cache.housekeeper.make_room() - goal < 48 << 10  # what one image takes
+    left = [int(listed.image.name) for listed in cache.catalogue.images()]
+    assert 2 < len(left) < 38
+    assert left == list(range(39, 39 - len(left), -1))
+    assert len(read) == 120
+    assert set(read.values()) == {1}

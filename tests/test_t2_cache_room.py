@@ -4,6 +4,7 @@ import os
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import KeptImage
 from lazyfs.cache.evictor import Evictor
 from lazyfs.cache.files import cache_errors
+from lazyfs.cache.free_space import FreeSpace
 from lazyfs.cache.keeping import keep_room
 from lazyfs.cache.last_use import REGION, last_uses, region_count
 from lazyfs.cache.layer_entry import LayerEntry
+from lazyfs.cache.room import Room
 from tests.support.crash import child, lines, small_disk, stopped
 from tests.support.spans import LAYER, TOC, content, spans_of
 
@@ -319,6 +322,27 @@ def test_a_layer_that_would_fill_the_quota_is_not_kept_while_it_is_pulled(tmp_pa
             filling.write(start, b"x" * MIB)
         assert not filling.alive
     assert allocated(cache.root) < MIB
+
+
+def test_while_room_is_made_for_long_others_are_refused(tmp_path: Path) -> None:
+    reclaiming, go_on = threading.Event(), threading.Event()
+
+    def reclaim(size: int) -> None:
+        reclaiming.set()
+        assert go_on.wait(60)
+
+    room = Room(FreeSpace(tmp_path, floor_bytes=1 << 60), None, reclaim)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(room.admits, 1)
+        try:
+            assert reclaiming.wait(60)
+            others = [threads.submit(room.admits, 1) for _ in range(3)]
+            others.append(threads.submit(room.exhausted))
+            assert [other.result(timeout=30) for other in others] == [False, False, False, None]
+            assert not first.done()
+        finally:
+            go_on.set()
+        assert first.result(timeout=30) is False
 
 
 def test_what_containers_write_does_not_count(tmp_path: Path) -> None:

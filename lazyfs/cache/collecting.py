@@ -9,9 +9,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ GRACE_S: Final = 3600.0
 
 _LARGEST_DOCUMENT: Final = 64 << 20
 _DIGEST: Final = re.compile(rb"sha256:([0-9a-f]{64})")
+_HEXADECIMAL: Final = re.compile(r"(?=([0-9a-f]{64}))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,13 @@ class Collector:
         self._scratch = scratch
         self._remove_entry = remove_entry
 
-    def find(self, kept: Sequence[KeptImage], grace_s: float = GRACE_S) -> list[Garbage]:
-        """What none of these images refers to, and is older than `grace_s` seconds.
+    def survey(self, grace_s: float = GRACE_S) -> "Survey":
+        """What is there, of which nothing younger than `grace_s` seconds will be garbage.
 
         Raises:
             OSError: the disk fails.
         """
-        before = time.time() - grace_s
-        return [
-            Garbage(path.relative_to(self._root).parts[0], _name(path, self._root), allocated(path))
-            for path in self._unreferred(kept)
-            if _is_older(path, before)
-        ]
+        return Survey(self._root, time.time() - grace_s)
 
     def remove(self, garbage: Iterable[Garbage]) -> int:
         """Removes what was found, as far as nobody uses it; returns how many bytes of disk came back.
@@ -86,74 +83,123 @@ class Collector:
                 freed += item.allocated_bytes
         return freed
 
+
+class Survey:
+    """What is in a cache at one moment. All is read once, for any choice of images.
+
+    Args:
+        root: the cache directory.
+        before: what is younger, in seconds since 1970, is no garbage.
+
+    Raises:
+        OSError: the disk fails.
+    """
+
+    def __init__(self, root: Path, before: float) -> None:
+        self._root = root
+        self._before = before
+        self._entries = [path for path in entry_paths(root / "layers") if not is_in_use(path)]
+        self._tocs = directories(root / "tocs")
+        self._images = _files(root / "images")
+        self._of_manifests = [*directories(root / "traces"), *directories(root / "packs")]
+        self._documents = _Documents(root)
+        self._weighed: dict[Path, Garbage | None] = {}
+        self._keys = cache(_metadata_keys)
+
+    def garbage(self, kept: Sequence[KeptImage]) -> list[Garbage]:
+        """What none of these images refers to.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        return [garbage for path in self._unreferred(kept) if (garbage := self._weigh(path)) is not None]
+
+    def _weigh(self, path: Path) -> Garbage | None:
+        if path not in self._weighed:
+            kind, *name = path.relative_to(self._root).parts
+            is_older = _is_older(path, self._before)
+            self._weighed[path] = Garbage(kind, str(Path(*name)), allocated(path)) if is_older else None
+        return self._weighed[path]
+
     def _unreferred(self, kept: Sequence[KeptImage]) -> Iterator[Path]:
-        root = self._root
         entries = {(layer[7:], toc[7:]) for image in kept for layer, toc in image.layers}
-        for path in entry_paths(root / "layers"):
-            if (path.parent.name, path.name) not in entries and not is_in_use(path):
-                yield path
+        yield from (path for path in self._entries if (path.parent.name, path.name) not in entries)
         layers = {layer for layer, _ in entries}
-        yield from (path for path in directories(root / "tocs") if path.name not in layers)
-        metadata = {key for image in kept for key in _metadata_keys(image)}
-        yield from (path for path in _files(root / "images") if path.stem not in metadata)
+        yield from (path for path in self._tocs if path.name not in layers)
+        metadata = {key for image in kept for key in self._keys(image)}
+        yield from (path for path in self._images if path.stem not in metadata)
         manifests = {image.manifest[7:] for image in kept}
-        for part in ("traces", "packs"):
-            yield from (path for path in directories(root / part) if path.name not in manifests)
-        yield from _unreferred_documents(root, kept)
+        yield from (path for path in self._of_manifests if path.name not in manifests)
+        yield from self._documents.unreferred(kept)
 
 
-def _metadata_keys(image: KeptImage) -> Iterator[str]:
+class _Documents:
+    """Documents, and answers to references.
+
+    Args:
+        root: the cache directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._paths = {path.name: path for path in _files(root / "documents" / "sha256")}
+        self._answers = [(path, *_reference(path)) for path in _files(root / "references")]
+        self._leads_to: dict[str, set[str]] = {}
+        for name, path in self._paths.items():
+            mentioned, subject = _links(path)
+            self._leads_to.setdefault(name, set()).update(mentioned)
+            if subject:
+                self._leads_to.setdefault(subject, set()).add(name)
+
+    def unreferred(self, kept: Sequence[KeptImage]) -> Iterator[Path]:
+        """Those that belong to none of the images."""
+        named = {digest[7:] for image in kept for digest in (image.manifest, *image.documents)}
+        names = {image.name for image in kept}
+        referring = []
+        for path, reference, digest in self._answers:
+            if reference in names or not named.isdisjoint(_HEXADECIMAL.findall(reference)):
+                named.add(digest)
+            else:
+                referring.append((path, digest))
+        reached = self._reached(named)
+        yield from (path for path, digest in referring if digest not in reached)
+        yield from (path for name, path in self._paths.items() if name not in reached)
+
+    def _reached(self, named: set[str]) -> set[str]:
+        """Everything that documents lead to from `named`, and from documents whose subject that is."""
+        reached: set[str] = set()
+        ahead = set(named)
+        while ahead:
+            reached |= ahead
+            ahead = {digest for name in ahead for digest in self._leads_to.get(name, ())} - reached
+        return reached
+
+
+def size_of(garbage: Iterable[Garbage]) -> int:
+    """Bytes of disk that it takes."""
+    return sum(item.allocated_bytes for item in garbage)
+
+
+def _metadata_keys(image: KeptImage) -> list[str]:
     """The keys of an image's tree, and of each of its layers alone."""
-    yield image.metadata
+    keys = [image.metadata]
     tocs = [toc for _, toc in image.layers]
     with suppress(FormatError):  # a record of digests that are none
-        yield from (alone_key(tocs[:number]) for number in range(1, len(tocs) + 1))
+        keys += [alone_key(tocs[:number]) for number in range(1, len(tocs) + 1)]
+    return keys
 
 
-def _unreferred_documents(root: Path, kept: Sequence[KeptImage]) -> Iterator[Path]:
-    """Documents, and answers to references, that belong to none of the images."""
-    documents = {path.name: path for path in _files(root / "documents" / "sha256")}
-    mentions = {name: _mentioned(path) for name, path in documents.items()}
-    named = {digest[7:] for image in kept for digest in (image.manifest, *image.documents)}
-    names = {image.name for image in kept}
-    referring = []
-    for path in _files(root / "references"):
-        reference, digest = _reference(path)
-        if reference in names or any(hexadecimal in reference for hexadecimal in named):
-            named.add(digest)
-        else:
-            referring.append((path, digest))
-    reached = _reached(named, mentions, documents)
-    yield from (path for path, digest in referring if digest not in reached)
-    yield from (path for name, path in documents.items() if name not in reached)
+def _links(path: Path) -> tuple[set[str], str]:
+    """What a document mentions, and what it is about: digests in hexadecimal, "" for nothing.
 
-
-def _reached(named: set[str], mentions: Mapping[str, set[str]], documents: Mapping[str, Path]) -> set[str]:
-    """Everything that documents lead to from `named`, and from documents whose subject that is."""
-    reached: set[str] = set()
-    ahead = set(named)
-    subjects = {name: subject for name, path in documents.items() if (subject := _subject(path))}
-    while ahead:
-        reached |= ahead
-        ahead = {digest for name in ahead for digest in mentions.get(name, ())}
-        ahead |= {name for name, subject in subjects.items() if subject in reached}
-        ahead -= reached
-    return reached
-
-
-def _mentioned(path: Path) -> set[str]:
+    The latter is a manifest's subject (OCI image specification, "subject").
+    """
+    data = b""
     with suppress(OSError):
         data = read_bounded(path, _LARGEST_DOCUMENT) or b""
-        return {match.decode() for match in _DIGEST.findall(data)}
-    return set()
-
-
-def _subject(path: Path) -> str:
-    """What a manifest is about (OCI image specification, "subject"); "" for other documents."""
-    with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-        document = json.loads(read_bounded(path, _LARGEST_DOCUMENT) or b"")
-        return str(document["subject"]["digest"]).removeprefix("sha256:")
-    return ""
+    mentioned = {match.decode() for match in _DIGEST.findall(data)}
+    with suppress(ValueError, RecursionError, TypeError, KeyError):
+        return mentioned, str(json.loads(data)["subject"]["digest"]).removeprefix("sha256:")
+    return mentioned, ""
 
 
 def _reference(path: Path) -> tuple[str, str]:
@@ -168,10 +214,6 @@ def _files(path: Path) -> list[Path]:
     with suppress(FileNotFoundError), os.scandir(path) as entries:
         return sorted(Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False))
     return []
-
-
-def _name(path: Path, root: Path) -> str:
-    return str(Path(*path.relative_to(root).parts[1:]))
 
 
 def _is_older(path: Path, before: float) -> bool:

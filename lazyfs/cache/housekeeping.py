@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
 
 from lazyfs.cache.catalogue import Catalogue, KeptImage, Listed
-from lazyfs.cache.collecting import GRACE_S, Collector, Garbage
+from lazyfs.cache.collecting import GRACE_S, Collector, Garbage, size_of
 from lazyfs.cache.evictor import Evictor, LoadSpans, only_evictor
 from lazyfs.cache.files import cache_errors
 from lazyfs.cache.free_space import FreeSpace
@@ -132,19 +133,24 @@ class Housekeeper:
 
     def _drop_images(self, goal: int) -> int:
         """Removes what nobody refers to, then forgets the oldest images, as many as `goal` bytes take."""
-        freed = self.collect(self.garbage())
-        for image in self._droppable():
-            if freed < goal:
-                self._catalogue.remove(image)
-                freed += self.collect(self.garbage())
-        return freed
+        listed = self._catalogue.images()
+        old = self._droppable(listed)
+        survey = self._collector.survey(GRACE_S)
 
-    def _droppable(self) -> list[KeptImage]:
+        def garbage_without(count: int) -> list[Garbage]:
+            gone = set(old[:count])
+            return survey.garbage([one.image for one in listed if one.image not in gone])
+
+        count = bisect_left(range(len(old)), goal, key=lambda count: size_of(garbage_without(count)))
+        for image in old[:count]:
+            self._catalogue.remove(image)
+        return self.collect(garbage_without(count))
+
+    def _droppable(self, listed: Sequence[Listed]) -> list[KeptImage]:
         """The images that may be forgotten, the one used least recently first.
 
         Their last use is that of their last mount: whatever is mounted, their layers tell.
         """
-        listed = self._catalogue.images()
         mounted = self._mounted([one.image for one in listed])
         old = [one.image for one in reversed(listed) if one.last_used <= time.time() - GRACE_S]
         return [image for image in old if not image.pinned and image not in mounted]
@@ -173,7 +179,7 @@ class Housekeeper:
         """
         with cache_errors("look for what nobody needs"):
             kept: list[KeptImage] = [listed.image for listed in self._catalogue.images()]
-            return self._collector.find(kept, grace_s)
+            return self._collector.survey(grace_s).garbage(kept)
 
     def collect(self, garbage: Iterable[Garbage]) -> int:
         """Removes what `garbage` found, as far as nobody uses it; returns how many bytes came back.

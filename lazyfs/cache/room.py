@@ -149,6 +149,7 @@ class Room:
         self._left = 0
         self._refused = _TRY_AGAIN_AFTER
         self._low = False
+        self._is_slow = False
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -160,23 +161,34 @@ class Room:
         return self._low
 
     def admits(self, size: int) -> bool:
-        """Whether `size` more bytes may be written. May block while room is made."""
-        with self._lock:
-            if self._low and self._refused < _TRY_AGAIN_AFTER:
-                self._refused += size
-                return False
-            fits = not self._low and self._space.admits(size) and self._within_quota(size)
-            if not fits:
-                self._reclaim(size)
-                fits = self._space.asked(size) and self._within_quota(size)
-                self._refused = 0
-            self._low = not fits
-            return fits
+        """Whether `size` more bytes may be written. May block while room is made.
+
+        If that takes long, only who makes it waits: others have readers, and are refused.
+        """
+        if not self._lock.acquire(timeout=0 if self._is_slow else _PATIENCE_S):
+            self._is_slow = True
+            return False
+        try:
+            return self._admits(size)
+        finally:
+            self._is_slow = False
+            self._lock.release()
+
+    def _admits(self, size: int) -> bool:
+        if self._low and self._refused < _TRY_AGAIN_AFTER:
+            self._refused += size
+            return False
+        fits = not self._low and self._space.admits(size) and self._within_quota(size)
+        if not fits:
+            self._reclaim(size)
+            fits = self._space.asked(size) and self._within_quota(size)
+            self._refused = 0
+        self._low = not fits
+        return fits
 
     def exhausted(self) -> None:
         """A write was refused by the file system: make room before the next one."""
-        with self._lock:
-            self._space.exhausted()
+        self._space.exhausted()
 
     def _within_quota(self, size: int) -> bool:
         if self._ledger is None:
