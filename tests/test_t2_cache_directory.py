@@ -12,6 +12,7 @@ import pytest
 from indexer.toc import SpanTable, round_to_block
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.checking import EntryCheck
+from lazyfs.cache.scratch import Scratch
 from lazyfs.errors import CacheError
 from lazyfs.flock import directory_locked
 from tests.support.entries import remove_entry
@@ -138,6 +139,14 @@ def test_what_is_there_can_be_listed_and_measured(tmp_path: Path) -> None:
     assert {"layers", "tocs", "images", "documents", "references", "catalogue", "tmp"} <= set(usage.kinds)
     assert usage.total == sum(usage.kinds.values())
     assert str(cache.root) in repr(cache)
+
+
+def test_what_cannot_be_removed_from_scratch_is_let_go_of(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    with pytest.raises(OSError, match="busy"), scratch.file() as (_, path):
+        subprocess.run(["mount", "--bind", "/dev/null", path], check=True)
+    subprocess.run(["umount", path], check=True)
+    assert scratch.sweep() == 1  # the lock is gone with the descriptor
 
 
 HOSTILE = """

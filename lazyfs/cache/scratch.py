@@ -46,8 +46,10 @@ class Scratch:
         try:
             yield descriptor, path
         finally:
-            _remove(path)
-            os.close(descriptor)
+            try:
+                _remove(path)
+            finally:
+                os.close(descriptor)
 
     def _claim(self, create: Callable[[Path], int]) -> tuple[int, Path]:
         for _ in range(_ATTEMPTS):
