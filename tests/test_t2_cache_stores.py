@@ -139,10 +139,6 @@ def test_a_table_of_contents_comes_with_its_windows(cache: Cache) -> None:
     assert cache.tocs.windows(LAYER, "own-1", sha256_digest(windows)) == windows
     assert cache.tocs.windows(LAYER, "empty", sha256_digest(b"")) == b""
     assert cache.tocs.names(LAYER) == ["empty", "own-1"]
-    cache.tocs.remove(LAYER, "own-1")
-    cache.tocs.remove(LAYER, "own-1")
-    assert cache.tocs.names(LAYER) == ["empty"]
-    assert cache.tocs.windows(LAYER, "own-1", sha256_digest(windows)) is None
 
 
 def test_a_table_saved_without_windows_leaves_those_that_are_there(cache: Cache) -> None:
@@ -170,9 +166,11 @@ def test_a_garbled_table_is_none_and_can_come_again(cache: Cache, ending: str, h
         ]
 
     cache.tocs.save(LAYER, "name", b"head", b"windows")
-    garble(cache.root / "tocs" / LAYER[7:] / f"name.{ending}", how)
+    path = cache.root / "tocs" / LAYER[7:] / f"name.{ending}"
+    garble(path, how)
     assert load() == [None if ending == "toc" else b"head", None if ending == "windows" else b"windows"]
-    cache.tocs.remove(LAYER, "name")
+    if path.is_dir():  # which no file takes the place of
+        path.rmdir()
     cache.tocs.save(LAYER, "name", b"head", b"windows")
     assert load() == [b"head", b"windows"]
 
@@ -198,9 +196,6 @@ def test_an_image_is_published_whole(cache: Cache) -> None:
     path = cache.images.publish(KEY, write)
     assert path == cache.images.path(KEY) == cache.root / "images" / f"{KEY}.erofs"
     assert path.read_bytes() == b"first second"
-    cache.images.remove(KEY)
-    cache.images.remove(KEY)
-    assert cache.images.path(KEY) is None
 
 
 def test_an_image_is_on_disk_before_it_has_its_name(cache: Cache, monkeypatch) -> None:
@@ -250,6 +245,6 @@ def test_an_image_that_cannot_be_made_in_memory_either_leaves_nothing_open(cache
     "key", ["", "xyz", "../../etc/passwd", "A" * 64, "a" * 15, "a" * 129, "a" * 64 + "\n"]
 )
 def test_keys_of_images_are_hexadecimal(cache: Cache, key: str) -> None:
-    for use in (cache.images.path, cache.images.remove, lambda key: cache.images.publish(key, print)):
+    for use in (cache.images.path, lambda key: cache.images.publish(key, print)):
         with pytest.raises(CacheError, match="key"):
             use(key)

@@ -1,7 +1,7 @@
 """The cache directory and everything in it, opened once and handed down."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -173,22 +173,17 @@ class Cache:
         """The span table of a layer under a table of contents; None if that is not here, or damaged."""
         return load_spans(self.tocs, layer_digest, toc_digest)
 
-    def verify(
-        self, load: Callable[[str, str], SpanTable | None] | None = None, *, repair: bool = False
-    ) -> Iterator[EntryCheck]:
+    def verify(self, *, repair: bool = False) -> Iterator[EntryCheck]:
         """Re-hashes every span of every entry; see `check_entry`.
 
         Args:
-            load: the span table for a layer digest and a digest of a table of contents; None if it is not
-                known. By default the cache's.
             repair: forget what does not match or cannot be checked.
 
         Raises:
             CacheError: an entry cannot be opened, or the disk fails.
         """
-        load = load or self.spans
         for info in self.ls():
-            spans = load(info.layer_digest, info.toc_digest)
+            spans = self.spans(info.layer_digest, info.toc_digest)
             if spans is None:
                 yield EntryCheck(info.layer_digest, info.toc_digest, without_toc=True)
                 continue

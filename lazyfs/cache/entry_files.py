@@ -8,10 +8,6 @@ still the one at its path.
 Two bytes of the presence file are locks among processes, and a mutex each among threads: `marks_locked` for
 what lowers or settles marks, `writing` for what writes data and the marks that vouch for it. Who needs both
 takes them in this order. Readers take none: see `evicting`.
-
-No fsync is needed here. Marks of this boot count only while `state` names this boot, and boot ids never come
-back: whatever part of an unsynced change survives a power cut, the next boot clears every mark that is not
-`SYNCED`, and those were written after their data had been synced.
 """
 
 import errno

@@ -79,15 +79,6 @@ class Images:
         self._homeless[key] = descriptor
         return _path_of(descriptor)
 
-    def remove(self, key: str) -> None:
-        """Removes an image, if it is here; mounts of it go on.
-
-        Raises:
-            CacheError: not a key in lower-case hexadecimal, or the disk fails.
-        """
-        with cache_errors("remove a metadata image"):
-            self._scratch.discard(self._path(key))
-
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise CacheError(f"not an image's key: {key[:100]!r}")

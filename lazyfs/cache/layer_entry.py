@@ -34,7 +34,6 @@ class EntryStatistics:
         present: how many of them are here.
         synced: how many of those outlast a power cut.
         allocated_bytes: bytes of disk that the data takes.
-        bytes_put: bytes written through this object.
         puts_refused: writes that found no room, or no working disk, through this object.
         full: the last word was that there is no room.
     """
@@ -43,7 +42,6 @@ class EntryStatistics:
     present: int
     synced: int
     allocated_bytes: int
-    bytes_put: int
     puts_refused: int
     full: bool
 
@@ -67,7 +65,6 @@ class LayerEntry:
         self._locked_spans: set[int] = set()
         self._touched = bytearray(region_count(self._size))
         self._counters = threading.Lock()
-        self._bytes_put = 0
         self._refused = 0
 
     def __repr__(self) -> str:
@@ -203,7 +200,6 @@ class LayerEntry:
             and self._write(files, start, first_leaf, end_leaf, data)
         )
         with self._counters:
-            self._bytes_put += len(data) if written else 0
             self._refused += not written
         return written
 
@@ -350,7 +346,6 @@ class LayerEntry:
             present=len(marks) - marks.count(ABSENT),
             synced=marks.count(SYNCED),
             allocated_bytes=os.fstat(files.data).st_blocks * 512,
-            bytes_put=self._bytes_put,
             puts_refused=self._refused,
             full=self._space.low,
         )

@@ -89,17 +89,6 @@ class Tocs:
         with cache_errors("list tables of contents"):
             return sorted(path.stem for path in (self._directory / digest_hex(layer_digest)).glob("*.toc"))
 
-    def remove(self, layer_digest: str, name: str) -> None:
-        """Removes a table and its windows, if they are here; who has them open keeps them.
-
-        Raises:
-            FormatError: not a sha256 digest.
-            CacheError: not a plain name, or the disk fails.
-        """
-        with cache_errors("remove a table of contents"):
-            for ending in ("toc", "windows"):
-                self._scratch.discard(self._path(layer_digest, name, ending))
-
     def _path(self, layer_digest: str, name: str, ending: str) -> Path:
         return self._directory / digest_hex(layer_digest) / f"{plain_name(name)}.{ending}"
 

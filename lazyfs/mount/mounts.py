@@ -144,17 +144,15 @@ def lower_directories(mount_point: bytes) -> list[bytes]:
     return [resolve_mount_point(Path(os.fsdecode(path))) for path in paths if path.startswith(b"/")]
 
 
-def unmount_apart(path: Path, *, lazy: bool = False) -> bool:
+def unmount_apart(path: Path) -> bool:
     """Has a process of its own unmount `path`; False if it did not, and `unmount` tells why.
 
     For who answers the mount's requests. umount(2) of EROFS waits for reads under way, and not even SIGKILL
     ends that wait: killed in it, we would keep our end of the FUSE connection open, unanswered, for ever.
     """
-    options = ["--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else [])]
+    command: list[str | bytes] = ["umount", "--internal-only", "--no-canonicalize", "--"]
     try:
-        done = subprocess.run(
-            ["umount", *options, "--", resolve_mount_point(path)], check=False, capture_output=True
-        )
+        done = subprocess.run([*command, resolve_mount_point(path)], check=False, capture_output=True)
     except FileNotFoundError:
         return False
     return done.returncode == 0
@@ -196,14 +194,9 @@ def _below(mount_point: bytes) -> Iterator[str]:
 
 
 class Busy(MountError):
-    """A mount that is in use cannot be unmounted, unless lazily.
-
-    Attributes:
-        mount_point: where.
-    """
+    """A mount that is in use cannot be unmounted, unless lazily."""
 
     def __init__(self, mount_point: str, below: str = "") -> None:
-        self.mount_point = mount_point
         reason = (
             f"unmount {below} first, which is mounted in it"
             if below

@@ -121,12 +121,10 @@ class MountRefused(MountError):
 
     Attributes:
         errno: its error number.
-        complaints: its own words, or "".
     """
 
     def __init__(self, fstype: str, error: OSError, complaints: str) -> None:
         self.errno = error.errno or errno.EIO
-        self.complaints = complaints
         said = f" ({complaints})" if complaints else ""
         super().__init__(f"the kernel cannot mount {fstype}: {os.strerror(self.errno)}{said}")
 

@@ -333,9 +333,9 @@ def encode_error(unique: int, errno: int) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, -errno, unique)
 
 
-def encode_notification(code: NotifyCode, body: bytes = b"") -> bytes:
-    """A whole message that answers nothing."""
-    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
+def encode_notification(code: NotifyCode) -> bytes:
+    """A whole message that answers nothing, without a body."""
+    return OUT_HEADER.pack(OUT_HEADER.size, code, 0)
 
 
 def unpack(layout: Struct, body: memoryview) -> tuple[int, ...]:

@@ -75,9 +75,6 @@ class Pool(Generic[K, V]):
         members = set(self._members.values())
         return f"<Pool of {len(members)}, {sum(member.users > 0 for member in members)} in use>"
 
-    def __len__(self) -> int:
-        return len(set(self._members.values()))
-
     def __contains__(self, key: K) -> bool:
         """Whether the thing with this key is open, or being opened."""
         return key in self._members
