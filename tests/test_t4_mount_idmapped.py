@@ -92,7 +92,7 @@ def test_a_program_of_the_namespace_may_what_its_users_may(image, tmp_path, driv
     """Who is root there owns what root owns, and the kernel judges modes by shifted owners."""
     point = tmp_path / "mnt"
     with (
-        mounted(image, point, driver=driver, allow_other=True),
+        mounted(image, point, driver=driver),
         user_namespace(FIRST, first_gid=FIRST_GID) as namespace,
         idmapped(point, tmp_path / "clone", namespace) as clone,
     ):

@@ -240,13 +240,6 @@ def test_setuid_and_devices_count_only_if_asked(image, tree, tmp_path):
         assert not {b"nosuid", b"nodev"} & server.mount.options
 
 
-def test_without_allow_other_the_mount_is_its_owners(tmp_path):
-    image = write_image(tmp_path / "image", [[file(b"a", b"mine")]])
-    with mounted(image, tmp_path / "mnt", allow_other=False) as server:
-        assert (server.mount_point / "a").read_bytes() == b"mine"
-        assert "Permission denied" in run_as_nobody(Path("/"), "ls", server.mount_point).stderr
-
-
 ACL = bytes.fromhex(  # user::rw-, user:65534:---, group::r--, mask::r--, other::r--
     "02000000" "0100" "0600" "ffffffff" "0200" "0000" "feff0000" "0400" "0400" "ffffffff"
     "1000" "0400" "ffffffff" "2000" "0400" "ffffffff"

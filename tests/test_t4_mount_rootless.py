@@ -87,8 +87,6 @@ def test_a_mount_ends_when_its_user_unmounts_it(place, image):
 
 
 def test_what_fusermount3_refuses_is_said_in_its_words(place, image):
-    with started(image, place / "mnt", prefix=prefix(place), allow_other=True) as server:
-        assert "user_allow_other" in server.said()
     os.chown(place / "mnt", 0, 0)
     with started(image, place / "mnt", prefix=prefix(place)) as server:
         said = server.said()
@@ -152,7 +150,7 @@ def test_what_fusermount3_says_of_a_name_of_any_bytes_can_be_told(place):
 
 
 def test_an_odd_image_name_is_one_option_to_fusermount3():
-    options = MountOptions("a,dev\\,suid", allow_other=True)
+    options = MountOptions("a,dev\\,suid")
     assert fusermount_options(options) == (
-        b"ro,default_permissions,subtype=lazyfs,fsname=lazyfs:a\\,dev\\\\\\,suid,allow_other"
+        b"ro,default_permissions,subtype=lazyfs,fsname=lazyfs:a\\,dev\\\\\\,suid"
     )

@@ -163,20 +163,11 @@ def test_who_may_not_mount_needs_fusermount3(tmp_path) -> None:
     machine = machine_at(tmp_path, UNPRIVILEGED, uid=1000)
     (tmp_path / "dev").mkdir()
     os.mknod(tmp_path / "dev/fuse", 0o666 | 0o020000, os.makedev(10, 229))
-    found = states(check_fuse(machine, tmp_path))
-    assert (found["fusermount3"], found["user_allow_other"]) == ("problem", "warning")
+    assert states(check_fuse(machine, tmp_path))["fusermount3"] == "problem"
     program(tmp_path, "fusermount3", "exit 0")
     assert states(check_fuse(machine, tmp_path))["fusermount3"] == "warning"
     (tmp_path / "bin/fusermount3").chmod(0o4755)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/fuse.conf").write_text("# mount_max = 1000\nuser_allow_other\n")
-    assert states(check_fuse(machine, tmp_path)) == {
-        "/dev/fuse": "ok",
-        "fusermount3": "ok",
-        "user_allow_other": "ok",
-    }
-    (tmp_path / "etc/fuse.conf").write_text("#user_allow_other\n")
-    assert states(check_fuse(machine, tmp_path))["user_allow_other"] == "warning"
+    assert states(check_fuse(machine, tmp_path)) == {"/dev/fuse": "ok", "fusermount3": "ok"}
     assert states(check_erofs(machine, tmp_path, refuse)) == {"EROFS": "ok"}
     assert states(check_overlay(machine, tmp_path, refuse)) == {"overlayfs": "warning"}
 

@@ -89,12 +89,6 @@ def _check_fusermount(machine: Machine) -> Iterator[Finding]:
         yield warning("fusermount3", f"{helper} is not setuid root", f"chmod u+s {helper}")
     else:
         yield ok("fusermount3", helper)
-    lines = (machine.text("/etc/fuse.conf") or "").splitlines()
-    if "user_allow_other" in (line.strip() for line in lines):
-        yield ok("user_allow_other", "is set in /etc/fuse.conf")
-    else:
-        advice = "put the line user_allow_other into /etc/fuse.conf, if others shall see your mounts"
-        yield warning("user_allow_other", "is not set: mounts are closed to all other users", advice)
 
 
 def try_erofs(directory: Path) -> str:

@@ -47,8 +47,6 @@ class MountOptions:
 
     Attributes:
         image: what the mount table shows as the source, after "lazyfs:".
-        allow_other: other users see the mount too. None: if that takes no permission of its own, which it
-            does without CAP_SYS_ADMIN (user_allow_other in /etc/fuse.conf).
         setuid: setuid and setgid bits and file capabilities count. An image is a stranger's: only for mounts
             that no other user of the machine can reach but through a container. Without CAP_SYS_ADMIN
             they never count.
@@ -60,7 +58,6 @@ class MountOptions:
     """
 
     image: str
-    allow_other: bool | None = None
     setuid: bool = False
     devices: bool = False
     programs: bool = True
@@ -128,13 +125,14 @@ def check_mount_point(path: Path) -> bytes:
 def connect(mount_point: bytes, options: MountOptions) -> Connection:
     """A FUSE file system: attached nowhere if we may mount, else at `mount_point`. For a worker thread.
 
+    Other users see it if we may mount; what fusermount3 mounts is closed to them.
+
     Raises:
         MountError: the kernel or fusermount3 refuses; the message says what to do.
     """
     device_fd = _open_device()
     try:
-        allow_other = options.allow_other is not False
-        return Connection(device_fd, mount_detached(device_fd, options, allow_other=allow_other))
+        return Connection(device_fd, mount_detached(device_fd, options, allow_other=True))
     except MountRefused as error:
         os.close(device_fd)
         if error.errno not in {errno.EPERM, errno.ENOSYS}:
@@ -235,8 +233,6 @@ def fusermount_options(options: MountOptions) -> bytes:
     """The argument of fusermount3's -o. It adds nosuid and nodev by itself, whatever is asked."""
     source = options.source.replace(b"\\", b"\\\\").replace(b",", b"\\,")
     words = [b"ro", b"default_permissions", b"subtype=lazyfs", b"fsname=" + source]
-    if options.allow_other:
-        words.append(b"allow_other")
     if not options.programs:
         words.append(b"noexec")
     return b",".join(words)

@@ -35,7 +35,6 @@ class ErofsDriver:
             tree = await self._trees.open(entry.order, stack)
             options = MountOptions(
                 entry.order.image,
-                allow_other=True,
                 setuid=True,
                 devices=True,
                 read_ahead_kb=tree.read_ahead_kb,
