@@ -68,7 +68,7 @@ class Collector:
         return Survey(self._root, time.time() - grace_s)
 
     def remove(self, garbage: Iterable[Garbage]) -> int:
-        """Removes what was found, as far as nobody uses it; returns how many bytes of disk came back.
+        """Removes what was found, but for open layers; returns how many bytes of disk came back.
 
         Raises:
             OSError: the disk fails.

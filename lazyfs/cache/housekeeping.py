@@ -182,7 +182,7 @@ class Housekeeper:
             return self._collector.survey(grace_s).garbage(kept)
 
     def collect(self, garbage: Iterable[Garbage]) -> int:
-        """Removes what `garbage` found, as far as nobody uses it; returns how many bytes came back.
+        """Removes what `garbage` found, but for open layers; returns how many bytes came back.
 
         Raises:
             CacheError: the disk fails.

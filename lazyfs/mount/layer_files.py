@@ -1,4 +1,4 @@
-"""What the `erofs` driver needs of FUSE, through pyfuse3: layers as files that only the kernel looks for."""
+"""What `lazyfs mount --driver erofs` needs of FUSE, by pyfuse3: layers as files only the kernel looks for."""
 
 import errno
 import logging
