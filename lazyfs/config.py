@@ -18,6 +18,7 @@ from lazyfs.errors import ConfigError
 from lazyfs.oci.image_name import anchored, parse_image
 
 _SYSTEM_FILE: Final = Path("/etc/lazyfs/config.toml")
+_SYSTEM_CACHE: Final = Path("/var/cache/lazyfs")
 _BOUNDS: Final = {
     "read_timeout_s": (0.001, 1e6),
     "stall_timeout_s": (0.001, 1e6),
@@ -210,6 +211,8 @@ def _xdg(environment: Mapping[str, str], variable: str, below_home: str) -> Path
 
 def _default_cache(environment: Mapping[str, str]) -> Path:
     cache = _xdg(environment, "XDG_CACHE_HOME", ".cache")
+    if cache is None and os.geteuid() == 0:  # as services have it
+        return _SYSTEM_CACHE
     if cache is None:
         raise ConfigError("no HOME to keep a cache in; give --cache-dir or LAZYFS_CACHE_DIR")
     return cache / "lazyfs"

@@ -109,9 +109,13 @@ def test_the_users_file_is_found_where_xdg_says(tmp_path: Path) -> None:
     assert load_config({"HOME": str(tmp_path)}, {}).retries == 5
 
 
-def test_the_cache_is_where_xdg_says(tmp_path: Path) -> None:
+def test_the_cache_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config({"HOME": "/h"}, {}).cache_dir == Path("/h/.cache/lazyfs")
     assert load_config({"HOME": "/h", "XDG_CACHE_HOME": "/c"}, {}).cache_dir == Path("/c/lazyfs")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert load_config({"HOME": "/h"}, {}).cache_dir == Path("/h/.cache/lazyfs")
+    assert load_config({}, {}).cache_dir == Path("/var/cache/lazyfs"), "services have no home"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ConfigError, match="no HOME"):
         load_config({}, {})
     assert load_config({}, {"cache_dir": tmp_path}).cache_dir == tmp_path

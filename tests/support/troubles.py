@@ -3,7 +3,7 @@
 import gzip
 import random
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.quick_runner import run_quickly
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access
 from tests.support.registry_tls import TestAuthority, make_authority
-from tests.support.runner import LazyfsRunner
+from tests.support.runner import LazyfsRunner, executable
 from tests.support.tars import directory, file, hardlink, tar
 
 Done = subprocess.CompletedProcess[str]
@@ -99,10 +99,17 @@ class World:
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
-        home: bool = True,
     ) -> Done:
         """What lazyfs said; with a home and a cache of this case."""
-        return run_quickly([str(argument) for argument in arguments], self.env(env, home=home), stdin)
+        return run_quickly([str(argument) for argument in arguments], self.env(env), stdin)
+
+    def run_with(
+        self, privileges: Sequence[str], *arguments: str, env: Mapping[str, str] | None = None
+    ) -> Done:
+        """The same with other privileges, by options of setpriv(1)."""
+        words = ["setpriv", *privileges, executable(), *arguments]
+        env = self.env() if env is None else env
+        return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
 
     def env(self, more: Mapping[str, str] | None = None, *, home: bool = True) -> dict[str, str]:
         """The environment of a command."""
