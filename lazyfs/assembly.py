@@ -27,7 +27,14 @@ from lazyfs.image.tasks import background_tasks
 from lazyfs.image.traffic import Traffic
 from lazyfs.image.trust import Demands
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage, parse_image, repository_of
+from lazyfs.oci.image_name import (
+    ImageName,
+    LayoutImage,
+    RegistryImage,
+    anchored,
+    parse_image,
+    repository_of,
+)
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform, host_platform, parse_platform
 from lazyfs.policy import demands_of
@@ -241,7 +248,7 @@ async def open_workshop(
     """Everything that commands on one image need.
 
     Args:
-        name: the image.
+        name: the image; what is kept of it is kept by its absolute path.
         config: the configuration.
         progress: told of layers that are being indexed.
         cache: the configured cache, where it is open already.
@@ -254,6 +261,7 @@ async def open_workshop(
     """
     if cache is None:
         cache = await trio.to_thread.run_sync(open_cache, config)
+    name = anchored(name)
     demands = demands or demands_of(config, name)
     routes = routes or Routes(source_settings(config))
     async with AsyncExitStack() as stack:
@@ -297,7 +305,7 @@ def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
     """
     if not config.index_repo:
         return None
-    name = parse_image(config.index_repo)
+    name = anchored(parse_image(config.index_repo))
     if isinstance(name, RegistryImage | LayoutImage):
         return name
     raise ConfigError(f"index_repo: {config.index_repo!r} is neither a repository nor oci:DIR")

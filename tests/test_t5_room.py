@@ -192,6 +192,36 @@ def test_an_image_is_removed_with_what_is_its_own_alone(quick, tmp_path) -> None
     assert quick("cache", "rm", exit_code=64).stderr
 
 
+def test_a_relative_name_means_the_layout_below_the_working_directory(quick, tmp_path, monkeypatch) -> None:
+    tops = [tmp_path / "a", tmp_path / "b"]
+    for top in tops:
+        top.mkdir()
+        layout_at(top / "img")
+        monkeypatch.chdir(top)
+        quick("cache", "pin", "oci:./img")
+
+    def pinned() -> dict[str, bool]:
+        return {
+            fact["name"]: fact["pinned"] for fact in json.loads(quick("cache", "images", "--json").stdout)
+        }
+
+    first, second = (f"oci:{top}/img" for top in tops)
+    assert pinned() == {first: True, second: True}
+    monkeypatch.chdir(tops[0])
+    quick("cache", "unpin", "oci:img")
+    assert pinned() == {first: False, second: True}
+    quick("cache", "rm", "oci:./img")
+    assert pinned() == {second: True}
+
+
+def test_what_was_mounted_by_a_relative_name_is_removed_by_it(quick, image, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with mounted(quick, "oci:./layout", tmp_path / "mnt"):
+        pass
+    quick("cache", "rm", "oci:./layout")
+    assert json.loads(quick("cache", "images", "--json").stdout) == []
+
+
 def test_what_a_live_mount_uses_can_be_removed_and_comes_again(quick, image, tmp_path) -> None:
     with mounted(quick, image, tmp_path / "mnt") as point:
         assert (point / "d/f0").read_bytes() == expected("f0")

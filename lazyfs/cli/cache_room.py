@@ -21,7 +21,7 @@ from lazyfs.config import Config
 from lazyfs.errors import BadReference, CacheError, NotFound
 from lazyfs.image.compiling import kept_image
 from lazyfs.image.whole import fetch_whole
-from lazyfs.oci.image_name import parse_image
+from lazyfs.oci.image_name import anchored, parse_image
 
 _LEAST_DIGITS: Final = 12
 
@@ -131,14 +131,14 @@ def _remove(here: Cache, target: str) -> int:
 
 
 def _named(target: str, images: Sequence[Listed]) -> Sequence[Listed]:
-    """The images of a name as it was used, or in its canonical form, or of a digest.
+    """The images of a name as the catalogue has it, or as it is written here, or of a digest.
 
     Raises:
         NotFound: there is none.
     """
     names = {target}
     with suppress(BadReference):
-        names.add(str(parse_image(target)))
+        names.add(str(anchored(parse_image(target))))
     found = [
         listed for listed in images if listed.image.name in names or _is_digest(target, listed.image.manifest)
     ]
