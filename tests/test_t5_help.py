@@ -57,6 +57,43 @@ def test_every_command_says_what_it_does_and_shows_how(name: str) -> None:
         assert not isinstance(parameter, click.Option) or parameter.help, f"{name} {parameter.name}"
 
 
+COMMON = {"--platform", "--offline", "--cache-dir", "--require-signature", "--trusted-key", "--log-level"}
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["mount"], COMMON),
+        (["umount"], {"--log-level"}),
+        (["snapshotter"], {"--log-level"}),
+        (["login"], {"--platform", "--offline", "--log-level"}),
+        (["cache", "rm"], {"--cache-dir", "--log-level"}),
+        (["cache", "pin"], COMMON),
+    ],
+)
+def test_the_help_shows_the_common_options_that_count_there(words: list[str], shown: set[str]) -> None:
+    assert {option for option in COMMON if f"  {option}" in helped(*words)} == shown
+
+
+@pytest.mark.parametrize(
+    "option", [["--require-signature"], ["--trusted-key", "key.pub"], ["--index", "local"]]
+)
+@pytest.mark.parametrize(
+    "words", [["snapshotter", "--root", "/dev/null"], ["umount", "/"], ["cache", "usage"]]
+)
+def test_an_option_that_would_protect_nothing_is_refused(words: list[str], option: list[str]) -> None:
+    done = run_quickly([*words, *option], dict(os.environ))
+    assert done.returncode == 64
+    assert done.stderr.startswith(f"lazyfs: {option[0]} means nothing to lazyfs {words[0]}")
+
+
+def test_common_options_that_mean_nothing_are_taken_and_those_before_the_name_are(tmp_path: Path) -> None:
+    cache_dir = ["--cache-dir", str(tmp_path)]
+    for before, after in (([], ["--offline", *cache_dir]), (["--require-signature"], []), (cache_dir, [])):
+        done = run_quickly([*before, "umount", str(tmp_path), *after], dict(os.environ))
+        assert (done.returncode, done.stderr) == (66, f"lazyfs: nothing is mounted at {tmp_path}\n")
+
+
 def documented_examples() -> list[str]:
     """Those of the guide, and the lines of commands' texts that begin with the program's name."""
     lines = [f"lazyfs {example}" for examples in EXAMPLES.values() for example in examples]

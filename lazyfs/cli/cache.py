@@ -11,7 +11,7 @@ from lazyfs.cache.catalogue import Listed
 from lazyfs.cache.checking import EntryCheck
 from lazyfs.cache.inventory import EntryInfo
 from lazyfs.cli.cache_room import gc, pin, rm, unpin
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import CACHE, configured_by
 from lazyfs.cli.output import human, print_json, write_table
 from lazyfs.config import Config
 from lazyfs.exit_codes import BAD_DATA
@@ -23,7 +23,7 @@ def cache() -> None:
 
 
 @cache.command()
-@configured
+@configured_by(CACHE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def images(config: Config, as_json: bool) -> None:
     """List the images that are here, and how much of each; the one last used first.
@@ -53,7 +53,7 @@ def images(config: Config, as_json: bool) -> None:
 
 
 @cache.command()
-@configured
+@configured_by(CACHE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(config: Config, as_json: bool) -> None:
     """List the layers that are here, and how much of each."""
@@ -77,7 +77,7 @@ def ls(config: Config, as_json: bool) -> None:
 
 
 @cache.command()
-@configured
+@configured_by(CACHE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def usage(config: Config, as_json: bool) -> None:
     """How much disk the cache takes, by kind, and how much all but containers may take."""
@@ -92,7 +92,7 @@ def usage(config: Config, as_json: bool) -> None:
 
 
 @cache.command()
-@configured
+@configured_by(CACHE)
 @click.option(
     "--repair", is_flag=True, help="Forget what is wrong or cannot be checked; it is fetched again."
 )

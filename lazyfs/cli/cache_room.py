@@ -13,7 +13,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.catalogue import Listed
 from lazyfs.cache.collecting import GRACE_S
 from lazyfs.cli.completing import complete_image
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import CACHE, configured, configured_by
 from lazyfs.cli.output import human, print_json, write_line, write_table
 from lazyfs.cli.progress import PullBar
 from lazyfs.cli.running import with_workshop
@@ -48,7 +48,7 @@ def pin(config: Config, image: str, fetch: bool) -> None:
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.argument("image", shell_complete=complete_image)
 def unpin(config: Config, image: str) -> None:
     """Let the content of IMAGE, a name or a digest, be evicted again."""
@@ -57,7 +57,7 @@ def unpin(config: Config, image: str) -> None:
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--now", is_flag=True, help="Also what is younger than an hour.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -86,7 +86,7 @@ def gc(config: Config, dry_run: bool, now: bool, as_json: bool) -> None:
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.argument("targets", metavar="[IMAGE|DIGEST]...", nargs=-1, shell_complete=complete_image)
 @click.option("--all", "everything", is_flag=True, help="Everything that is not pinned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

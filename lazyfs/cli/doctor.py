@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import CACHE, PATH, configured_by
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
@@ -21,7 +21,7 @@ SNAPSHOTTER_SOCKET: Final = Path("/run/lazyfs/snapshotter.sock")
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.option("--daemon", type=PATH, default=DAEMON_SOCKET, show_default=True, help="The daemon's socket.")
 @click.option(
     "--snapshotter",

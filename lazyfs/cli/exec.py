@@ -8,14 +8,14 @@ import click
 
 from lazyfs.cli.completing import complete_container
 from lazyfs.cli.containers import container_places, variables
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import CACHE, PATH, configured_by
 from lazyfs.config import Config
 from lazyfs.container.enter import Entering, enter
 from lazyfs.errors import ContainerError
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@configured
+@configured_by(CACHE)
 @click.argument("name", shell_complete=complete_container)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")

@@ -13,7 +13,7 @@ from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.cli.asking import ask_mounts, write_each
 from lazyfs.cli.completing import complete_explained, complete_image
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import CACHE, configured_by
 from lazyfs.cli.output import complain, human, print_json, shown, write_line, write_table
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
@@ -27,7 +27,7 @@ _MOUNTS_SHOWN: Final = 4
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.argument("about", metavar="[DIRECTORY|IMAGE]", required=False, shell_complete=complete_explained)
 @click.option(
     "--daemon", is_flag=False, flag_value=str(DAEMON_SOCKET), metavar="[SOCKET]",

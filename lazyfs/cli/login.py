@@ -7,7 +7,7 @@ import click
 import trio
 
 from lazyfs.assembly import source_settings
-from lazyfs.cli.options import configured
+from lazyfs.cli.options import SOURCE, configured_by
 from lazyfs.cli.output import write_line
 from lazyfs.config import Config
 from lazyfs.source.credential_store import Kept, forget_login, keep_login
@@ -18,7 +18,7 @@ _MOST_SECRET: Final = 1 << 20  # bytes; tokens of clouds have some thousands
 
 
 @click.command()
-@configured
+@configured_by(SOURCE)
 @click.argument("registry")
 @click.option("-u", "--username", help="Who you are there; asked for at a terminal.")
 @click.option("--password-stdin", is_flag=True, help="Read the password or token from standard input.")
@@ -75,7 +75,7 @@ def _credentials(username: str | None, *, from_stdin: bool) -> Credentials:
 
 
 @click.command()
-@configured
+@configured_by()
 @click.argument("registry")
 def logout(config: Config, registry: str) -> None:
     """Forget what was kept for REGISTRY, in every place where commands look for it."""

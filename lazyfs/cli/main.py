@@ -14,7 +14,7 @@ from indexer.errors import IndexerError
 from lazyfs import __version__
 from lazyfs.cli.completing import COMPLETE_VARIABLE, complete_quietly
 from lazyfs.cli.guide import SECTIONS, examples_of
-from lazyfs.cli.options import common_last, common_options, take_flags
+from lazyfs.cli.options import ALL, CACHE, SOURCE, TRUST, common_last, common_options, take_flags
 from lazyfs.cli.output import STDOUT, complain, naming
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import BUG, INTERRUPTED, USAGE, exit_code, message_of
@@ -107,7 +107,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lazyfs")
-@common_options
+@common_options(ALL | CACHE | SOURCE | TRUST)
 @click.pass_context
 def group(context: click.Context, /, **arguments: Any) -> None:
     """Mount a container image at once and fetch only the bytes that are read.

@@ -15,7 +15,7 @@ import click
 
 from lazyfs.cli.completing import complete_image, complete_mount
 from lazyfs.cli.daemon_events import follow
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import PATH, configured, configured_by
 from lazyfs.cli.output import complain, print_json
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, MountError, NotMounted
@@ -155,7 +155,7 @@ def _tell(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 @click.command()
-@configured
+@configured_by()
 @click.argument("directories", nargs=-1, type=PATH, metavar="DIRECTORY...", shell_complete=complete_mount)
 @click.option("--all", "all_of_them", is_flag=True, help="All that `lazyfs mount` has mounted.")
 @click.option("--lazy", is_flag=True, help="Detach now, even if in use.")

@@ -13,7 +13,7 @@ from typing import Final
 import click
 import trio
 
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import PATH, configured_by
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.daemon import run_until_signal
@@ -35,7 +35,7 @@ _PATIENT_S: Final = 60.0  # a container's start is not given up sooner
 
 
 @click.command()
-@configured
+@configured_by()
 @click.option("--root", type=PATH, default=DEFAULT_ROOT, show_default=True, help="Where snapshots are kept.")
 @click.option(
     "--socket", type=PATH, default=DEFAULT_SOCKET, show_default=True, help="Where containerd finds it."

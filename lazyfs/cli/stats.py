@@ -7,14 +7,14 @@ import click
 
 from lazyfs.cli.asking import ask_mounts, write_each
 from lazyfs.cli.completing import complete_place
-from lazyfs.cli.options import PATH, configured
+from lazyfs.cli.options import CACHE, PATH, configured_by
 from lazyfs.cli.output import print_json, write_line
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 
 
 @click.command()
-@configured
+@configured_by(CACHE)
 @click.argument("directory", type=PATH, required=False, shell_complete=complete_place)
 @click.option(
     "--daemon", type=PATH, is_flag=False, flag_value=DAEMON_SOCKET, metavar="[SOCKET]",
