@@ -10,7 +10,7 @@ import pytest
 
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
 from lazyfs.container.layer_file import WrittenLayer
-from lazyfs.container.new_image import Making, apply_edit, new_image
+from lazyfs.container.new_image import Making, apply_edits, new_image
 from lazyfs.container.overlay import Overlay, prepare
 from lazyfs.container.places import ContainerPlaces, clear_when_dead
 from lazyfs.errors import ContainerError
@@ -93,14 +93,59 @@ def test_the_same_changes_give_the_same_image():
 )
 def test_edits_are_instructions_of_a_dockerfile(edit, process):
     changed: dict = {}
-    apply_edit(changed, edit)
+    apply_edits(changed, [edit])
     assert changed == process
 
 
-@pytest.mark.parametrize("edit", ["RUN x", "CMD", "CMD [1]", "CMD [", "ENV x", 'ENV "', "", "LABEL =x"])
+BASE = {"Env": ["PATH=/bin:/usr/bin", "EMPTY="], "Cmd": ["old"], "WorkingDir": "/srv", "Entrypoint": ["was"]}
+
+
+@pytest.mark.parametrize(
+    ("edits", "changed"),
+    [
+        (["ENV PATH=/x:$PATH"], {"Env": ["PATH=/x:/bin:/usr/bin", "EMPTY="]}),
+        (["ENV EMPTY=1 PATH=$EMPTY:${PATH}s"], {"Env": ["PATH=:/bin:/usr/bins", "EMPTY=1"]}),
+        (["ENV EMPTY 'a b' \\$PATH"], {"Env": ["PATH=/bin:/usr/bin", "EMPTY=a b $PATH"]}),
+        (["""ENV EMPTY="'$PATH' \\\\ \\x"'$PATH'"""],
+         {"Env": ["PATH=/bin:/usr/bin", "EMPTY='/bin:/usr/bin' \\ \\x$PATH"]}),
+        (["LABEL a=${EMPTY:-x$PATH} b=${EMPTY-y} c=${NONE:+z}${PATH:+z} d=$ e=$NONE"],
+         {"Labels": {"a": "x/bin:/usr/bin", "b": "", "c": "z", "d": "$", "e": ""}}),
+        (["WORKDIR sub/../other", "WORKDIR dir"], {"WorkingDir": "/srv/other/dir"}),
+        (["WORKDIR $NONE/x y"], {"WorkingDir": "/x y"}),
+        (["CMD echo $PATH"], {"Cmd": ["/bin/sh", "-c", "echo $PATH"]}),
+        (["EXPOSE ${PORT:-80}"], {"ExposedPorts": {"80/tcp": {}}}),
+        (['VOLUME ["/a b", "$PATH"]'], {"Volumes": {"/a b": {}, "/bin:/usr/bin": {}}}),
+        (["USER ${WHO:-me}"], {"User": "me"}),
+        (['ENTRYPOINT ["app"]'], {"Entrypoint": ["app"], "Cmd": None}),
+        (['CMD ["new"]', 'ENTRYPOINT ["app"]'], {"Entrypoint": ["app"], "Cmd": ["new"]}),
+    ],
+)  # fmt: skip
+def test_edits_go_on_from_the_image_as_those_of_a_dockerfile_do(edits, changed):
+    process = dict(BASE)
+    apply_edits(process, edits)
+    assert process == {key: value for key, value in {**BASE, **changed}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "RUN x",
+        "CMD",
+        "CMD [1]",
+        "CMD [",
+        "ENV x",
+        'ENV "',
+        "",
+        "LABEL =x",
+        "ENV A='",
+        "ENV A=${B",
+        "ENV A=${B%x}",
+        "USER a\\",
+    ],
+)
 def test_other_instructions_are_errors(edit):
     with pytest.raises(ContainerError):
-        apply_edit({}, edit)
+        apply_edits({}, [edit])
 
 
 def test_changes_are_kept_with_their_image(tmp_path):

@@ -22,7 +22,7 @@ from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.container.changes import Changes, check_maker, load_changes
 from lazyfs.container.layer_file import WrittenLayer, write_layer
-from lazyfs.container.new_image import Making, NewImage, apply_edit, new_image
+from lazyfs.container.new_image import Making, NewImage, apply_edits, new_image
 from lazyfs.container.places import ContainerPlaces
 from lazyfs.container.upper import upper_members
 from lazyfs.container.user_namespace import become_root
@@ -78,8 +78,7 @@ def commit(
       lazyfs run --upper ./work debian:12 sh -c 'apt-get update && apt-get install -y jq'
       lazyfs commit ./work registry.example/jq:1 -c 'CMD ["jq"]' --push-index
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    for edit in edits:
-        apply_edit({}, edit)
+    apply_edits({}, edits)
     named = parse_image(target)
     making = Making(f"{build_time(os.environ):%Y-%m-%dT%H:%M:%SZ}", author, message, edits)
     rootless = os.geteuid() != 0

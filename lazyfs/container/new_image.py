@@ -2,12 +2,13 @@
 
 import json
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from posixpath import join, normpath
 from typing import Any, Final, NamedTuple
 
 from indexer.digest import sha256_digest
+from lazyfs.container.dockerfile_words import one_word, split_words
 from lazyfs.container.layer_file import WrittenLayer
 from lazyfs.container.process import json_words
 from lazyfs.errors import ContainerError
@@ -113,23 +114,33 @@ def _config(config: dict[str, Any], layer: WrittenLayer, making: Making) -> dict
     for name in ("container", "container_config", "docker_version"):
         config.pop(name, None)
     process = dict(config.get("config") or {})
-    for edit in making.edits:
-        apply_edit(process, edit)
+    apply_edits(process, making.edits)
     config["config"] = process
     return config
 
 
-def apply_edit(process: dict[str, Any], edit: str) -> None:
-    """Carry out one instruction of a Dockerfile on the "config" of a configuration.
+def apply_edits(process: dict[str, Any], edits: Iterable[str]) -> None:
+    """Carry out instructions of a Dockerfile on the "config" of a configuration.
+
+    An ENTRYPOINT without a CMD beside it drops the image's CMD, which was for another program (Dockerfile
+    reference, "Understand how CMD and ENTRYPOINT interact").
 
     Raises:
-        ContainerError: it is none of those that only say something, or makes no sense.
+        ContainerError: one is none of those that only say something, or makes no sense.
     """
+    done = {_apply_edit(process, edit) for edit in edits}
+    if "ENTRYPOINT" in done and "CMD" not in done:
+        process.pop("Cmd", None)
+
+
+def _apply_edit(process: dict[str, Any], edit: str) -> str:
+    """Carry out one of them; returns its first word."""
     word, _, rest = edit.strip().partition(" ")
     change = _EDITS.get(word.upper())
     if change is None or not rest.strip():
         raise ContainerError(f"{edit!r}: write one of {', '.join(_EDITS)} and what it is to be")
     change(process, rest.strip())
+    return word.upper()
 
 
 def _words(text: str) -> list[str]:
@@ -137,27 +148,36 @@ def _words(text: str) -> list[str]:
     return json_words(text) if text.startswith("[") else ["/bin/sh", "-c", text]
 
 
-def _pairs(text: str) -> dict[str, str]:
+def _variables(process: Mapping[str, Any]) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in process.get("Env") or () if "=" in pair)
+
+
+def _pairs(process: Mapping[str, Any], text: str) -> dict[str, str]:
     """NAME=VALUE ..., or NAME VALUE as Dockerfiles once had it."""
+    values = _variables(process)
     first, _, rest = text.partition(" ")
     if _WORD.fullmatch(first) and rest:
-        return {first: rest.strip()}
-    try:
-        parts = [word.partition("=") for word in shlex.split(text)]
-    except ValueError as error:
-        raise ContainerError(f"{text!r}: {error}") from None
+        return {first: one_word(rest.strip(), values)}
+    parts = [word.partition("=") for word in split_words(text, values)]
     if not all(name and equals for name, equals, _ in parts):
         raise ContainerError(f"{text!r}: write NAME=VALUE")
     return {name: value for name, _, value in parts}
 
 
 def _set_env(process: dict[str, Any], text: str) -> None:
-    values = dict(pair.split("=", 1) for pair in process.get("Env") or () if "=" in pair)
-    process["Env"] = [f"{name}={value}" for name, value in {**values, **_pairs(text)}.items()]
+    values = {**_variables(process), **_pairs(process, text)}
+    process["Env"] = [f"{name}={value}" for name, value in values.items()]
 
 
 def _set_labels(process: dict[str, Any], text: str) -> None:
-    process["Labels"] = {**(process.get("Labels") or {}), **_pairs(text)}
+    process["Labels"] = {**(process.get("Labels") or {}), **_pairs(process, text)}
+
+
+def _set_working_dir(process: dict[str, Any], text: str) -> None:
+    """A relative path goes on from where the working directory was."""
+    path = one_word(text, _variables(process))
+    known = process.get("WorkingDir") or "/"
+    process["WorkingDir"] = path if path.startswith("/") else normpath(join("/", known, path))
 
 
 def _set_words(key: str) -> Callable[[dict[str, Any], str], None]:
@@ -165,12 +185,16 @@ def _set_words(key: str) -> Callable[[dict[str, Any], str], None]:
 
 
 def _set_text(key: str) -> Callable[[dict[str, Any], str], None]:
-    return lambda process, text: process.__setitem__(key, text)
+    return lambda process, text: process.__setitem__(key, one_word(text, _variables(process)))
 
 
 def _add_keys(key: str, ending: str = "") -> Callable[[dict[str, Any], str], None]:
     def change(process: dict[str, Any], text: str) -> None:
-        names: Sequence[str] = _words(text) if text.startswith("[") else text.split()
+        values = _variables(process)
+        if text.startswith("["):
+            names = [one_word(word, values) for word in json_words(text)]
+        else:
+            names = split_words(text, values)
         named: dict[str, Any] = {name if "/" in name else name + ending: {} for name in names}
         process[key] = {**(process.get(key) or {}), **named}
 
@@ -181,7 +205,7 @@ _EDITS: Final[Mapping[str, Callable[[dict[str, Any], str], None]]] = {
     "CMD": _set_words("Cmd"),
     "ENTRYPOINT": _set_words("Entrypoint"),
     "ENV": _set_env,
-    "WORKDIR": _set_text("WorkingDir"),
+    "WORKDIR": _set_working_dir,
     "USER": _set_text("User"),
     "STOPSIGNAL": _set_text("StopSignal"),
     "LABEL": _set_labels,
