@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,41 @@ def test_a_container_that_is_paused_goes_on_whatever_becomes_of_who_paused_it(co
                 assert (root / "busy").stat().st_mtime_ns == written
                 end(process)
                 until(lambda since=written: (root / "busy").stat().st_mtime_ns > since, "it goes on")
+
+
+@pytest.fixture
+def telling_runtime(tmp_path) -> Path:
+    """A runtime that writes down that it paused; it fails to while there is a file `refusing` beside it."""
+    program = tmp_path / "runc"
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in *" pause "*) echo pause >> {tmp_path}/told; [ ! -e {tmp_path}/refusing ] || exit 1;; esac
+exec {shutil.which("runc", path="/usr/sbin:/usr/bin:/sbin")} "$@"
+"""
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_whose_changes_are_committed_does_nothing_meanwhile_or_a_warning_says_so(
+    containers, image, telling_runtime, shm, tmp_path
+):
+    kept, target, told = shm / "kept", f"oci:{tmp_path / 'out'}:1", tmp_path / "told"
+    words = ("--runtime", telling_runtime, "--name", "on", "--upper", kept, image("base"), "sleep", "1000")
+    with containers.started(*words):
+        containers.pid("on")
+        assert containers("commit", kept, target).stderr == ""
+        assert told.read_text() == "pause\n"
+        (tmp_path / "refusing").touch()
+        for named in (kept, "on"):
+            assert "lazyfs: the container cannot be paused" in containers("commit", named, target).stderr
+        elsewhere = Containers(LazyfsRunner(containers.runner.home, tmp_path / "other-cache"))
+        assert (
+            f"lazyfs: {kept}: a container of another cache uses it"
+            in elsewhere("commit", kept, target).stderr
+        )
+    until(lambda: not containers.left(), "it has gone")
+    assert containers("commit", kept, target).stderr == ""
 
 
 def test_changes_of_another_kind_of_user_are_not_taken_for_ours(containers, image, shm, tmp_path):

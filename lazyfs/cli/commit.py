@@ -1,9 +1,10 @@
 """commit: an image of what a container changed."""
 
+import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from lazyfs.container.places import ContainerPlaces
 from lazyfs.container.upper import upper_members
 from lazyfs.container.user_namespace import become_root
 from lazyfs.errors import ContainerError
+from lazyfs.flock import directory_owned
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.image_name import ImageName, RegistryImage, parse_image
 from lazyfs.source.local import FileRange, LocalBlob
 from lazyfs.source.push_image import ImageToStore, open_image_store
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -125,10 +129,23 @@ def _changes(
     place = places.find(named)
     found = _kept(directory if place is None else Path(place.facts.changes), named)
     check_maker(found, rootless=rootless)
+    place = place or places.changing(found.directory)
     runtime = place.runtime() if place is not None else None
     if place is None or runtime is None:
-        return found, nullcontext()
+        return found, _unused(found.directory)
     return found, runtime.paused(place.facts.identifier)
+
+
+@contextmanager
+def _unused(directory: Path) -> Iterator[None]:
+    """No container begins to use the directory; a warning says so if one does that we know nothing of."""
+    with directory_owned(directory) as owned:
+        if not owned:
+            _log.warning(
+                "%s: a container of another cache uses it, and is not paused: what it writes meanwhile "
+                "may be there in part", directory,
+            )  # fmt: skip
+        yield
 
 
 class _Bare(Changes):

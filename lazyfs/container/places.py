@@ -150,6 +150,14 @@ class ContainerPlaces:
         path = self._directory / name
         return ContainerPlace(path) if _NAME.fullmatch(name) and (path / "facts.json").is_file() else None
 
+    def changing(self, directory: Path) -> ContainerPlace | None:
+        """The place of the container whose changes are kept in this directory, if there is one."""
+        for place in self.all():
+            with suppress(OSError):
+                if place.facts.changes and Path(place.facts.changes).samefile(directory):
+                    return place
+        return None
+
     def all(self) -> list[ContainerPlace]:
         """The places of all containers, by name; some may be of dead ones."""
         try:

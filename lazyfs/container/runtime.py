@@ -1,6 +1,7 @@
 """An OCI runtime, runc or crun, as a program: it starts a container and leaves it to us."""
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ from typing import IO, Any, Final
 
 from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
 from lazyfs.mount.syscalls import unmount_kernel
+
+_log = logging.getLogger(__name__)
 
 KNOWN: Final = ("runc", "crun")
 CONSOLE_SOCKET: Final = "console.sock"
@@ -95,7 +98,7 @@ class Runtime:
 
     @contextmanager
     def paused(self, identifier: str) -> Iterator[None]:
-        """A container does nothing while the block lasts, if that can be had.
+        """A container does nothing while the block lasts; a warning says so if that cannot be had.
 
         A process of its own lets it go on, when we close its standard input, or die.
         """
@@ -111,7 +114,23 @@ class Runtime:
             )  # fmt: skip
             if done.returncode:  # it is none of ours to let go on
                 resuming.kill()
+                if self._is_running(identifier):
+                    _log.warning(
+                        "the container cannot be paused: what it writes meanwhile may be there in part (%s)",
+                        f"{self.name} pause fails; it takes cgroups that are ours to write",
+                    )
             yield
+
+    def _is_running(self, identifier: str) -> bool:
+        """Whether a container does anything: it has not ended, and nobody has paused it."""
+        done = subprocess.run(
+            [*self._command(), "state", identifier],
+            stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        )  # fmt: skip
+        with suppress(ValueError):
+            told = json.loads(done.stdout)
+            return isinstance(told, dict) and told.get("status") == "running"
+        return False
 
     def words_to_exec(self, identifier: str, process: Path) -> list[str]:
         """The command that starts one more process in a container, as a file says, and waits for its end."""
