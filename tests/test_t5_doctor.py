@@ -19,7 +19,6 @@ from lazyfs.doctor.kernel import (
     check_fuse,
     check_kernel,
     check_overlay,
-    check_user_namespaces,
     try_erofs,
     try_fuse,
     try_overlay,
@@ -170,17 +169,6 @@ def test_who_may_not_mount_needs_fusermount3(tmp_path) -> None:
     assert states(check_fuse(machine, tmp_path)) == {"/dev/fuse": "ok", "fusermount3": "ok"}
     assert states(check_erofs(machine, tmp_path, refuse)) == {"EROFS": "ok"}
     assert states(check_overlay(machine, tmp_path, refuse)) == {"overlayfs": "warning"}
-
-
-@pytest.mark.parametrize(
-    ("most", "allowed", "state"), [("100", "1", "ok"), ("0", "1", "warning"), ("100", "0", "warning")]
-)
-def test_user_namespaces_can_be_switched_off(tmp_path, most, allowed, state) -> None:
-    files = {
-        "/proc/sys/user/max_user_namespaces": most,
-        "/proc/sys/kernel/unprivileged_userns_clone": allowed,
-    }
-    assert states(check_user_namespaces(machine_at(tmp_path, files))) == {"user namespaces": state}
 
 
 def config(path: Path, **values) -> Config:

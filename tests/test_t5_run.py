@@ -415,3 +415,10 @@ def test_it_is_given_memory_and_devices(containers, image):
         "none",
         str((64 << 20) // PAGE),
     ]
+
+
+def test_root_that_may_not_mount_is_told_what_it_lacks(containers, image):
+    words = ["setpriv", "--bounding-set", "-sys_admin", executable(), "run", image("base"), "true"]
+    done = subprocess.run(words, env=containers.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert "refuses (Operation not permitted): root lacks CAP_SYS_ADMIN" in done.stderr

@@ -32,12 +32,17 @@ from lazyfs.container.runtime import CONSOLE_SOCKET, UNIFIED, Runtime, leave_one
 from lazyfs.container.runtime_spec import KERNEL_MOUNTS, ContainerSpec, runtime_spec
 from lazyfs.container.supervise import Supervisor
 from lazyfs.container.terminal import Terminal, window_size
-from lazyfs.container.user_namespace import become_root, check_mapped
+from lazyfs.container.user_namespace import USER_NAMESPACES_HELP, become_root, check_mapped
 from lazyfs.errors import ContainerError
 from lazyfs.mount.mounts import Busy, unmount
 
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """What we are told to end by. Blocked in forks: what a handler raises in the middle of one is lost."""
+
+_ROOT_HELP: Final = (
+    "root lacks CAP_SYS_ADMIN here, or a seccomp or AppArmor profile forbids it; "
+    "a container around us must be a privileged one"
+)
 
 
 class ImageServer(Protocol):
@@ -92,9 +97,15 @@ def enter_namespaces() -> bool:
     rootless = os.geteuid() != 0
     if rootless:
         become_root()
-    else:
-        kernel.unshare(kernel.NEW_MOUNTS)
-    kernel.keep_mounts_private()
+    try:
+        if not rootless:
+            kernel.unshare(kernel.NEW_MOUNTS)
+        kernel.keep_mounts_private()
+    except OSError as error:
+        raise ContainerError(
+            f"containers take mounts of their own, which this machine refuses ({error.strerror}): "
+            f"{USER_NAMESPACES_HELP if rootless else _ROOT_HELP}"
+        ) from error
     kernel.become_subreaper()
     return rootless
 

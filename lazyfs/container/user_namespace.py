@@ -12,7 +12,11 @@ from lazyfs.container.image_user import Identity
 from lazyfs.container.kernel import NEW_MOUNTS, NEW_USERS, unshare
 from lazyfs.errors import ContainerError
 
-_HELP: Final = "run it as root, or see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone"
+USER_NAMESPACES_HELP: Final = (
+    "run it as root, or see sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone "
+    "and, on Ubuntu, kernel.apparmor_restrict_unprivileged_userns"
+)
+"""What may keep an ordinary user from having a user namespace."""
 
 
 class IdRange(NamedTuple):
@@ -53,7 +57,7 @@ def become_root() -> None:
     except OSError as error:
         raise ContainerError(
             "containers without root take a user namespace, which this machine refuses "
-            f"({error.strerror}): {_HELP}"
+            f"({error.strerror}): {USER_NAMESPACES_HELP}"
         ) from error
     finally:
         with suppress(BrokenPipeError):
@@ -96,7 +100,9 @@ def _map_ourselves(uid: int, gid: int) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     except OSError as error:
-        raise ContainerError(f"cannot give our user namespace ids: {error.strerror}: {_HELP}") from error
+        raise ContainerError(
+            f"cannot give our user namespace ids: {error.strerror}: {USER_NAMESPACES_HELP}"
+        ) from error
 
 
 def check_mapped(identity: Identity) -> Identity:

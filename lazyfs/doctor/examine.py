@@ -17,12 +17,12 @@ from lazyfs.doctor.kernel import (
     check_fuse,
     check_kernel,
     check_overlay,
-    check_user_namespaces,
 )
 from lazyfs.doctor.machine import Machine
 from lazyfs.doctor.podman import check_podman
 from lazyfs.doctor.runtimes import check_runtimes
 from lazyfs.doctor.sockets import check_hosts, check_services
+from lazyfs.doctor.users import check_id_ranges, check_user_namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ def examine(machine: Machine, config: Config, places: Places) -> Iterator[Findin
     yield from check_erofs(machine, writable)
     yield from check_overlay(machine, writable)
     yield from check_user_namespaces(machine)
+    yield from check_id_ranges(machine)
     yield from check_cache(machine, config)
     yield from check_limits()
     yield from check_hosts(source_settings(config))

@@ -151,18 +151,6 @@ def check_overlay(machine: Machine, directory: Path, trial: Trial = try_overlay)
         yield warning("overlayfs", "is not loaded", "as root: modprobe overlay")
 
 
-def check_user_namespaces(machine: Machine) -> Iterator[Finding]:
-    """What containers without root stand on."""
-    most = (machine.text("/proc/sys/user/max_user_namespaces") or "0").strip()
-    allowed = (machine.text("/proc/sys/kernel/unprivileged_userns_clone") or "1").strip()
-    if most == "0" or allowed == "0":
-        key = "user.max_user_namespaces=15000" if most == "0" else "kernel.unprivileged_userns_clone=1"
-        advice = f"sysctl {key}, if containers shall run without root"
-        yield warning("user namespaces", "are switched off", advice)
-    else:
-        yield ok("user namespaces", f"at most {most}")
-
-
 def _tried(name: str, trial: Trial, directory: Path, advice: str) -> Finding:
     try:
         return ok(name, trial(directory))
