@@ -392,6 +392,7 @@ def test_who_a_process_is_does_not_depend_on_what_can_be_fetched(containers, tmp
         assert done.stderr.splitlines()[-1] == (
             "lazyfs: /etc/passwd cannot be looked at in the container: Input/output error"
         )
+        assert re.search(r"lazyfs: .* WARNING .*: cannot answer .*\[EIO\]", done.stderr)
 
 
 def test_the_cache_may_lie_behind_a_symlink(containers, image, tmp_path):

@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,10 @@ from lazyfs.container.runtime import find_runtime
 
 BEGUN: Final = f"{__name__}.begun"
 """Key of the context's `meta`: what to call once the container has been started."""
+
+_LOG: Final = "daemon.log"
+_MOST_LINES: Final = 10
+_MOST_BYTES: Final = 1 << 16
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -94,23 +99,61 @@ def run(
     starts = {name: getattr(wishes, name) for name in ("command", "entrypoint", "env", "working_dir")}
     mount = {"image": image, "driver": driver, "record": record, "starts": starts}
     begun = click.get_current_context().meta.get(BEGUN, _tell_nobody)
-    with places.new(name) as place, undertaken(place):
+    with places.new(name) as place, undertaken(place), _telling(place.path / _LOG) as log:
         try:
-            return run_container(order, place, partial(_serve, config, mount, place.path), begun)
+            return run_container(order, place, partial(_serve, config, mount, place.path, log), begun)
         except ServerFailed as error:
             complain(str(error))
             return error.code
 
 
-def _serve(config: Config, mount: Mapping[str, Any], place: Path, directory: Path) -> ForkedServer:
+class _Log:
+    """The log of the daemon that serves a container's image; it goes with the container.
+
+    Attributes:
+        told: how many bytes of it the user has seen.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.told = 0
+
+    def size(self) -> int:
+        """In bytes; 0 where there is none."""
+        with suppress(OSError):
+            return self._path.stat().st_size
+        return 0
+
+    def last_lines(self) -> list[str]:
+        """The last of those that the user has not seen."""
+        with suppress(OSError), self._path.open("rb") as file:
+            file.seek(max(self.told, self.size() - _MOST_BYTES))
+            return file.read(_MOST_BYTES).decode("utf-8", "replace").splitlines()[-_MOST_LINES:]
+        return []
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[_Log]:
+    """What the daemon logs after the image is mounted, such as why a read failed, is told at the end."""
+    log = _Log(path)
+    try:
+        yield log
+    finally:
+        for line in log.last_lines():
+            complain(line)
+
+
+def _serve(config: Config, mount: Mapping[str, Any], place: Path, log: _Log, directory: Path) -> ForkedServer:
     """Mounts the image at a directory, with the state and the log of its daemon where the container lives."""
     order = {
         **mount,
         "mount_point": str(directory),
         "runtime_dir": str(place),
-        "log_file": str(place / "daemon.log"),
+        "log_file": str(place / _LOG),
     }
-    return ForkedServer({"order": order, "config": config.as_flags()})
+    server = ForkedServer({"order": order, "config": config.as_flags()})
+    log.told = log.size()  # `ForkedServer` passed these on
+    return server
 
 
 def _tell_nobody() -> None:
