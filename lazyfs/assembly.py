@@ -11,7 +11,7 @@ from indexer.errors import IndexerError
 from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
-from lazyfs.errors import ConfigError, NotFound
+from lazyfs.errors import BadReference, ConfigError, NotFound
 from lazyfs.image.approval import approve
 from lazyfs.image.boot_packs import BootPacks
 from lazyfs.image.candidates import Place
@@ -106,19 +106,27 @@ class Workshop:
             NotTrusted: it is not.
         """
         own = next((place.attachments for place in self.places if not place.configured), None)
-        references, offline = self.cache.references, self.config.offline
-        await approve(resolved, self.demands, own, references, offline=offline)
+        await approve(resolved, self.demands, own, self.cache.references, offline=self._offline)
 
     @property
     def resolver(self) -> Resolver:
         """Resolves names of images in this source."""
-        offline = self.config.offline
-        return Resolver(self.source, self.cache.documents, self.cache.references, offline=offline)
+        return Resolver(self.source, self.cache.documents, self.cache.references, offline=self._offline)
+
+    @property
+    def _offline(self) -> bool:
+        """Whether where the image is must not be asked: on this machine nothing keeps us from that."""
+        return self.config.offline and isinstance(self.name, RegistryImage)
 
     @property
     def finders(self) -> Sequence[IndexFinder]:
         """Who knows of indexes that were not made here."""
-        return self._finders(offline=self.config.offline)
+        if not looks_elsewhere(self.config):
+            return ()
+        limits = index_settings(self.config).limits
+        beside = next((place.attachments for place in self.places if not place.configured), None)
+        foreign = ForeignIndexes(self.cache, self.source, beside, self.demands, limits, offline=self._offline)
+        return self._published, foreign
 
     @asynccontextmanager
     async def foreseeing(self, manifest: str = "", layer: str = "") -> AsyncIterator[Seen]:
@@ -145,39 +153,35 @@ class Workshop:
         return looks_elsewhere(self.config) and not all(name in tocs.names(digest) for digest in layers)
 
     async def _foresee(self, manifest: str) -> None:
-        published = self._published(offline=self.config.offline)
-        await published.foresee(repository_of(self.name), manifest)
+        await self._published.foresee(repository_of(self.name), manifest)
 
     async def known_indexes(self, resolved: ResolvedImage) -> Mapping[str, IndexedLayer]:
         """The indexes by which a mount would read an image's layers at once, by layer digest; makes none."""
         return await find_indexes(resolved, self.indexer, self.finders)
 
-    def _finders(self, *, offline: bool) -> Sequence[IndexFinder]:
-        if not looks_elsewhere(self.config):
-            return ()
-        limits = index_settings(self.config).limits
-        beside = next((place.attachments for place in self.places if not place.configured), None)
-        return (
-            self._published(offline=offline),
-            ForeignIndexes(self.cache, self.source, beside, self.demands, limits, offline=offline),
-        )
+    @property
+    def _published(self) -> PublishedIndexes:
+        return PublishedIndexes(self.cache, self.places, self.demands, offline=self._offline_for_indexes)
 
-    def _published(self, *, offline: bool) -> PublishedIndexes:
-        return PublishedIndexes(self.cache, self.places, self.demands, offline=offline)
+    @property
+    def _offline_for_indexes(self) -> bool:
+        """The same of where indexes may be: all of these places are asked, or none."""
+        elsewhere = isinstance(index_repository(self.config), RegistryImage)
+        return self._offline or (self.config.offline and elsewhere)
 
     @property
     def boot_packs(self) -> BootPacks:
         """Who knows of boot packs."""
         places = self.places if looks_elsewhere(self.config) else ()
-        return BootPacks(self.cache, places, self.demands, offline=self.config.offline)
+        return BootPacks(self.cache, places, self.demands, offline=self._offline_for_indexes)
 
     def open_publisher(self) -> AbstractAsyncContextManager[Publisher]:
         """Stores indexes where the configuration says, or beside the image.
 
         Raises:
-            BadReference: (on entry) nothing can be stored there.
+            BadReference: nothing can be stored there (on entry), or it must not be asked.
         """
-        where = index_repository(self.config) or self.name
+        where = place_to_publish(self.config, self.name)
         return open_publisher(where, source_settings(self.config), image=self.name)
 
     def statistics(self) -> SourceStatistics:
@@ -309,6 +313,23 @@ def index_repository(config: Config) -> RegistryImage | LayoutImage | None:
     if isinstance(name, RegistryImage | LayoutImage):
         return name
     raise ConfigError(f"index_repo: {config.index_repo!r} is neither a repository nor oci:DIR")
+
+
+def place_to_publish(config: Config, image: ImageName) -> ImageName:
+    """Where the configuration says that what speaks of an image is stored.
+
+    Raises:
+        BadReference: it is a registry, which must not be asked.
+    """
+    where = index_repository(config) or image
+    refuse_offline(config, where)
+    return where
+
+
+def refuse_offline(config: Config, target: ImageName) -> None:
+    """Raise BadReference where something is to be stored in a registry that must not be asked."""
+    if config.offline and isinstance(target, RegistryImage):
+        raise BadReference(f"{target} is in a registry, and offline none is asked: leave --offline out")
 
 
 def fetch_settings(config: Config, *, record: bool = False) -> FetchSettings:

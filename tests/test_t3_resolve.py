@@ -11,10 +11,10 @@ from lazyfs.image.resolve import PATIENCE_S, ResolvedImage, Resolver
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import parse_image
 from lazyfs.oci.platform import parse_platform
-from tests.support.images import BuiltDocument, build_image
+from tests.support.images import BuiltDocument, build_image, write_layout
 from tests.support.registry import Registry
 from tests.support.tars import file, tar
-from tests.support.workshops import workshop_of
+from tests.support.workshops import image_of, workshop_of
 
 NAME = "registry.test/app:1"
 
@@ -106,3 +106,9 @@ async def test_nobody_waits_for_a_registry_that_is_down_where_its_tag_is_known(
         with pytest.raises(Unreachable):
             await workshop.resolve()
         assert workshop.statistics().retries == 2
+
+
+async def test_an_image_on_this_machine_takes_no_registry(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", {"latest": built()})
+    async with image_of(f"oci:{layout}", tmp_path / "cache", offline=True) as opened:
+        assert await opened.content(b"a") == b"content"

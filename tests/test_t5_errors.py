@@ -272,6 +272,7 @@ CASES: dict[str, Callable[[World], Done]] = {
     "No terminal to ask for a password": lambda w: w.run("login", "ghcr.io"),
     "A password without a user": lambda w: w.run("login", "ghcr.io", "--password-stdin"),
     "An empty password": lambda w: w.run("login", "ghcr.io", "-u", "a", "--password-stdin"),
+    "Publishing offline": lambda w: w.run("index", "--push", "--offline", w.remote("good")),
     # 65
     "A layer that is cut short": lambda w: index_in(w, "cut"),
     "A layer that is no tar": lambda w: index_in(w, "no-tar"),

@@ -38,6 +38,24 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["index", "--push", "{}/app:1"],
+        ["index", "--push", "--index-repo", "{}/indexes", "oci:nowhere"],
+        ["optimize", "--push", "{}/app:1", "program"],
+        ["commit", ".", "{}/app:1"],
+        ["commit", "--push-index", "--index-repo", "{}/indexes", ".", "oci:new"],
+    ],
+)
+def test_offline_nothing_is_published(lazyfs, words):
+    with Registry() as registry:
+        command, *rest = [word.format(registry.host) for word in words]
+        done = lazyfs(command, "--offline", *rest, exit_code=64)
+        assert complaint(done).endswith("is in a registry, and offline none is asked: leave --offline out")
+        assert not registry.requests
+
+
 # Mirrors
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import trio
 
-from lazyfs.assembly import Workshop, source_settings
+from lazyfs.assembly import Workshop, place_to_publish, refuse_offline, source_settings
 from lazyfs.cli.build_time import build_time
 from lazyfs.cli.completing import complete_changes, complete_image
 from lazyfs.cli.containers import container_places
@@ -84,6 +84,9 @@ def commit(
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
     apply_edits({}, edits)
     named = parse_image(target)
+    refuse_offline(config, named)
+    if push_index:
+        place_to_publish(config, named)
     making = Making(f"{build_time(os.environ):%Y-%m-%dT%H:%M:%SZ}", author, message, edits)
     rootless = os.geteuid() != 0
     found, still = _changes(changes, image, container_places(config), rootless=rootless)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lazyfs.assembly import Workshop
+from lazyfs.assembly import Workshop, place_to_publish
 from lazyfs.cli.completing import complete_image
 from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, write_line
@@ -22,6 +22,7 @@ from lazyfs.image.indexing import IndexedLayer
 from lazyfs.image.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import ImageConfig, chain_ids
+from lazyfs.oci.image_name import parse_image
 from lazyfs.source.push_artifact import Publisher
 
 
@@ -40,6 +41,7 @@ def index(config: Config, image: str, push: bool, all_platforms: bool, as_json: 
     was made here: indexes found elsewhere do not count then. Publishing again changes nothing.
     """
     if push:
+        place_to_publish(config, parse_image(image))
         config = replace(config, index=config.index if config.index == "none" else "local")
 
     async def work(workshop: Workshop) -> None:

@@ -12,7 +12,7 @@ import trio
 from click.core import ParameterSource
 
 from indexer.errors import IndexerError
-from lazyfs.assembly import Workshop, opened
+from lazyfs.assembly import Workshop, opened, place_to_publish
 from lazyfs.cli.completing import complete_image
 from lazyfs.cli.followed import run_followed
 from lazyfs.cli.options import PATH, Seconds, configured
@@ -27,6 +27,7 @@ from lazyfs.image.image import Image
 from lazyfs.image.optimize import make_pack, publish_pack
 from lazyfs.image.recording import kept_traces
 from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
+from lazyfs.oci.image_name import parse_image
 
 
 class _ImageThenCommand(click.Command):
@@ -92,6 +93,8 @@ def optimize(
     runs = bool(command) or by_itself
     if not runs and (for_s is not None or _given(wanted)):
         raise click.UsageError("nothing is run: give a COMMAND, or --run for the image's own")
+    if push:
+        place_to_publish(config, parse_image(image))
     given = [_read(path) for path in traces]
     began = time.time()
     if runs:
