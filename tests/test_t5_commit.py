@@ -257,3 +257,10 @@ def test_what_cannot_be_committed_is_said_in_a_line(containers, image, shm, tmp_
         done = containers("commit", *words, exit_code=code, env={"LAZYFS_RETRIES": "0"})
         assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_who_commits_the_upper_directory_of_another_overlay_is_told_of_the_image(containers, tmp_path):
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "upper/file").touch()
+    done = containers("commit", tmp_path / "upper", f"oci:{tmp_path}/out", exit_code=125)
+    assert "name the image below with --image" in done.stderr

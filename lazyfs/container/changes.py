@@ -63,7 +63,8 @@ def load_changes(directory: Path) -> Changes | None:
     except FileNotFoundError:
         if directory.is_dir() and any(path.name != _PARTIAL for path in directory.iterdir()):
             raise ContainerError(
-                f"{directory} holds other things than a container's changes: name an empty directory"
+                f"{directory} holds other things than a container's changes: lazyfs run takes an empty "
+                "directory; to commit what another overlay holds, name the image below with --image"
             ) from None
         return None
     except NotADirectoryError:
