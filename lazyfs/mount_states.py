@@ -43,23 +43,33 @@ class MountFacts:
     log: str = ""
 
 
-def runtime_directory(environment: Mapping[str, str]) -> Path:
-    """Where this user's live mounts have their state; made private.
+def runtime_path(environment: Mapping[str, str]) -> Path:
+    """Where this user's live mounts have their state.
 
     LAZYFS_RUNTIME_DIR says where; else it is /run/lazyfs for root, and for others $XDG_RUNTIME_DIR/lazyfs.
+    """
+    uid = os.getuid()
+    if environment.get("LAZYFS_RUNTIME_DIR"):
+        return Path(environment["LAZYFS_RUNTIME_DIR"]).absolute()
+    if uid == 0:
+        return Path("/run/lazyfs")
+    if environment.get("XDG_RUNTIME_DIR", "").startswith("/"):
+        return Path(environment["XDG_RUNTIME_DIR"]) / "lazyfs"
+    return Path(tempfile.gettempdir()) / f"lazyfs-{uid}"
+
+
+def runtime_directory(environment: Mapping[str, str]) -> Path:
+    """The same directory, made private if it is not there.
 
     Raises:
         MountError: it cannot be made, or belongs to somebody else.
     """
+    return ensure_private(runtime_path(environment))
+
+
+def ensure_private(path: Path) -> Path:
+    """A directory of ours, made if it is not there; errors as for `runtime_directory`."""
     uid = os.getuid()
-    if environment.get("LAZYFS_RUNTIME_DIR"):
-        path = Path(environment["LAZYFS_RUNTIME_DIR"]).absolute()
-    elif uid == 0:
-        path = Path("/run/lazyfs")
-    elif environment.get("XDG_RUNTIME_DIR", "").startswith("/"):
-        path = Path(environment["XDG_RUNTIME_DIR"]) / "lazyfs"
-    else:
-        path = Path(tempfile.gettempdir()) / f"lazyfs-{uid}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()

@@ -112,6 +112,8 @@ def test_our_own_profile_can_be_written_to_a_file_and_read(tmp_path):
     assert read_profile(json.dumps(profile).encode(), DEFAULT, "x86_64") == profile
     got = confine([], [], [f"seccomp={tmp_path}/profile", "no-new-privileges"])
     assert (got.seccomp, got.no_new_privileges) == (profile, True)
+    got = confine([], [], ["seccomp:unconfined", "no-new-privileges:true"])
+    assert (got.seccomp, got.no_new_privileges) == (None, True)
 
 
 @given(st.binary() | st.recursive(st.none() | st.text(), lambda of: st.lists(of) | st.dictionaries(

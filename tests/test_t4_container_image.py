@@ -71,6 +71,16 @@ def test_the_new_image_is_one_by_our_own_rules_and_has_a_layer_more():
     assert "container" not in document
 
 
+@pytest.mark.parametrize("rootfs", [{"type": "layers", "diff_ids": None}, {"type": "layers"}, None])
+def test_a_base_without_layers_may_say_nothing_of_them(rootfs):
+    manifest, config = documents()
+    base = parse_manifest(json.dumps(manifest | {"layers": []}).encode())
+    made = new_image(
+        base, json.dumps(config | {"rootfs": rootfs}).encode(), LAYER, Making("2026-01-02T03:04:05Z")
+    )
+    assert json.loads(made.config)["rootfs"] == {"type": "layers", "diff_ids": [HEX["f"]]}
+
+
 def test_the_same_changes_give_the_same_image():
     assert committed() == committed()
 

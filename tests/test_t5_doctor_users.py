@@ -2,7 +2,7 @@
 
 import pytest
 
-from lazyfs.doctor.users import check_id_ranges, check_user_namespaces
+from lazyfs.doctor.users import check_id_ranges, check_runtime_directory, check_user_namespaces
 from tests.support.doctors import machine_at, program, states
 
 ALLOWED = {
@@ -38,3 +38,13 @@ def test_ordinary_users_take_ranges_of_ids(tmp_path) -> None:
     assert found.fact == "there is no range of ours in /etc/subgid"
     (tmp_path / "etc/subgid").write_text("4242:100000:65536\n")
     assert states(check_id_ranges(user)) == {"ids": "ok"}
+
+
+def test_the_runtime_directory_must_be_ours_alone(tmp_path) -> None:
+    place = tmp_path / "run"
+    assert states(check_runtime_directory(place)) == {"runtime directory": "ok"}
+    assert not place.exists()
+    for mode, state in ((0o700, "ok"), (0o755, "problem"), (0o750, "problem")):
+        place.mkdir(exist_ok=True)
+        place.chmod(mode)
+        assert states(check_runtime_directory(place)) == {"runtime directory": state}

@@ -318,6 +318,7 @@ CASES: dict[str, Callable[[World], Done]] = {
     "No published index": lambda w: ask(w, "good", "--index", "registry"),
     # 71
     "The mount point is missing": lambda w: w.run("mount", w.at("good"), w.tmp / "nowhere"),
+    "Others may enter the runtime directory": lambda w: w.run("stats", env={"LAZYFS_RUNTIME_DIR": "/"}),
     "The mount point is no directory": lambda w: w.run("mount", w.at("good"), w.file("x", "")),
     "The mount is in use": in_use,
     "No FUSE": without_fuse,

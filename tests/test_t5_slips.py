@@ -183,3 +183,31 @@ def test_after_the_image_all_words_are_the_commands(lazyfs, image):
         )
         assert done.returncode == 64
         assert done.stderr.startswith(f"lazyfs: {slip}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["find", "IMAGE", "-size", "9" * 5000], "--size is like 4096"),
+        (["packages", "IMAGE", "--json", "--format", "spdx"], "either --json or --format spdx"),
+        (["cp", "IMAGE", "d/large", "-"], "lazyfs cat writes files to standard output"),
+        (["stats", "--daemon", "debian:12"], "of an image tells lazyfs explain --daemon debian:12"),
+    ],
+)
+def test_words_that_are_not_meant_so_are_refused(lazyfs, image, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = lazyfs(*(image if word == "IMAGE" else word for word in words), exit_code=64)
+    assert said in done.stderr
+    assert not (tmp_path / "-").exists()
+
+
+def test_the_largest_size_can_be_asked_for(lazyfs, image):
+    assert lazyfs("find", image, "-size", f"-{'9' * 18}G", "-type", "f").stdout.split()
+    assert lazyfs("find", image, "-size", f"+{'9' * 18}G").stdout == ""
+
+
+def test_a_tar_goes_to_standard_output_by_the_usual_name(lazyfs, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = in_shell(lazyfs, '"$@" | tar -t', "export", image, "-o", "-")
+    assert "d/large" in done.stdout
+    assert not (tmp_path / "-").exists()

@@ -15,6 +15,7 @@ from lazyfs.doctor.examine import Places, examine
 from lazyfs.doctor.findings import State
 from lazyfs.doctor.machine import Machine
 from lazyfs.exit_codes import UNFIT
+from lazyfs.mount_states import runtime_path
 
 # As the snapshotter has it, whose libraries take their time to load.
 SNAPSHOTTER_SOCKET: Final = Path("/run/lazyfs/snapshotter.sock")
@@ -47,7 +48,13 @@ def doctor(
     then what to do. Nothing is changed. Exit code 69 if there is a problem.
     """
     machine = Machine(Path("/"), os.geteuid(), f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    found = list(examine(machine, config, Places(daemon, snapshotter, containerd_config, containerd_socket)))
+    found = list(
+        examine(
+            machine,
+            config,
+            Places(daemon, snapshotter, runtime_path(os.environ), containerd_config, containerd_socket),
+        )
+    )
     if as_json:
         print_json([{**asdict(finding), "state": finding.state.value} for finding in found])
     else:

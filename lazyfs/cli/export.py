@@ -20,7 +20,7 @@ from lazyfs.config import Config
 @click.argument("image", shell_complete=complete_image)
 @click.option(
     "-o", "--output", type=GivenPath(path_type=Path, dir_okay=False),
-    help="Write to this file, which is there whole or not at all.",
+    help="Write to this file, which is there whole or not at all; - is standard output.",
 )  # fmt: skip
 def export(config: Config, image: str, output: Path | None) -> None:
     """Write IMAGE's whole tree as one tar to standard output, as docker export does for a container.
@@ -28,7 +28,7 @@ def export(config: Config, image: str, output: Path | None) -> None:
     \b
       lazyfs export debian:12 | tar -x -C rootfs
     """  # noqa: D301  # \b is click's mark for text that is not to be wrapped
-    if output is None:
+    if output is None or str(output) == "-":
         if sys.stdout.isatty():
             raise click.UsageError("a tar is not for a terminal: redirect it, or give -o FILE")
         _write(config, image, sys.stdout.fileno(), STDOUT)

@@ -139,7 +139,7 @@ def _query(
 
 
 def _size_range(text: str) -> tuple[int | None, int | None]:
-    match = re.fullmatch(r"([+-]?)(\d+)([ckMG]?)", text, re.ASCII)
+    match = re.fullmatch(r"([+-]?)(\d{1,18})([ckMG]?)", text, re.ASCII)
     if match is None:
         raise click.BadParameter(f"--size is like 4096, +10M or -2k, not {text!r}")
     size = int(match[2]) * _UNITS[match[3]]
@@ -225,6 +225,10 @@ def _all_facts(opened: AsyncImage, entry: Entry) -> dict[str, Any]:
 @click.option("-a", "--archive", is_flag=True, help="As -r, and keep owners, xattrs and special files.")
 def cp(config: Config, image: str, source: str, target: str, recursive: bool, archive: bool) -> None:
     """Copy a file or directory out of IMAGE. Never writes through a symlink below TARGET."""
+    if target == "-":
+        raise click.UsageError(
+            "lazyfs cat writes files to standard output, lazyfs export the whole tree; ./- is a file"
+        )
     whole = recursive or archive
     if target.endswith("/") and not Path(target).is_dir() and not whole:  # a file cannot have this name
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)

@@ -36,6 +36,8 @@ def packages(config: Config, image: str, form: str, as_json: bool) -> int:
     Only the databases that tell of them are fetched. Exit code 65 if one of them could not be used; what the
     others tell is printed all the same. SOURCE_DATE_EPOCH sets the time in bills of materials.
     """
+    if as_json and form not in {"table", "json"}:
+        raise click.UsageError(f"either --json or --format {form}, which is JSON, too")
     made_at = build_time(os.environ)
 
     async def work(opened: AsyncImage) -> Inventory:

@@ -29,6 +29,11 @@ def stats(config: Config, directory: Path | None, daemon: Path | None, as_json: 
     if daemon is not None:
         if directory is not None:
             raise click.UsageError("either a directory or --daemon")
+        if not (str(daemon).startswith(("/", ".")) or daemon.exists()):
+            raise click.UsageError(
+                f"--daemon takes a socket, and {str(daemon)!r} is none; of an image tells "
+                f"lazyfs explain --daemon {daemon}"
+            )
         from lazyfs.cli.service_stats import tell_of_daemon  # noqa: PLC0415  # few want it
 
         tell_of_daemon(daemon, as_json=as_json)

@@ -37,7 +37,7 @@ def confine(added: Sequence[str], dropped: Sequence[str], options: Sequence[str]
     seccomp: Mapping[str, Any] | None = default_profile(capabilities, machine)
     no_new_privileges = False
     for option in options:
-        name, _, value = option.partition("=")
+        name, _, value = option.partition("=" if "=" in option else ":")  # docker's older spelling
         if name == "no-new-privileges" and value in {"", "true", "false"}:
             no_new_privileges = value != "false"
         elif name == "seccomp" and value == "unconfined":

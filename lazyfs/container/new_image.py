@@ -108,7 +108,8 @@ def _config(config: dict[str, Any], layer: WrittenLayer, making: Making) -> dict
     if making.author:
         config["author"] = step["author"] = making.author
     config["created"] = making.created
-    config["rootfs"]["diff_ids"] = [*config["rootfs"]["diff_ids"], layer.diff_id]
+    rootfs = config.get("rootfs") or {"type": "layers"}
+    config["rootfs"] = {**rootfs, "diff_ids": [*(rootfs.get("diff_ids") or ()), layer.diff_id]}
     config["history"] = [*(config.get("history") or ()), {key: value for key, value in step.items() if value}]
     # What docker remembers of the container that made the base, and of its host.
     for name in ("container", "container_config", "docker_version"):

@@ -22,7 +22,7 @@ from lazyfs.doctor.machine import Machine
 from lazyfs.doctor.podman import check_podman
 from lazyfs.doctor.runtimes import check_runtimes
 from lazyfs.doctor.sockets import check_hosts, check_services
-from lazyfs.doctor.users import check_id_ranges, check_user_namespaces
+from lazyfs.doctor.users import check_id_ranges, check_runtime_directory, check_user_namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,14 @@ class Places:
     Attributes:
         daemon: the daemon's socket.
         snapshotter: the snapshotter's socket.
+        runtime: the directory of live mounts' states.
         containerd_config: containerd's configuration file; None for the usual one.
         containerd_socket: its socket; None for the usual one.
     """
 
     daemon: Path
     snapshotter: Path
+    runtime: Path
     containerd_config: Path | None = None
     containerd_socket: Path | None = None
 
@@ -51,6 +53,7 @@ def examine(machine: Machine, config: Config, places: Places) -> Iterator[Findin
     yield from check_fuse(machine, writable)
     yield from check_erofs(machine, writable)
     yield from check_overlay(machine, writable)
+    yield from check_runtime_directory(places.runtime)
     yield from check_user_namespaces(machine)
     yield from check_id_ranges(machine)
     yield from check_cache(machine, config)

@@ -1,13 +1,17 @@
-"""What containers without root stand on: user namespaces, and ranges of ids."""
+"""What users' mounts and containers stand on: a directory of their own, user namespaces, ranges of ids."""
 
+import os
 import pwd
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from lazyfs.container.user_namespace import parse_subordinates
-from lazyfs.doctor.findings import Finding, ok, warning
+from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine
+from lazyfs.errors import MountError
+from lazyfs.mount_states import ensure_private
 
 # The key, its value where the kernel has none, that which keeps users from namespaces, and one that does not.
 _SWITCHES: Final = (
@@ -15,6 +19,20 @@ _SWITCHES: Final = (
     ("kernel.unprivileged_userns_clone", "1", "0", "1"),
     ("kernel.apparmor_restrict_unprivileged_userns", "0", "1", "0"),
 )
+
+
+def check_runtime_directory(path: Path) -> Iterator[Finding]:
+    """Where live mounts have their state: if others may enter that, nothing can be mounted."""
+    if not os.path.lexists(path):
+        yield ok("runtime directory", f"{path} is made when something is mounted")
+        return
+    try:
+        ensure_private(path)
+    except MountError as error:
+        advice = f"chown {os.getuid()} {path}; chmod 700 {path}; or name another in LAZYFS_RUNTIME_DIR"
+        yield problem("runtime directory", str(error), advice)
+    else:
+        yield ok("runtime directory", f"{path} is ours alone")
 
 
 def check_user_namespaces(machine: Machine) -> Iterator[Finding]:
