@@ -4,7 +4,9 @@ import json
 import os
 import pty
 import random
+import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,6 +267,18 @@ def test_an_export_that_fails_leaves_nothing_under_its_name(lazyfs, tmp_path):
     done = lazyfs("export", f"oci:{layout}", "-o", tmp_path / "a.tar", exit_code=65)
     assert done.stderr
     assert list(tmp_path.glob("a.tar*")) == []
+
+
+def test_an_export_that_is_killed_leaves_nothing(tmp_path):
+    target = tmp_path / "a.tar"
+    target.write_bytes(b"old")
+    script = (
+        "import os, sys; from pathlib import Path; from lazyfs.cli.export import replacing\n"
+        "with replacing(Path(sys.argv[1])) as descriptor:\n"
+        "    os.write(descriptor, b'new'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, target], check=False).returncode == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.tar": b"old"}
 
 
 ERRORS = {

@@ -1,7 +1,10 @@
 """export: an image's tree as one tar."""
 
+import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -36,16 +39,39 @@ def export(config: Config, image: str, output: Path | None) -> None:
         with output.open("wb", buffering=0) as file:  # a device, a pipe, /dev/stdout: it stays what it is
             _write(config, image, file.fileno(), output)
     else:
-        # Others may export to the same file at the same time.
-        partial = output.with_name(f"{output.name}.{secrets.token_hex(4)}.partial")
-        with naming(output):
-            file = partial.open("xb", buffering=0)
-        try:
-            with file:
-                _write(config, image, file.fileno(), output)
-            partial.rename(output)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(output) as descriptor:
+            _write(config, image, descriptor, output)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[int]:
+    """A descriptor of a new file, which takes the place of `target` after a block that does not fail.
+
+    Until then it has no name, where the file system has such files: who is killed leaves nothing.
+    """
+    # Others may write the same file at the same time.
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
+    descriptor = _nameless(target.parent)
+    named = descriptor is None
+    if descriptor is None:
+        with naming(target):
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+        if not named:
+            # A source directory, though of no account here, has Python call linkat(2), as this takes.
+            os.link(f"/proc/self/fd/{descriptor}", partial, src_dir_fd=descriptor)
+        partial.rename(target)
+    finally:
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+
+
+def _nameless(directory: Path) -> int | None:
+    """A new file in a directory (O_TMPFILE); None where that cannot be."""
+    with suppress(OSError):
+        return os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    return None
 
 
 def _write(config: Config, image: str, descriptor: int, path: Path) -> None:
