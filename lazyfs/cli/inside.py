@@ -146,7 +146,14 @@ def _change_line(change: Change) -> str:
 @click.command()
 @configured
 @click.argument("image", shell_complete=complete_image)
-@click.option("-n", "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Wasted files.")
+@click.option(
+    "-n",
+    "--top",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="How many wasted files to list.",
+)
 @_human_option
 @_json_option
 def layers(config: Config, image: str, top: int, humans: bool, as_json: bool) -> None:

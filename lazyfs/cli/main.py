@@ -115,7 +115,7 @@ def group(context: click.Context, /, **arguments: Any) -> None:
     \b
     IMAGE is the name of an image:
       python:3.12-slim                        of Docker Hub, as docker writes it
-      registry.example/team/app:1             of another registry; @sha256:... pins it
+      registry.example/team/app:1             of another registry, or app@sha256:... by digest
       oci:DIRECTORY[:TAG]                     an OCI layout on this machine
       oci-archive:FILE[:TAG]                  the same in a tar
       docker-archive:FILE[:NAME]              what docker save wrote

@@ -49,7 +49,11 @@ _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that 
     "--limit-rate", type=int, metavar="KIB", help="Fetch at most so many KiB a second, whatever for."
 )
 @click.option("--metrics", metavar="[HOST:]PORT", help="Tell counts to Prometheus there, on loopback.")
-@click.option("--record", is_flag=True, help="Read hardly ahead, so that the trace tells what was wanted.")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Read as little ahead as possible, so that the trace tells what was wanted.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what is mounted as JSON.")
 def mount(
     config: Config,

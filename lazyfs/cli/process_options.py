@@ -61,9 +61,15 @@ _OPTIONS: Final = (
         show_default=True,
         help="Its network.",
     ),
-    click.option("--cap-add", "added", multiple=True, metavar="NAME", help="A capability it gets too; ALL."),
     click.option(
-        "--cap-drop", "dropped", multiple=True, metavar="NAME", help="One that it does not get; ALL."
+        "--cap-add", "added", multiple=True, metavar="NAME", help="A capability more that it gets, or ALL."
+    ),
+    click.option(
+        "--cap-drop",
+        "dropped",
+        multiple=True,
+        metavar="NAME",
+        help="A capability that it does not get, or ALL.",
     ),
     click.option(
         "--security-opt",

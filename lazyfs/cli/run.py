@@ -57,7 +57,11 @@ _MOST_BYTES: Final = 1 << 16
     show_default=True,
     help="As for mount.",
 )
-@click.option("--record", is_flag=True, help="Read hardly ahead, so that the trace tells what was wanted.")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Read as little ahead as possible, so that the trace tells what was wanted.",
+)
 def run(
     config: Config,
     image: str,

@@ -29,7 +29,8 @@ def trace() -> None:
     """What the readers of mounts touched first, in order.
 
     Every mount records it. Of an image, the traces of its last mounts are kept; a mount made with --record
-    reads hardly ahead, so that its trace tells what was wanted and little else. DIR is a mount's directory.
+    reads as little ahead as possible, so that its trace tells what was wanted and little else. DIR is a
+    mount's directory.
 
     \b
       lazyfs trace show /mnt
