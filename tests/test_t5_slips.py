@@ -171,7 +171,7 @@ def test_after_the_image_all_words_are_the_commands(lazyfs, image):
         assert done.stderr.startswith("lazyfs: nothing: not found in the container")
     for words, slip in (
         ([image, "--relpace"], "No such option '--relpace' (did you mean --replace"),
-        ([image, "--for", "2"], "--for takes a COMMAND to end"),
+        ([image, "--for", "2"], "nothing is run: give a COMMAND"),
         ([], "Missing argument 'IMAGE'"),
     ):
         done = subprocess.run(
