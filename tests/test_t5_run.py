@@ -423,3 +423,12 @@ def test_root_that_may_not_mount_is_told_what_it_lacks(containers, image):
     done = subprocess.run(words, env=containers.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 125
     assert "refuses (Operation not permitted): root lacks CAP_SYS_ADMIN" in done.stderr
+
+
+def test_what_is_told_before_an_image_fails_to_mount_is_told_once(containers, tmp_path):
+    layout = write_layout(tmp_path / "image", {"latest": build_image([tar(file(b"program", b"x"))])})
+    words = ("--platform", "linux/s390x", "--index", "registry")
+    done = containers("run", *words, f"oci:{layout}", exit_code=66)
+    warning, error = done.stderr.splitlines()
+    assert "has nothing for linux/s390x" in warning
+    assert "index" in error

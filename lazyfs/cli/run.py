@@ -107,6 +107,7 @@ def run(
         try:
             return run_container(order, place, partial(_serve, config, mount, place.path, log), begun)
         except ServerFailed as error:
+            log.told = log.size()
             complain(str(error))
             return error.code
 
@@ -156,7 +157,7 @@ def _serve(config: Config, mount: Mapping[str, Any], place: Path, log: _Log, dir
         "log_file": str(place / _LOG),
     }
     server = ForkedServer({"order": order, "config": config.as_flags()})
-    log.told = log.size()  # `ForkedServer` passed these on
+    log.told = log.size()  # `ForkedServer` has passed these on
     return server
 
 
