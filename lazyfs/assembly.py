@@ -236,6 +236,7 @@ def source_settings(config: Config, given: CredentialsProvider | None = None) ->
         proxy=proxy_rules(proxies),
         hosts_dir=config.hosts_dir,
         registries_conf=config.registries_conf,
+        offline=config.offline,
     )
 
 

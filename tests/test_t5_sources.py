@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from base64 import b64encode
@@ -53,6 +54,18 @@ def test_offline_nothing_is_published(lazyfs, words):
         command, *rest = [word.format(registry.host) for word in words]
         done = lazyfs(command, "--offline", *rest, exit_code=64)
         assert complaint(done).endswith("is in a registry, and offline none is asked: leave --offline out")
+        assert not registry.requests
+
+
+def test_offline_no_content_is_fetched(lazyfs):
+    with Registry() as registry:
+        registry.push("app", IMAGE)
+        lazyfs("index", f"{registry.host}/app")
+        shutil.rmtree(lazyfs.cache_dir / "layers")
+        registry.requests.clear()
+        assert lazyfs("--offline", "ls", f"{registry.host}/app").stdout == "hello\n"
+        done = lazyfs("--offline", "cat", f"{registry.host}/app", "/hello", exit_code=66)
+        assert done.stderr.endswith("is not in the cache; try without --offline\n")
         assert not registry.requests
 
 

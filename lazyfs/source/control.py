@@ -84,6 +84,7 @@ class ControlClient:
         trusted_hosts: frozenset[str],
     ) -> None:
         self._client = client
+        self._check = settings.check_online
         self._proxy = settings.proxy
         self._counters = counters
         self._trusted_hosts = trusted_hosts
@@ -105,6 +106,7 @@ class ControlClient:
             Unreachable: the server is not trusted.
             LimitExceeded: the body is longer than `max_bytes`.
         """
+        self._check(url)
         guard = self._guard(url)
         self._counters.add("control_requests")
         try:

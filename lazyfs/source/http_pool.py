@@ -78,11 +78,18 @@ class HttpPool:
         most: how many requests may be under way at once.
         headers: sent with every request.
         counters: where requests and bytes are counted.
+        check: raises where a URL must not be asked.
     """
 
     def __init__(
-        self, connections: Connections, most: int, headers: Mapping[str, str], counters: Counters
+        self,
+        connections: Connections,
+        most: int,
+        headers: Mapping[str, str],
+        counters: Counters,
+        check: Callable[[str], None],
     ) -> None:
+        self._check = check
         self._connections = connections
         self._headers = dict(headers)
         self._counters = counters
@@ -94,6 +101,7 @@ class HttpPool:
 
     async def get(self, url: str, headers: Mapping[str, str]) -> "HttpAnswer":
         """As RangeClient.get says."""
+        self._check(url)
         exchange = _Exchange(self._connections, self._counters, origin_of(url), url)
         await self._slots.acquire_on_behalf_of(exchange)
         answer = HttpAnswer(exchange, self._slots, self._threads)

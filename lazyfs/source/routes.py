@@ -45,7 +45,8 @@ class Route:
     def ranges(self, counters: Counters) -> HttpPool:
         """For blobs; with a bound of its own on how many requests are under way."""
         headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity", "Accept": "*/*"}
-        return HttpPool(self.connections, self.settings.max_connections, headers, counters)
+        most, check = self.settings.max_connections, self.settings.check_online
+        return HttpPool(self.connections, most, headers, counters, check)
 
     async def aclose(self) -> None:
         """Close what is idle, and what is still in use as soon as it is not."""

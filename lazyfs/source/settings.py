@@ -11,12 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import ConfigError
+from lazyfs.errors import ConfigError, NotFound
 from lazyfs.oci.reference import DOCKER_HUB
 from lazyfs.source.credentials import CredentialsProvider, NoCredentials
 from lazyfs.source.proxy import ProxyRules
 from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.urls import is_loopback, origin_of
+from lazyfs.source.urls import is_loopback, origin_of, shown
 
 _HUB_API_HOST = "registry-1.docker.io"
 
@@ -68,6 +68,7 @@ class SourceSettings:
         proxy: what to go through.
         hosts_dir: containerd's directory of mirrors (see hosts_config); None is to have none.
         registries_conf: the file of Podman's mirrors (see registries_conf); None is to have none.
+        offline: ask none of them.
     """
 
     plain_http: bool | None = None
@@ -80,6 +81,12 @@ class SourceSettings:
     proxy: ProxyRules = field(default_factory=ProxyRules)
     hosts_dir: Path | None = None
     registries_conf: Path | None = None
+    offline: bool = False
+
+    def check_online(self, url: str) -> None:
+        """Raises NotFound where nobody is to be asked for what is at `url`."""
+        if self.offline:
+            raise NotFound(f"{shown(url)} is not in the cache; try without --offline")
 
     def tls_context(self, access: Access = Access()) -> ssl.SSLContext:  # a frozen value
         """What to demand of servers that are reached in this way, and to show them.
