@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 _REMADE_AT_ONCE: Final = 4
 _TRY_AGAIN_S: Final = 30.0
 _ANSWER_S: Final = 1.0
+_LOOKS: Final = 4  # at mounts that may hang
 
 
 NoteDevices = Callable[[Sequence[int]], Awaitable[None]]
@@ -103,13 +104,6 @@ def _take_away(mount_point: Path) -> None:
         mount_point.rmdir()
 
 
-async def _answers(mount_point: Path) -> bool:
-    """Whether what we have mounted is there. One that is still being brought back is believed."""
-    with trio.move_on_after(_ANSWER_S):
-        return await trio.to_thread.run_sync(_is_alive, mount_point, abandon_on_cancel=True)
-    return True
-
-
 def _is_alive(mount_point: Path) -> bool:
     try:
         os.statvfs(mount_point)  # a dead FUSE refuses this, whatever the kernel remembers of its root
@@ -177,6 +171,7 @@ class Chains:
         self._linger_s = linger_s
         self._chains: dict[str, _Chain] = {}
         self._stale: dict[str, tuple[Entry, str]] = {}
+        self._looks = trio.CapacityLimiter(_LOOKS)
 
     def __repr__(self) -> str:
         return f"<Chains: {len(self._chains)} mounted, {len(self._stale)} stale>"
@@ -222,7 +217,7 @@ class Chains:
     async def _used(self, chain: _Chain) -> bool:
         """See that a mount stays, and is written down; False if it is going already, or to be made anew."""
         async with chain.turn:
-            if not chain.leave.is_set() and not await _answers(chain.path):
+            if not chain.leave.is_set() and not await self._answers(chain.path):
                 _log.warning("%s is not mounted any more, or dead: it is mounted anew", chain.path)
                 chain.leave.set()
             if chain.leave.is_set():
@@ -232,6 +227,14 @@ class Chains:
                 self._warm(chain.entry.name)
                 await self._write_down()
             return True
+
+    async def _answers(self, mount_point: Path) -> bool:
+        """Whether what we have mounted is there. One that is still being brought back is believed."""
+        with trio.move_on_after(_ANSWER_S):
+            return await trio.to_thread.run_sync(
+                _is_alive, mount_point, abandon_on_cancel=True, limiter=self._looks
+            )
+        return True
 
     async def release(self, name: str) -> None:
         """Nobody uses what has this name, if anything does: unmount it, unless it is ordered again soon.
