@@ -49,7 +49,9 @@ def unmount(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "lose"), [("erofs", unmount), ("fuse", unmount), ("fuse", abort)], ids=str
+    ("driver", "lose"),
+    [("erofs", unmount), ("fuse", unmount), ("fuse", abort)],
+    ids=["erofs-unmount", "fuse-unmount", "fuse-abort"],
 )
 def test_a_tree_that_is_lost_is_mounted_anew_when_it_is_ordered_next(daemon, order, lose):
     first = daemon.ask("mount", order)
