@@ -79,6 +79,13 @@ def test_a_line_of_fstab_is_mounted_and_umount_leaves_nothing(
     wait_until_over(lazyfs)
 
 
+def test_setuid_bits_and_devices_count_where_that_is_said(run, lab_image, point):
+    run("mount", "-t", "lazyfs", f"oci:{lab_image('base')}", point, "-o", "allow_suid,allow_dev,noexec")
+    shown = run("findmnt", "--noheadings", "--output", "OPTIONS", point).stdout.strip().split(",")
+    run("umount", point)
+    assert {"nosuid", "nodev", "noexec"} & set(shown) == {"noexec"}
+
+
 def test_what_fails_is_told_with_a_code_of_mounts_own(run, lab_image, point):
     def mount(*arguments: str | Path, exit_code: int) -> str:
         return run("mount", "-t", "lazyfs", *arguments, exit_code=exit_code).stderr
@@ -87,7 +94,9 @@ def test_what_fails_is_told_with_a_code_of_mounts_own(run, lab_image, point):
     assert "no image 'absent'" in mount(f"{image}:absent", point, exit_code=32)
     assert "no mount option 'drive'" in mount(image, point, "-o", "drive=fuse", exit_code=1)
     assert "'--driver'" in mount(image, point, "-o", "driver=ext4", exit_code=1)
-    assert "--dev" not in mount(image, point, "-f", "-v", "-o", "dev,drive=fuse,nodev", "-s", exit_code=0)
+    options = "allow_dev,allow_suid,drive=fuse,nodev"
+    said = mount(image, point, "-f", "-v", "-s", "-o", options, exit_code=0)
+    assert f"running lazyfs mount --suid -- {image} {point}\n" in said
 
 
 UNIT = """

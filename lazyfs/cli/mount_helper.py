@@ -1,7 +1,7 @@
 """mount.lazyfs: what mount(8) runs for a file system of type "lazyfs", such as a line of /etc/fstab.
 
-It calls `mount.lazyfs IMAGE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]` (mount(8), "EXTERNAL
-HELPERS"), and hands on what we end with.
+It calls `mount.lazyfs IMAGE DIRECTORY [-sfnv] [-o OPTIONS] [-t TYPE]` (mount(8), "EXTERNAL HELPERS"), and
+hands on what we end with. Its -N, another mount namespace, is an error: nsenter(1) runs mount(8) in one.
 """
 
 import sys
@@ -22,13 +22,15 @@ _FAILED: Final = 32
 _CODES: Final = {0: 0, USAGE: _USAGE, BUG: 4, INTERRUPTED: 8}
 
 _NOT_FOR_FSTAB: Final = frozenset({"foreground", "as_json"})
-_UNDONE_BY: Final = {"nosuid": "--suid", "nodev": "--dev", "exec": "--noexec"}
+# mount(8) does not tell helpers of "suid" and "dev", which are its defaults and not ours.
+_OWN: Final = {"allow-suid": "--suid", "allow-dev": "--dev"}
+_FORBIDDEN_BY: Final = {"nosuid": "--suid", "nodev": "--dev"}  # in whatever order: mount(8) changes it
 _PASSED_BY: Final = frozenset({
     *("defaults", "ro", "rw", "async", "sync", "dirsync", "silent", "loud"),  # an image is never written
     *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"),
     *("lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand"),
     *("user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup"),
-    *("auto", "noauto", "nofail", "_netdev", "comment"),
+    *("auto", "noauto", "nofail", "_netdev", "comment", "exec"),
 })  # fmt: skip
 _FOR_OTHERS: Final = ("x-", "X-")
 
@@ -70,15 +72,16 @@ def flags(words: str, *, sloppy: bool = False) -> list[str]:
         BadReference: there is no such option.
     """
     found: list[str] = []
+    forbidden = set()
     for word in filter(None, words.split(",")):
         name = word.partition("=")[0]
-        if undone := _UNDONE_BY.get(name):
-            found = [flag for flag in found if flag != undone]
+        if flag := _FORBIDDEN_BY.get(name):
+            forbidden.add(flag)
         elif option := _OPTIONS.get(name.replace("_", "-")):
             found.append(option + word.removeprefix(name))
         elif name not in _PASSED_BY and not name.startswith(_FOR_OTHERS) and not sloppy:
             raise BadReference(f"no mount option {name!r}; lazyfs mount --help tells which there are")
-    return found
+    return [flag for flag in found if flag not in forbidden]
 
 
 def _options() -> Iterator[tuple[str, str]]:
@@ -88,7 +91,7 @@ def _options() -> Iterator[tuple[str, str]]:
                 yield option.lstrip("-"), option
 
 
-_OPTIONS: Final = dict(_options())
+_OPTIONS: Final = {**dict(_options()), **_OWN}
 
 
 def main() -> None:

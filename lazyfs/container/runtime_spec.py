@@ -19,7 +19,7 @@ MASKED_PATHS: Final = (
 )
 READ_ONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
-KERNEL_MOUNTS: Final = ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup")  # noqa: S108
+KERNEL_MOUNTS: Final = ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup")  # noqa: S108  # the container's
 """Where the kernel's file systems come, whatever the image has there."""
 
 
@@ -149,7 +149,7 @@ def _kernel_mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
         _mount("/proc", "proc", plain),
         _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         _mount("/dev/pts", "devpts", terminals if spec.rootless else [*terminals, "gid=5"]),
-        _mount("/dev/shm", "tmpfs", [*plain, "mode=1777", f"size={spec.shm_size}"], "shm"),  # noqa: S108
+        _mount("/dev/shm", "tmpfs", [*plain, "mode=1777", f"size={spec.shm_size}"], "shm"),  # noqa: S108  # as above
         _mount("/dev/mqueue", "mqueue", plain),
     ]
     if spec.rootless and spec.network == "host":

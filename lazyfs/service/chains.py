@@ -203,6 +203,7 @@ class Chains:
         """The mount of an entry, made if there is none."""
         while True:
             chain = self._chains.get(entry.name)
+            is_new = chain is None
             if chain is None:
                 fresh = replace(entry, mounted=False, devices=(), again=entry.name in self._stale)
                 chain = self._chains[entry.name] = _Chain(fresh, self._directory / entry.name, state)
@@ -210,14 +211,14 @@ class Chains:
             await chain.ready.wait()
             if chain.error is not None:
                 raise chain.error
-            if await self._used(chain):
+            if await self._used(chain, is_new=is_new):
                 return Mounted(entry.name, chain.path, chain.entry.driver)
             await chain.gone.wait()
 
-    async def _used(self, chain: _Chain) -> bool:
+    async def _used(self, chain: _Chain, *, is_new: bool = False) -> bool:
         """See that a mount stays, and is written down; False if it is going already, or to be made anew."""
         async with chain.turn:
-            if not chain.leave.is_set() and not await self._answers(chain.path):
+            if not (is_new or chain.leave.is_set() or await self._answers(chain.path)):
                 _log.warning("%s is not mounted any more, or dead: it is mounted anew", chain.path)
                 chain.leave.set()
             if chain.leave.is_set():
