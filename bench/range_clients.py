@@ -63,8 +63,8 @@ def _lazyfs(blob: Blob, ranges: Ranges) -> None:
 
     from lazyfs.oci.descriptor import Descriptor
     from lazyfs.oci.image_name import parse_image
+    from lazyfs.source.http.settings import SourceSettings
     from lazyfs.source.open import open_source
-    from lazyfs.source.settings import SourceSettings
 
     parts = urlsplit(blob.url)
     repository, _, digest = parts.path.removeprefix("/v2/").partition("/blobs/")

@@ -28,20 +28,20 @@ import trio
 from lazyfs.assembly import open_workshop, opened
 from lazyfs.config import Config, load_config
 from lazyfs.errors import ConfigError
-from lazyfs.image.browse import Entry
-from lazyfs.image.difference import CompareOptions, Difference
-from lazyfs.image.difference import difference as compare
-from lazyfs.image.extract import CopyOptions, Extractor
-from lazyfs.image.flatten import flatten
 from lazyfs.image.image import Image as OpenImage
-from lazyfs.image.indexing import Progress, no_progress
-from lazyfs.image.layer_report import LayerReport, report_layers
-from lazyfs.image.view import ImageView, Path
+from lazyfs.image.indexes.indexing import Progress, no_progress
+from lazyfs.image.inside.browse import Entry
+from lazyfs.image.inside.difference import CompareOptions, Difference
+from lazyfs.image.inside.difference import difference as compare
+from lazyfs.image.inside.extract import CopyOptions, Extractor
+from lazyfs.image.inside.flatten import flatten
+from lazyfs.image.inside.layer_report import LayerReport, report_layers
+from lazyfs.image.inside.view import ImageView, Path
 from lazyfs.oci.image_name import parse_image
 from lazyfs.portal import Portal
 
 if TYPE_CHECKING:
-    from lazyfs.image.packages.find import Inventory
+    from lazyfs.image.inside.packages.find import Inventory
 
 _PIECE: Final = 1 << 20
 _BUFFER: Final = 256 << 10
@@ -77,7 +77,9 @@ class AsyncImage(ImageView):
     async def copy(
         self, path: Path, target: LocalPath, *, recursive: bool = False, archive: bool = False
     ) -> None:
-        """Copy what is at a path to `target`, or into it if that is a directory; see `lazyfs.image.extract`.
+        """Copy what is at a path to `target`, or into it if that is a directory.
+
+        `lazyfs.image.inside.extract` says how.
 
         Raises:
             NotFound: there is nothing at the path.
@@ -96,7 +98,7 @@ class AsyncImage(ImageView):
             os.close(directory)
 
     async def export(self, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Give the whole tree as one tar to `take`, piece by piece; see `lazyfs.image.flatten`.
+        """Give the whole tree as one tar to `take`, piece by piece; see `lazyfs.image.inside.flatten`.
 
         Raises:
             IndexerError: content is damaged.
@@ -107,7 +109,7 @@ class AsyncImage(ImageView):
     async def difference(
         self, other: "AsyncImage", path: Path = "/", *, times: bool = False, quick: bool = False
     ) -> Difference:
-        """What `other`, the newer one, has otherwise; see `lazyfs.image.difference`.
+        """What `other`, the newer one, has otherwise; see `lazyfs.image.inside.difference`.
 
         Raises:
             NotFound: neither image has the path.
@@ -126,13 +128,13 @@ class AsyncImage(ImageView):
         return await trio.to_thread.run_sync(_report, self.image)
 
     async def packages(self) -> "Inventory":
-        """What software the image says it holds; see `lazyfs.image.packages.find`.
+        """What software the image says it holds; see `lazyfs.image.inside.packages.find`.
 
         Raises:
             IndexerError: content is damaged.
             LazyfsError: content cannot be had.
         """
-        from lazyfs.image.packages.find import find_packages  # noqa: PLC0415  # its libraries are slow to load
+        from lazyfs.image.inside.packages.find import find_packages  # noqa: PLC0415  # its libraries are slow to load
 
         return await find_packages(self.image)
 

@@ -12,20 +12,27 @@ from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, ConfigError, NotFound
-from lazyfs.image.approval import approve
-from lazyfs.image.boot_packs import BootPacks
-from lazyfs.image.candidates import Place
+from lazyfs.image.boot.packs import BootPacks
 from lazyfs.image.completion import bring_prioritised, complete_behind
-from lazyfs.image.fetcher import FetchSettings
-from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
-from lazyfs.image.indexing import IndexedLayer, Indexer, IndexMode, IndexSettings, Progress, no_progress
-from lazyfs.image.published import PublishedIndexes
-from lazyfs.image.readahead import ReadAheadSettings
+from lazyfs.image.indexes.foreign import ForeignIndexes
+from lazyfs.image.indexes.indexing import (
+    IndexedLayer,
+    Indexer,
+    IndexMode,
+    IndexSettings,
+    Progress,
+    no_progress,
+)
+from lazyfs.image.indexes.published import PublishedIndexes
+from lazyfs.image.reading.fetcher import FetchSettings
+from lazyfs.image.reading.readahead import ReadAheadSettings
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.resolve import ResolvedImage, Resolver
 from lazyfs.image.tasks import background_tasks
-from lazyfs.image.traffic import Traffic
-from lazyfs.image.trust import Demands
+from lazyfs.image.trust.approval import approve
+from lazyfs.image.trust.candidates import Place
+from lazyfs.image.trust.demands import Demands
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import (
     ImageName,
@@ -39,16 +46,16 @@ from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.platform import Platform, host_platform, parse_platform
 from lazyfs.policy import demands_of
 from lazyfs.source.attachments import Attachments, open_attachments
+from lazyfs.source.auth.credentials import ConfigCredentials, CredentialsInTurn, CredentialsProvider
 from lazyfs.source.base import Source, SourceStatistics
-from lazyfs.source.credentials import ConfigCredentials, CredentialsInTurn, CredentialsProvider
+from lazyfs.source.http.proxy import proxy_rules
+from lazyfs.source.http.retry import RetryPolicy
+from lazyfs.source.http.routes import Routes
+from lazyfs.source.http.settings import SourceSettings
 from lazyfs.source.image import Seen, nobody_sees
 from lazyfs.source.open import open_source
-from lazyfs.source.proxy import proxy_rules
-from lazyfs.source.push import open_publisher
-from lazyfs.source.push_artifact import Publisher
-from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.routes import Routes
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.push.artifact import Publisher
+from lazyfs.source.push.publisher import open_publisher
 
 _log = logging.getLogger(__name__)
 

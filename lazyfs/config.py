@@ -63,7 +63,8 @@ class Config:
         no_proxy: hosts to reach without one, separated by commas.
         hosts_dir: containerd's directory of mirrors, `host[_port_]/hosts.toml`; /dev/null is to have none.
         registries_conf: Podman's file of mirrors, for registries of which `hosts_dir` says nothing.
-        index: where indexes may come from: auto, local, registry or none (`lazyfs.image.indexing.IndexMode`).
+        index: where indexes may come from: auto, local, registry or none
+            (`lazyfs.image.indexes.indexing.IndexMode`).
         index_repo: a repository or `oci:DIR` where indexes are looked for first, and pushed to; "" is beside
             the image.
         trust_index: use every index that is found, also for images named by digest.

@@ -28,18 +28,18 @@ from lazyfs.config import Config, load_config
 from lazyfs.control import answer_questions
 from lazyfs.errors import ConfigError, ContainerError
 from lazyfs.exit_codes import BUG, exit_code, message_of
-from lazyfs.image.auditor import Auditor, cases_of
+from lazyfs.image.auditing.auditor import Auditor, cases_of
+from lazyfs.image.boot.foresight import Process, foresee
+from lazyfs.image.boot.hastening import starts_by_pack
+from lazyfs.image.boot.recording import recorded
+from lazyfs.image.boot.trace import Tracer
+from lazyfs.image.boot.warming import warmed
 from lazyfs.image.completion import wait_much_read
 from lazyfs.image.explain import explanation, traffic_facts, waits_facts
-from lazyfs.image.foresight import Process, foresee
-from lazyfs.image.hastening import starts_by_pack
 from lazyfs.image.image import Image
-from lazyfs.image.indexing import Progress
-from lazyfs.image.reads import reads_of, sum_of
-from lazyfs.image.recording import recorded
+from lazyfs.image.indexes.indexing import Progress
+from lazyfs.image.reading.reads import reads_of, sum_of
 from lazyfs.image.tasks import open_tasks
-from lazyfs.image.trace import Tracer
-from lazyfs.image.warming import warmed
 from lazyfs.log import start_log
 from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree

@@ -21,7 +21,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from lazyfs.api import Image, open_image
 from lazyfs.errors import BadReference, NotFound, WrongKind
-from lazyfs.image.browse import Entry
+from lazyfs.image.inside.browse import Entry
 
 _BLOCK: Final = 256 << 10
 _TYPES: Final = {"f": "file", "d": "directory", "l": "link"}

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError
-from lazyfs.image.keys import PublicKey
-from lazyfs.image.trust import Demands, IndexTrust, Rule, demands_on, parse_rules
+from lazyfs.image.trust.demands import Demands, IndexTrust, Rule, demands_on, parse_rules
+from lazyfs.image.trust.keys import PublicKey
 from lazyfs.oci.image_name import ImageName
 
 _LARGEST: Final = 1 << 20
@@ -36,7 +36,7 @@ def demands_of(config: Config, name: ImageName) -> Demands:
 
 def _key(base: Path, file: str) -> PublicKey:
     """A key; the policy file names it relative to itself."""
-    from lazyfs.image.key_file import parse_key  # noqa: PLC0415  # cryptography, and most runs have no keys
+    from lazyfs.image.trust.key_file import parse_key  # noqa: PLC0415  # cryptography, and most runs have no keys
 
     path = base / Path(file).expanduser()
     return parse_key(_read(path, "the trusted key"), str(path))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from lazyfs.source.connections import Connections
-from lazyfs.source.proxy import ProxyRules
-from lazyfs.source.settings import SourceSettings
-from lazyfs.source.urls import Origin
+from lazyfs.source.http.connections import Connections
+from lazyfs.source.http.proxy import ProxyRules
+from lazyfs.source.http.settings import SourceSettings
+from lazyfs.source.http.urls import Origin
 from tests.support.registry import Registry
 from tests.support.registry_client import layer_link, source_of
 from tests.support.registry_tls import TestAuthority, make_authority

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.errors import ConfigError
-from lazyfs.source.credentials import ConfigCredentials, Credentials, NoCredentials
+from lazyfs.source.auth.credentials import ConfigCredentials, Credentials, NoCredentials
 
 HUB = "https://index.docker.io/v1/"
 

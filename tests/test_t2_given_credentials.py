@@ -7,9 +7,9 @@ import pytest
 import trio
 
 from lazyfs.errors import ConfigError, Unauthorized
-from lazyfs.source.credentials import Credentials, CredentialsInTurn, StaticCredentials
-from lazyfs.source.given_credentials import GivenCredentials
-from lazyfs.source.tokens import MOST_CANDIDATES
+from lazyfs.source.auth.credentials import Credentials, CredentialsInTurn, StaticCredentials
+from lazyfs.source.auth.given import GivenCredentials
+from lazyfs.source.registry.tokens import MOST_CANDIDATES
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError
-from lazyfs.source.config_file import parse_toml
-from lazyfs.source.hosts_config import DEFAULT_DIRECTORY, endpoints_in, endpoints_of, find_directory
-from lazyfs.source.settings import ALL_CAPABILITIES, Access, Capability, Endpoint, SourceSettings
+from lazyfs.source.hosts.config_file import parse_toml
+from lazyfs.source.hosts.hosts_config import DEFAULT_DIRECTORY, endpoints_in, endpoints_of, find_directory
+from lazyfs.source.http.settings import ALL_CAPABILITIES, Access, Capability, Endpoint, SourceSettings
 
 FILE = Path("/certs.d/registry.example/hosts.toml")
 

@@ -22,13 +22,13 @@ from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError
 from lazyfs.oci.config import parse_config
 from lazyfs.oci.image_name import DockerArchiveImage, parse_image
 from lazyfs.oci.platform import parse_platform
-from lazyfs.source import archive
 from lazyfs.source.base import PIECE_SIZE, SourceStatistics
+from lazyfs.source.http.settings import SourceSettings
 from lazyfs.source.image import FoundImage
-from lazyfs.source.layout import Directory
-from lazyfs.source.local import FileRange
+from lazyfs.source.local import archive
+from lazyfs.source.local.layout import Directory
+from lazyfs.source.local.source import FileRange
 from lazyfs.source.open import open_source
-from lazyfs.source.settings import SourceSettings
 from tests.support.images import build_image, build_index, encode, write_layout
 from tests.support.registry_client import image_of
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.errors import BadReference, ConfigError, SourceError, Unauthorized, Unreachable
-from lazyfs.source.credential_store import Kept, forget_login, keep_login
-from lazyfs.source.credentials import ConfigCredentials, Credentials
-from lazyfs.source.login import Login, parse_registry, try_login
+from lazyfs.source.auth.credentials import ConfigCredentials, Credentials
+from lazyfs.source.auth.store import Kept, forget_login, keep_login
+from lazyfs.source.registry.login import Login, parse_registry, try_login
 from tests.support.credential_helper import Vault, install_helper
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access

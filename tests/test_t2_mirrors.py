@@ -15,11 +15,11 @@ from indexer.errors import DigestMismatch
 from lazyfs.errors import ConfigError, NotFound, Unreachable
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.credentials import Credentials, StaticCredentials
+from lazyfs.source.auth.credentials import Credentials, StaticCredentials
+from lazyfs.source.http.retry import RetryPolicy
 from lazyfs.source.open import open_registry
-from lazyfs.source.places import FIRST_REST_S
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.registry.places import FIRST_REST_S
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access as Users

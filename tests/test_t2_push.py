@@ -18,10 +18,10 @@ from lazyfs.oci.image_name import RegistryImage, parse_image
 from lazyfs.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.attachments import Attachments, open_attachments
-from lazyfs.source.credentials import Credentials, StaticCredentials
-from lazyfs.source.push import open_publisher
-from lazyfs.source.push_artifact import Artifact
-from lazyfs.source.referrers import MAX_PAGES, fallback_tag
+from lazyfs.source.auth.credentials import Credentials, StaticCredentials
+from lazyfs.source.push.artifact import Artifact
+from lazyfs.source.push.publisher import open_publisher
+from lazyfs.source.registry.referrers import MAX_PAGES, fallback_tag
 from tests.support.artifacts import IMAGE, KIND, TAG, artifact
 from tests.support.images import encode
 from tests.support.registry import Registry

@@ -14,7 +14,7 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import LayoutImage, parse_image
 from lazyfs.source.base import Blob
 from lazyfs.source.open import open_source
-from lazyfs.source.push_image import ImageToStore, open_image_store
+from lazyfs.source.push.image import ImageToStore, open_image_store
 from tests.support.lab_registry import docker_registry
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS, source_of

@@ -15,8 +15,8 @@ from lazyfs.oci.image_name import LayoutImage, RegistryImage, parse_image
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.attachments import open_attachments
 from lazyfs.source.open import open_source
-from lazyfs.source.push import open_publisher
-from lazyfs.source.push_artifact import Artifact
+from lazyfs.source.push.artifact import Artifact
+from lazyfs.source.push.publisher import open_publisher
 from tests.support.artifacts import IMAGE, KIND, TAG, artifact
 from tests.support.images import write_layout
 from tests.support.lab_registry import docker_registry

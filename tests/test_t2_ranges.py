@@ -15,9 +15,9 @@ from indexer.errors import FormatError
 from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unauthorized, Unreachable
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.base import PIECE_SIZE
+from lazyfs.source.http.retry import RetryPolicy
 from lazyfs.source.open import open_registry
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS, layer_link, source_of
 from tests.support.registry_faults import (

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives import serialization
 
 from lazyfs.errors import ConfigError, NotFound, Unreachable
 from lazyfs.oci.reference import parse_reference
+from lazyfs.source.http.proxy import Proxy
+from lazyfs.source.http.refusals import final_refusal, reason_of
+from lazyfs.source.http.retry import RetryPolicy
+from lazyfs.source.http.urls import Origin
 from lazyfs.source.open import open_registry
-from lazyfs.source.proxy import Proxy
-from lazyfs.source.refusals import final_refusal, reason_of
-from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.urls import Origin
 from tests.support.registry_client import QUICK, SETTINGS, layer_link
 from tests.support.registry_tls import make_authority
 

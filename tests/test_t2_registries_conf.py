@@ -12,11 +12,11 @@ import pytest
 
 from lazyfs.errors import ConfigError
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.credentials import Credentials, StaticCredentials
-from lazyfs.source.hosts_config import endpoints_of
+from lazyfs.source.auth.credentials import Credentials, StaticCredentials
+from lazyfs.source.hosts.hosts_config import endpoints_of
+from lazyfs.source.http.settings import Capability, SourceSettings
 from lazyfs.source.open import open_registry
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.settings import Capability, SourceSettings
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access as Users

@@ -12,10 +12,10 @@ from trio.testing import MockClock
 from lazyfs.errors import NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.credentials import Credentials, NoCredentials, StaticCredentials
+from lazyfs.source.auth.credentials import Credentials, NoCredentials, StaticCredentials
+from lazyfs.source.http.retry import RetryPolicy
 from lazyfs.source.open import open_registry
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.retry import RetryPolicy
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_auth import Access

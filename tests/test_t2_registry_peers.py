@@ -11,10 +11,10 @@ ASKS = """
 import fcntl, json, socket, struct
 import httpx, trio
 from lazyfs.errors import LazyfsError
-from lazyfs.source.control import ControlClient, new_client
+from lazyfs.source.http.control import ControlClient, new_client
 from lazyfs.source.counters import Counters
-from lazyfs.source.retry import Transient
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.http.retry import Transient
+from lazyfs.source.http.settings import SourceSettings
 
 ADDRESS, NAME = "169.254.169.254", "metadata.example"
 SIOCSIFFLAGS, SIOCSIFADDR, UP = 0x8914, 0x8916, 0x49

@@ -11,8 +11,8 @@ from lazyfs.errors import Unreachable
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
+from lazyfs.source.http.proxy import proxy_rules
 from lazyfs.source.open import open_registry
-from lazyfs.source.proxy import proxy_rules
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS, image_of

@@ -14,7 +14,7 @@ from indexer.digest import sha256_digest
 from lazyfs.errors import NotFound, Unauthorized
 from lazyfs.oci.platform import parse_platform
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.credentials import Credentials, StaticCredentials
+from lazyfs.source.auth.credentials import Credentials, StaticCredentials
 from lazyfs.source.open import open_registry
 from tests.support.images import build_image, build_index, descriptor_of, encode, write_layout
 from tests.support.lab_registry import docker_registry

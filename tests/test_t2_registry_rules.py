@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError, SourceError, Unreachable
-from lazyfs.source.challenge import Challenge, bearer_challenge, offers_basic, parse_challenges
 from lazyfs.source.counters import Counters
-from lazyfs.source.proxy import Proxy, ProxyRules, proxy_rules
-from lazyfs.source.retry import Retries, RetryPolicy, Transient, parse_retry_after
-from lazyfs.source.settings import Endpoint, SourceSettings, endpoint_of
-from lazyfs.source.transfer import Cut, PieceSink, RangeSink, pour
-from lazyfs.source.urls import Origin, is_link_local, lifetime_s, origin_of, redirect_target, shown
+from lazyfs.source.http.proxy import Proxy, ProxyRules, proxy_rules
+from lazyfs.source.http.retry import Retries, RetryPolicy, Transient, parse_retry_after
+from lazyfs.source.http.settings import Endpoint, SourceSettings, endpoint_of
+from lazyfs.source.http.transfer import Cut, PieceSink, RangeSink, pour
+from lazyfs.source.http.urls import Origin, is_link_local, lifetime_s, origin_of, redirect_target, shown
+from lazyfs.source.registry.challenge import Challenge, bearer_challenge, offers_basic, parse_challenges
 
 ORIGINS = {
     "https://host/x?y": Origin("https", "host", 443),

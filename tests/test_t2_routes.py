@@ -12,10 +12,10 @@ import trio
 
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.base import SourceStatistics
+from lazyfs.source.http.routes import Routes
+from lazyfs.source.http.settings import Access, SourceSettings
 from lazyfs.source.open import open_registry
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.routes import Routes
-from lazyfs.source.settings import Access, SourceSettings
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_client import SETTINGS, layer_link

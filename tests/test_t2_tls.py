@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import Unreachable
-from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.settings import Access, SourceSettings
+from lazyfs.source.http.retry import RetryPolicy
+from lazyfs.source.http.settings import Access, SourceSettings
 from tests.support.images import build_image
 from tests.support.registry import Registry
 from tests.support.registry_client import source_of

@@ -17,7 +17,7 @@ from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.toc import Proof
 from indexer.toc_codec import decode_head, encode_toc
-from lazyfs.image.artifact import (
+from lazyfs.image.indexes.artifact import (
     LAYER_KEY,
     MAX_HEAD,
     TOC_TYPE,

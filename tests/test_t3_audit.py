@@ -20,10 +20,10 @@ from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.cache.quarantine import Note
 from lazyfs.errors import NotTrusted
-from lazyfs.image.audit import Audit, DigestCheck, audit_stream
-from lazyfs.image.auditor import Auditor, cases_of
-from lazyfs.image.indexing import no_progress
-from lazyfs.image.verifying import LayerReport, Origin, verify_image
+from lazyfs.image.auditing.audit import Audit, DigestCheck, audit_stream
+from lazyfs.image.auditing.auditor import Auditor, cases_of
+from lazyfs.image.auditing.verifying import LayerReport, Origin, verify_image
+from lazyfs.image.indexes.indexing import no_progress
 from tests.support.images import build_image, build_image_from_layers
 from tests.support.layers import ENCODINGS, build, gzip_layer
 from tests.support.published import (
@@ -432,7 +432,7 @@ async def test_verifying_can_be_given_up(registry: Registry, tmp_path: Path, mon
             return bytes(size)
 
         monkeypatch.setattr(LayerEntry, "read", read)
-        monkeypatch.setattr("lazyfs.image.verify._PIECE", 4096)
+        monkeypatch.setattr("lazyfs.image.auditing.verify._PIECE", 4096)
         with trio.CancelScope() as scope:
             await verified(name(registry), tmp_path / "cache")
         assert reads == [0]

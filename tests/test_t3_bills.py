@@ -14,11 +14,11 @@ from spdx_tools.spdx.parser.jsonlikedict.json_like_dict_parser import JsonLikeDi
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from indexer.errors import FormatError
-from lazyfs.image.packages.bill import Bill
-from lazyfs.image.packages.cyclonedx import write_cyclonedx
-from lazyfs.image.packages.find import KINDS, Inventory
-from lazyfs.image.packages.package import Distribution, Package
-from lazyfs.image.packages.spdx import write_spdx
+from lazyfs.image.inside.packages.bill import Bill
+from lazyfs.image.inside.packages.cyclonedx import write_cyclonedx
+from lazyfs.image.inside.packages.find import KINDS, Inventory
+from lazyfs.image.inside.packages.package import Distribution, Package
+from lazyfs.image.inside.packages.spdx import write_spdx
 
 DIGEST = "sha256:" + "1" * 64
 MADE_AT = datetime(2024, 2, 29, 12, tzinfo=UTC)

@@ -12,13 +12,13 @@ import trio
 
 from indexer.boot_pack import PackHead, decode_pack_head
 from indexer.boot_pack_leaves import PackReader
-from lazyfs.image.boot import Boot, booting
-from lazyfs.image.boot_packs import FoundPack
-from lazyfs.image.hastening import hasten
-from lazyfs.image.pack_artifact import BOOT_TYPE, build_pack_artifact
-from lazyfs.image.traffic import Traffic
+from lazyfs.image.boot.hastening import hasten
+from lazyfs.image.boot.pack_artifact import BOOT_TYPE, build_pack_artifact
+from lazyfs.image.boot.packs import FoundPack
+from lazyfs.image.boot.start import Boot, booting
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.source.local import LocalBlob
+from lazyfs.source.local.source import LocalBlob
 from tests.support.packed_image import (
     FILES,
     IMAGE,
@@ -219,8 +219,8 @@ async def test_a_head_larger_than_what_is_held_is_read_all_the_same(
 ) -> None:
     pack = await made_pack(registry, tmp_path / "maker")
     put_pack(registry, pack.data)
-    monkeypatch.setattr("lazyfs.image.pack_stream.MOST_HELD", 100)
-    monkeypatch.setattr("lazyfs.image.ordered_ranges._FIRST", 120)
+    monkeypatch.setattr("lazyfs.image.boot.pack_stream.MOST_HELD", 100)
+    monkeypatch.setattr("lazyfs.image.boot.ordered_ranges._FIRST", 120)
     async with mounted(registry, tmp_path / "cache") as found:
         await settled(found)
         assert found.image.boot.statistics().state == "done"

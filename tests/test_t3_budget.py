@@ -12,10 +12,10 @@ from indexer.toc import Toc
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.completion import complete
-from lazyfs.image.fetcher import FetchSettings
-from lazyfs.image.landing import Landings
-from lazyfs.image.traffic import Purpose, Ticket, Traffic
-from lazyfs.image.whole_stream import WholeStream
+from lazyfs.image.reading.fetcher import FetchSettings
+from lazyfs.image.reading.landing import Landings
+from lazyfs.image.reading.traffic import Purpose, Ticket, Traffic
+from lazyfs.image.reading.whole_stream import WholeStream
 from lazyfs.oci.image_name import parse_image
 from lazyfs.source.open import open_source
 from tests.support.images import build_image, write_layout

@@ -13,8 +13,8 @@ from securesystemslib.dsse import Envelope as TheirEnvelope
 
 from indexer.digest import sha256_digest
 from indexer.errors import IndexerError
-from lazyfs.image.key_file import parse_key
-from lazyfs.image.sigstore_bundle import BUNDLE_TYPES, Envelope, MessageSignature, parse_bundle
+from lazyfs.image.trust.key_file import parse_key
+from lazyfs.image.trust.sigstore_bundle import BUNDLE_TYPES, Envelope, MessageSignature, parse_bundle
 from tests.support.bad_bundles import DIGEST, IMAGE, KEY, MALFORMED, MEANS_ELSE, MESSAGE, WHOLE, changed
 from tests.support.bundles import SIGN, bundle, envelope, message_signature, signed_bundle, statement
 from tests.support.published import new_key, public_pem

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from lazyfs.errors import Unauthorized
-from lazyfs.image.key_file import parse_key
-from lazyfs.image.keys import PublicKey
-from lazyfs.image.signatures import Finding, find_signer
-from lazyfs.image.sigstore_bundle import BUNDLE_TYPES
+from lazyfs.image.trust.key_file import parse_key
+from lazyfs.image.trust.keys import PublicKey
+from lazyfs.image.trust.signatures import Finding, find_signer
+from lazyfs.image.trust.sigstore_bundle import BUNDLE_TYPES
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.attachments import Attachments, open_attachments
-from lazyfs.source.push import open_publisher
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.source.push.publisher import open_publisher
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.bad_bundles import ATTESTATIONS, DIGEST, IMAGE, KEY, NOT_SIGNED, OTHER
 from tests.support.bundles import (
     SIGN,

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.errors import NotFound
-from lazyfs.image.browse import below, entry_at
-from lazyfs.image.difference import CompareOptions, Kind, difference
 from lazyfs.image.image import Image
-from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.same_bytes import Place, SameBytes
+from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.inside.browse import below, entry_at
+from lazyfs.image.inside.difference import CompareOptions, Kind, difference
+from lazyfs.image.inside.same_bytes import Place, SameBytes
 from tests.support.layers import build
 from tests.support.memory_images import bytes_read, memory_image
 from tests.support.published import with_spans

@@ -12,9 +12,9 @@ import pytest
 
 from indexer.erofs_read import MetadataImage
 from indexer.errors import FormatError
-from lazyfs.image.browse import entry_at
-from lazyfs.image.extract import CopyOptions, Extractor
 from lazyfs.image.image import Image
+from lazyfs.image.inside.browse import entry_at
+from lazyfs.image.inside.extract import CopyOptions, Extractor
 from tests.support.memory_images import memory_image
 from tests.support.tars import directory, fifo, file, tar
 

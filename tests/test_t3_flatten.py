@@ -10,9 +10,9 @@ import trio.testing
 
 from indexer.errors import DigestMismatch
 from lazyfs import api
-from lazyfs.image.flatten import flatten
 from lazyfs.image.image import Image
-from lazyfs.image.pieces import PIECE_SIZE, WINDOW_SIZE, hand_on, pieces_of
+from lazyfs.image.inside.flatten import flatten
+from lazyfs.image.inside.pieces import PIECE_SIZE, WINDOW_SIZE, hand_on, pieces_of
 from tests.support.memory_images import memory_image
 from tests.support.oracle import compare_trees
 from tests.support.tars import char, directory, fifo, file, hardlink, symlink, tar, whiteout

@@ -11,8 +11,8 @@ from indexer.errors import DigestMismatch
 from indexer.foreign.embedded import TAIL_SIZE, find_toc
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.quarantine import Note
-from lazyfs.image.trust import Demands, IndexTrust
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.image.trust.demands import Demands, IndexTrust
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.foreign_images import (
     foreign_image,
     opened,

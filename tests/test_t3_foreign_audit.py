@@ -12,10 +12,10 @@ from indexer.digest import sha256_digest
 from indexer.errors import LimitExceeded
 from indexer.foreign import estargz, zstd_chunked
 from indexer.toc_codec import decode_head, encode_toc
-from lazyfs.image.audit import audit_stream
-from lazyfs.image.auditor import Auditor, cases_of
-from lazyfs.image.indexing import no_progress
-from lazyfs.image.verifying import LayerReport, Origin, verify_image
+from lazyfs.image.auditing.audit import audit_stream
+from lazyfs.image.auditing.auditor import Auditor, cases_of
+from lazyfs.image.auditing.verifying import LayerReport, Origin, verify_image
+from lazyfs.image.indexes.indexing import no_progress
 from tests.support.foreign_images import push_index, soci_image, soci_index
 from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, ForeignLayer, write_layer
 from tests.support.foreign_soci import draft, with_file

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lazyfs.assembly import opened
-from lazyfs.image.foresight import Process, foresee
+from lazyfs.image.boot.foresight import Process, foresee
 from lazyfs.image.image import Image
-from lazyfs.image.traffic import Purpose
+from lazyfs.image.reading.traffic import Purpose
 from tests.support.elf import elf
 from tests.support.images import build_image
 from tests.support.published import registry_with

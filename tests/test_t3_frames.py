@@ -11,9 +11,9 @@ import trio
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.layer_entry import LayerEntry
-from lazyfs.image.frame_stream import FrameStream
-from lazyfs.image.landing import Landings
-from lazyfs.image.traffic import Purpose, Ticket, Traffic
+from lazyfs.image.reading.frame_stream import FrameStream
+from lazyfs.image.reading.landing import Landings
+from lazyfs.image.reading.traffic import Purpose, Ticket, Traffic
 from tests.support.layers import build, digest_of, zstd_frame
 from tests.test_t3_layer import TAR, MemoryBlob
 

@@ -11,7 +11,7 @@ import trio
 
 from lazyfs.assembly import opened
 from lazyfs.image.image import Image
-from lazyfs.image.traffic import Purpose, TrafficCount
+from lazyfs.image.reading.traffic import Purpose, TrafficCount
 from tests.support.foreign_images import foreign_image
 from tests.support.foreign_layers import ForeignLayer, write_layer
 from tests.support.registry import Registry

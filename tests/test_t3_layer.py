@@ -11,12 +11,12 @@ from indexer.errors import DigestMismatch
 from indexer.toc import Extent
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
-from lazyfs.image.fetcher import FetchSettings, SpanFetcher
-from lazyfs.image.layer import LazyLayer
-from lazyfs.image.plan import Piece, Run, plan_fetches, tail_pieces, tail_runs
-from lazyfs.image.readahead import ReadAheadSettings
-from lazyfs.image.traffic import Cause, Purpose, Traffic
-from lazyfs.image.waits import Wait
+from lazyfs.image.reading.fetcher import FetchSettings, SpanFetcher
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.plan import Piece, Run, plan_fetches, tail_pieces, tail_runs
+from lazyfs.image.reading.readahead import ReadAheadSettings
+from lazyfs.image.reading.traffic import Cause, Purpose, Traffic
+from lazyfs.image.reading.waits import Wait
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, zstd_frame
 from tests.support.tars import file, gnu_sparse, tar
 

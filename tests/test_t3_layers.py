@@ -9,7 +9,7 @@ from indexer.errors import IndexerError, LimitExceeded
 from indexer.merge import merge
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH
-from lazyfs.image.layer_report import LayerReport, Tally, WastedFile, created_by, report_layers
+from lazyfs.image.inside.layer_report import LayerReport, Tally, WastedFile, created_by, report_layers
 from lazyfs.oci.config import HistoryEntry, parse_config
 from tests.support.images import build_image
 from tests.support.tar_reading import parse

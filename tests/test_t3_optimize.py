@@ -9,10 +9,10 @@ from indexer.boot_pack import MAX_CHUNK, PackLayer, RawChunk, Run, encode_pack
 from indexer.errors import FormatError, Unsupported
 from indexer.toc import Entry, Proof, Span, SpanTable
 from lazyfs.errors import CacheError
+from lazyfs.image.boot.pack_artifact import newest_first
+from lazyfs.image.boot.trace import Touch, Trace
 from lazyfs.image.optimize import make_pack, publish_pack
-from lazyfs.image.pack_artifact import newest_first
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_trace
-from lazyfs.image.trace import Touch, Trace
 from lazyfs.oci.descriptor import Descriptor
 from tests.support.packed_image import IMAGE, START, made_pack, mounted, put_pack, recorded_start, start
 from tests.support.published import registry_with

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from indexer.errors import FormatError, IndexerError, LimitExceeded
 from lazyfs import api
-from lazyfs.image.packages import apk, dpkg, node, python, rpm, rpm_header
-from lazyfs.image.packages.find import Inventory, Problem, find_packages
-from lazyfs.image.packages.package import Distribution, Package, parse_os_release
+from lazyfs.image.inside.packages import apk, dpkg, node, python, rpm, rpm_header
+from lazyfs.image.inside.packages.find import Inventory, Problem, find_packages
+from lazyfs.image.inside.packages.package import Distribution, Package, parse_os_release
 from tests.support.memory_images import bytes_read, memory_image
 from tests.support.rpms import database, header, make_database
 from tests.support.tars import file, symlink, tar, whiteout

@@ -9,12 +9,12 @@ import pytest
 
 from lazyfs.errors import ConfigError, NotFound, NotTrusted
 from lazyfs.exit_codes import exit_code
-from lazyfs.image.artifact import LayerFiles, build_artifact
 from lazyfs.image.image import index_layers
-from lazyfs.image.publish import publish_index
+from lazyfs.image.indexes.artifact import LayerFiles, build_artifact
+from lazyfs.image.indexes.publish import publish_index
 from lazyfs.oci.descriptor import Descriptor
-from lazyfs.source.push_artifact import Artifact
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.source.push.artifact import Artifact
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.images import build_image, build_index, write_layout
 from tests.support.published import (
     encode_older,

@@ -15,9 +15,9 @@ from indexer.toc import Kind, SpanTable
 from indexer.toc_codec import VERSION, decode_head, encode_toc
 from lazyfs.errors import NotFound
 from lazyfs.image.image import index_layers, indexed_tree
-from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.indexes.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.source.push_artifact import Artifact
+from lazyfs.source.push.artifact import Artifact
 from tests.support.images import build_image
 from tests.support.layers import build
 from tests.support.published import change_member, encode_older, hide, index_of, put, table_of

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from indexer.member_table import FileRanges
 from indexer.toc import Entry, Proof, Span, SpanTable
 from lazyfs.cache.cache import Cache
-from lazyfs.image.beside import Beside, absent_spans
-from lazyfs.image.plan import beside
-from lazyfs.image.readahead import ReadAhead, ReadAheadSettings
+from lazyfs.image.reading.beside import Beside, absent_spans
+from lazyfs.image.reading.plan import beside
+from lazyfs.image.reading.readahead import ReadAhead, ReadAheadSettings
 from lazyfs.source.line import Line
 from tests.support.layers import digest_of
 

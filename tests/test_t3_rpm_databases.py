@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import FormatError, IndexerError, LimitExceeded, Unsupported
-from lazyfs.image.packages.berkeley_db import read_hash
-from lazyfs.image.packages.find import Inventory, find_packages
-from lazyfs.image.packages.ndb import read_blobs
-from lazyfs.image.packages.rpm import read_database
+from lazyfs.image.inside.packages.berkeley_db import read_hash
+from lazyfs.image.inside.packages.find import Inventory, find_packages
+from lazyfs.image.inside.packages.ndb import read_blobs
+from lazyfs.image.inside.packages.rpm import read_database
 from tests.support.memory_images import memory_image
 from tests.support.rpms import (
     HIGHEST,

@@ -12,8 +12,8 @@ from indexer.spans import read_spans
 from indexer.toc import SpanTable
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import RangeRefused, Unreachable
-from lazyfs.image.readahead import ReadAheadSettings
-from lazyfs.image.span_pour import SpanPour
+from lazyfs.image.reading.readahead import ReadAheadSettings
+from lazyfs.image.reading.span_pour import SpanPour
 from tests.support.layers import ENCODINGS, build
 from tests.test_t3_layer import TAR, MemoryBlob, lazy
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lazyfs.image.throughput import AHEAD_S, Throughput
+from lazyfs.image.reading.throughput import AHEAD_S, Throughput
 
 KIB, MIB = 1 << 10, 1 << 20
 

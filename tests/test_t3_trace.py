@@ -16,9 +16,9 @@ from indexer.boot_pack import PackLayer
 from indexer.errors import FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.toc import Extent
 from lazyfs.cache.cache import Cache
-from lazyfs.image.layer import Watch
-from lazyfs.image.recording import KEPT, kept_traces, recorded, save_trace
-from lazyfs.image.trace import MAX_TOUCHES, Touch, Trace, TracedLayer, Tracer, decode_trace
+from lazyfs.image.boot.recording import KEPT, kept_traces, recorded, save_trace
+from lazyfs.image.boot.trace import MAX_TOUCHES, Touch, Trace, TracedLayer, Tracer, decode_trace
+from lazyfs.image.reading.layer import Watch
 
 NAMES = PackLayer("sha256:" + "1" * 64, "sha256:" + "2" * 64)
 MANIFEST = "sha256:" + "3" * 64
@@ -224,7 +224,7 @@ async def test_what_is_kept_last_is_the_newest_however_long_it_takes_to_keep_wha
             assert go.wait(20)
         save_trace(cache, trace)
 
-    monkeypatch.setattr("lazyfs.image.recording.save_trace", slow_at_first)
+    monkeypatch.setattr("lazyfs.image.boot.recording.save_trace", slow_at_first)
     resolved = SimpleNamespace(name="image", descriptor=SimpleNamespace(digest=MANIFEST))
 
     async def mount() -> None:

@@ -14,14 +14,14 @@ from indexer.member_table import FileRanges
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
-from lazyfs.image import plan
-from lazyfs.image.beside import Beside
+from lazyfs.image.boot.pace import Pace
 from lazyfs.image.completion import complete, complete_when_much_read
-from lazyfs.image.fetcher import FetchSettings
-from lazyfs.image.layer import LazyLayer
-from lazyfs.image.pace import Pace
-from lazyfs.image.plan import beside
-from lazyfs.image.traffic import SLOWEST, Cause, Purpose, SlowRead, Ticket, Traffic, TrafficCount
+from lazyfs.image.reading import plan
+from lazyfs.image.reading.beside import Beside
+from lazyfs.image.reading.fetcher import FetchSettings
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.plan import beside
+from lazyfs.image.reading.traffic import SLOWEST, Cause, Purpose, SlowRead, Ticket, Traffic, TrafficCount
 from lazyfs.source.line import Line
 from tests.support.layers import build, gzip_layer, zstd_frame
 from tests.support.tars import file, tar

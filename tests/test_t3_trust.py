@@ -17,10 +17,10 @@ from indexer.digest import sha256_digest
 from lazyfs.config import Config
 from lazyfs.errors import ConfigError, Unauthorized
 from lazyfs.exit_codes import exit_code
-from lazyfs.image.key_file import parse_key
-from lazyfs.image.keys import PublicKey
-from lazyfs.image.signatures import find_signer
-from lazyfs.image.trust import Demands, IndexTrust, Rule, demands_on, parse_rules
+from lazyfs.image.trust.demands import Demands, IndexTrust, Rule, demands_on, parse_rules
+from lazyfs.image.trust.key_file import parse_key
+from lazyfs.image.trust.keys import PublicKey
+from lazyfs.image.trust.signatures import find_signer
 from lazyfs.oci.image_name import RegistryImage, parse_image
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.oci.reference import parse_reference

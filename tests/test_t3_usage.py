@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs import api
-from lazyfs.image.browse import entry_at
-from lazyfs.image.usage import layer_usage, usage
+from lazyfs.image.inside.browse import entry_at
+from lazyfs.image.inside.usage import layer_usage, usage
 from tests.support.memory_images import bytes_read, memory_image
 from tests.support.tars import directory, file, hardlink, symlink, tar
 

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from lazyfs.assembly import opened
-from lazyfs.image.hastening import hasten
+from lazyfs.image.boot.hastening import hasten
+from lazyfs.image.boot.recording import recorded
+from lazyfs.image.boot.warming import warmed
 from lazyfs.image.image import Image
-from lazyfs.image.recording import recorded
-from lazyfs.image.warming import warmed
 from tests.support.images import build_image
 from tests.support.page_cache import PAGE, forget, in_memory
 from tests.support.registry import Registry

@@ -13,7 +13,7 @@ from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
 from indexer.toc import Span
 from indexer.toc_codec import decompress_window
 from lazyfs.errors import Unreachable
-from lazyfs.image.windows import BLOCK_SIZE, ReadWindow, RemoteWindows, WindowFetcher
+from lazyfs.image.indexes.windows import BLOCK_SIZE, ReadWindow, RemoteWindows, WindowFetcher
 from tests.support.layers import build, digest_of, gzip_layer
 from tests.support.spans import read_span
 from tests.support.tars import file, tar
@@ -109,7 +109,7 @@ async def test_once_half_of_it_was_wanted_the_whole_file_comes_and_is_kept(autoj
 
 
 async def test_a_large_file_is_never_fetched_whole(autojump_clock, monkeypatch) -> None:
-    monkeypatch.setattr("lazyfs.image.windows.WHOLE_SIZE", 1)
+    monkeypatch.setattr("lazyfs.image.indexes.windows.WHOLE_SIZE", 1)
     async with setup() as one:
         spans = far_apart(3)
         await one.fetcher.bring(spans)

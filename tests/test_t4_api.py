@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from lazyfs import api
 from lazyfs.errors import BadReference, ConfigError, NotFound, WrongKind
 from lazyfs.fsspec import LazyFileSystem
-from lazyfs.image.browse import Query
-from lazyfs.image.difference import Kind
+from lazyfs.image.inside.browse import Query
+from lazyfs.image.inside.difference import Kind
 from lazyfs.portal import Portal
 from tests.support.images import build_image, write_layout
 from tests.support.tars import char, directory, file, hardlink, symlink, tar, whiteout

@@ -17,7 +17,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.inventory import Usage
 from lazyfs.config import parse_address
 from lazyfs.errors import ConfigError
-from lazyfs.image.histogram import BOUNDS_S, Histogram
+from lazyfs.image.reading.histogram import BOUNDS_S, Histogram
 from lazyfs.metrics import Collect, mount_metrics, render, serve_metrics, serve_mount_metrics
 from tests.support.snapshot_client import status
 from tests.support.snapshotters import FakeChains, cri_labels, digest, served

@@ -12,7 +12,7 @@ import trio
 
 from lazyfs.assembly import open_cache
 from lazyfs.image.image import index_layers
-from lazyfs.image.traffic import Traffic
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
 from lazyfs.service.images import Images

@@ -8,7 +8,7 @@ import pytest
 from indexer.digest import sha256_digest
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.index_job import make_index
-from lazyfs.source.given_credentials import GivenCredentials
+from lazyfs.source.auth.given import GivenCredentials
 from tests.support.packed_image import IMAGE, blobs
 from tests.support.registry import Registry
 from tests.support.workshops import config_of

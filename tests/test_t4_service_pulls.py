@@ -10,7 +10,7 @@ from lazyfs.errors import BadReference
 from lazyfs.service import descriptors
 from lazyfs.service.pulls import PullCredentials
 from lazyfs.service.supervisor import Supervisor
-from lazyfs.source.credentials import Credentials
+from lazyfs.source.auth.credentials import Credentials
 
 IMAGE = "registry.example/team/app:1"
 NAME = ("registry.example", "team/app")

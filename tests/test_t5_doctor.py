@@ -26,7 +26,7 @@ from lazyfs.doctor.kernel import (
 from lazyfs.doctor.runtimes import check_runtimes
 from lazyfs.doctor.sockets import check_hosts, check_services, why_no_answer
 from lazyfs.errors import MountError
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.http.settings import SourceSettings
 from tests.support.crash import small_disk
 from tests.support.doctors import REAL, listening, machine_at, program, states
 from tests.support.quick_runner import QuickRunner

@@ -6,8 +6,8 @@ from pathlib import Path
 import trio
 
 from lazyfs.cache.cache import Cache
-from lazyfs.image import auditor, verify
-from lazyfs.image.audit import Audit
+from lazyfs.image.auditing import auditor, verify
+from lazyfs.image.auditing.audit import Audit
 from tests.support.crash import small_disk
 from tests.support.published import index_of, put
 from tests.support.registry import Registry

@@ -12,7 +12,7 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.image_name import RegistryImage
 from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from lazyfs.oci.reference import parse_reference
-from lazyfs.source.push import open_publisher
+from lazyfs.source.push.publisher import open_publisher
 from tests.support.bundles import BUNDLE_TYPE, bundle_artifact, signed_bundle
 from tests.support.images import build_image, write_layout
 from tests.support.lab import push_layout

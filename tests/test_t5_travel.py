@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from indexer.digest import sha256_digest
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.images import build_image, build_index
 from tests.support.lab import push_layout
 from tests.support.lab_registry import docker_registry

@@ -19,7 +19,7 @@ from lazyfs.cli.progress import PullBar
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, CacheError, NotFound
-from lazyfs.image.compiling import kept_image
+from lazyfs.image.indexes.compiling import kept_image
 from lazyfs.image.whole import fetch_whole
 from lazyfs.oci.image_name import anchored, parse_image
 

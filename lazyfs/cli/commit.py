@@ -31,8 +31,8 @@ from lazyfs.errors import ContainerError
 from lazyfs.flock import directory_owned
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.image_name import ImageName, RegistryImage, parse_image
-from lazyfs.source.local import FileRange, LocalBlob
-from lazyfs.source.push_image import ImageToStore, open_image_store
+from lazyfs.source.local.source import FileRange, LocalBlob
+from lazyfs.source.push.image import ImageToStore, open_image_store
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotMounted
 from lazyfs.image.advice import advice
-from lazyfs.image.trace_files import FilesOfLayer, find_head
+from lazyfs.image.boot.trace_files import FilesOfLayer, find_head
 from lazyfs.printable import one_line
 
 _LAZY: Final = "yes: content is fetched when it is read"

@@ -18,7 +18,7 @@ from lazyfs.cli.output import print_json, shown, write_line
 from lazyfs.cli.running import with_image
 from lazyfs.cli.stream import Output
 from lazyfs.config import Config
-from lazyfs.image.browse import Entry, Query
+from lazyfs.image.inside.browse import Entry, Query
 
 _TYPES: Final = {
     "f": "file",

@@ -14,16 +14,16 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, write_line
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
-from lazyfs.image.boot_packs import FoundPack
+from lazyfs.image.boot.packs import FoundPack
 from lazyfs.image.explain import why_lazy
-from lazyfs.image.foreign import announces_table
 from lazyfs.image.image import indexed_tree
-from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.publish import publish_index
+from lazyfs.image.indexes.foreign import announces_table
+from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.indexes.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import ImageConfig, chain_ids
 from lazyfs.oci.image_name import parse_image
-from lazyfs.source.push_artifact import Publisher
+from lazyfs.source.push.artifact import Publisher
 
 
 @click.command()

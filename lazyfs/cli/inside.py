@@ -10,9 +10,9 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_json, shown, write_line, write_table
 from lazyfs.cli.running import with_image, with_two_images
 from lazyfs.config import Config
-from lazyfs.image.difference import Change, Difference, Kind
-from lazyfs.image.layer_report import LayerReport, created_by
-from lazyfs.image.usage import LayerUsage, Usage
+from lazyfs.image.inside.difference import Change, Difference, Kind
+from lazyfs.image.inside.layer_report import LayerReport, created_by
+from lazyfs.image.inside.usage import LayerUsage, Usage
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _human_option = click.option("-H", "--human", "humans", is_flag=True, help="Sizes like 1K, 234M, 2G.")

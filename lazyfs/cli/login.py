@@ -10,9 +10,9 @@ from lazyfs.assembly import source_settings
 from lazyfs.cli.options import SOURCE, configured_by
 from lazyfs.cli.output import write_line
 from lazyfs.config import Config
-from lazyfs.source.credential_store import Kept, forget_login, keep_login
-from lazyfs.source.credentials import Credentials
-from lazyfs.source.login import Login, parse_registry, try_login
+from lazyfs.source.auth.credentials import Credentials
+from lazyfs.source.auth.store import Kept, forget_login, keep_login
+from lazyfs.source.registry.login import Login, parse_registry, try_login
 
 _MOST_SECRET: Final = 1 << 20  # bytes; tokens of clouds have some thousands
 

@@ -23,10 +23,10 @@ from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import exit_code, message_of
+from lazyfs.image.boot.recording import kept_traces
+from lazyfs.image.boot.trace import MAX_TRACE, Trace, decode_trace
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import make_pack, publish_pack
-from lazyfs.image.recording import kept_traces
-from lazyfs.image.trace import MAX_TRACE, Trace, decode_trace
 from lazyfs.oci.image_name import parse_image
 
 

@@ -14,8 +14,8 @@ from lazyfs.cli.output import complain, print_document, print_json, shown, write
 from lazyfs.cli.running import with_image
 from lazyfs.config import Config
 from lazyfs.exit_codes import BAD_DATA
-from lazyfs.image.packages.bill import Bill, shown_source
-from lazyfs.image.packages.find import Inventory
+from lazyfs.image.inside.packages.bill import Bill, shown_source
+from lazyfs.image.inside.packages.find import Inventory
 
 
 @click.command()
@@ -55,11 +55,11 @@ def packages(config: Config, image: str, form: str, as_json: bool) -> int:
 def _tell(bill: Bill, form: str) -> None:
     match form:
         case "cyclonedx":
-            from lazyfs.image.packages.cyclonedx import write_cyclonedx  # noqa: PLC0415  # slow to load
+            from lazyfs.image.inside.packages.cyclonedx import write_cyclonedx  # noqa: PLC0415  # slow to load
 
             print_document(write_cyclonedx(bill))
         case "spdx":
-            from lazyfs.image.packages.spdx import write_spdx  # noqa: PLC0415  # slow to load
+            from lazyfs.image.inside.packages.spdx import write_spdx  # noqa: PLC0415  # slow to load
 
             print_document(write_spdx(bill))
         case "json":

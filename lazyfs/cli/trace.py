@@ -16,9 +16,9 @@ from lazyfs.cli.options import configured
 from lazyfs.cli.output import human, print_document, print_json, shown, write_line, write_table
 from lazyfs.config import Config
 from lazyfs.errors import NotFound
-from lazyfs.image.recording import kept_traces
-from lazyfs.image.trace import Trace, decode_trace
-from lazyfs.image.trace_files import find_head, touched_files
+from lazyfs.image.boot.recording import kept_traces
+from lazyfs.image.boot.trace import Trace, decode_trace
+from lazyfs.image.boot.trace_files import find_head, touched_files
 from lazyfs.mount.mounts import resolve_mount_point
 from lazyfs.mount_states import MountStates, runtime_directory
 from lazyfs.oci.image_name import parse_image

@@ -12,7 +12,7 @@ from lazyfs.cli.progress import PullBar
 from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.exit_codes import BAD_DATA
-from lazyfs.image.verifying import LayerReport, verify_image
+from lazyfs.image.auditing.verifying import LayerReport, verify_image
 
 
 @click.command()

@@ -15,7 +15,7 @@ from lazyfs.errors import ContainerError
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.manifest import Manifest
 from lazyfs.oci.media_types import DOCKER_LAYER, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
-from lazyfs.source.push_artifact import descriptor_fields
+from lazyfs.source.push.artifact import descriptor_fields
 
 _DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 _OCI_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"

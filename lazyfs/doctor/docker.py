@@ -17,7 +17,7 @@ from lazyfs.doctor.machine import Machine
 from lazyfs.doctor.sockets import why_no_answer
 from lazyfs.errors import ConfigError
 from lazyfs.oci.json_fields import Fields, parse_object
-from lazyfs.source.config_file import MAX_BYTES, read_bytes
+from lazyfs.source.hosts.config_file import MAX_BYTES, read_bytes
 
 _FILE: Final = "/etc/docker/daemon.json"
 _LONGEST: Final = 4096

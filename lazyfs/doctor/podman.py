@@ -11,7 +11,7 @@ from typing import Any, Final
 from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine
 from lazyfs.errors import ConfigError
-from lazyfs.source.config_file import read_toml
+from lazyfs.source.hosts.config_file import read_toml
 
 _FILES: Final = ("/etc/containers/storage.conf", "/usr/share/containers/storage.conf")
 _BY_REFERENCE: Final = ":ref"

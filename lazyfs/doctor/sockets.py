@@ -10,9 +10,9 @@ from typing import Final
 from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine, is_there
 from lazyfs.errors import ConfigError
-from lazyfs.source.hosts_config import endpoints_of
-from lazyfs.source.registries_conf import endpoints_by
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.hosts.hosts_config import endpoints_of
+from lazyfs.source.hosts.registries_conf import endpoints_by
+from lazyfs.source.http.settings import SourceSettings
 
 _TIMEOUT_S: Final = 5.0
 _PORT: Final = re.compile(r"(.+)_(\d+)_")

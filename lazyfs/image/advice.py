@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from lazyfs.image.indexing import IndexKind
-from lazyfs.image.traffic import Cause
+from lazyfs.image.indexes.indexing import IndexKind
+from lazyfs.image.reading.traffic import Cause
 
 _WORTH_S: Final = 0.1  # waits that are shorter are no matter
 

@@ -15,11 +15,11 @@ from indexer.errors import IndexerError
 from indexer.foreign.landmark import prioritised
 from indexer.toc_codec import TocHead
 from lazyfs.errors import LazyfsError
-from lazyfs.image.boot import Boot
-from lazyfs.image.landing import Landing
-from lazyfs.image.layer import LazyLayer
+from lazyfs.image.boot.start import Boot
+from lazyfs.image.reading.landing import Landing
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.traffic import Purpose
 from lazyfs.image.tasks import run_all
-from lazyfs.image.traffic import Purpose
 
 _BATCH: Final = 4 << 20  # compressed bytes that are asked for at once
 _BATCH_BEHIND: Final = 1 << 20  # the same in the background, where others may come any moment

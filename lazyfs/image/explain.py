@@ -2,12 +2,12 @@
 
 from typing import Any, Final
 
-from lazyfs.image.boot import Boot
-from lazyfs.image.histogram import BOUNDS_S
+from lazyfs.image.boot.start import Boot
 from lazyfs.image.image import Image
-from lazyfs.image.indexing import IndexedLayer, IndexKind, Voucher
-from lazyfs.image.layer import LazyLayer
-from lazyfs.image.traffic import Purpose, Tally, Traffic, WaitTally
+from lazyfs.image.indexes.indexing import IndexedLayer, IndexKind, Voucher
+from lazyfs.image.reading.histogram import BOUNDS_S
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.traffic import Purpose, Tally, Traffic, WaitTally
 
 _KINDS: Final = {
     IndexKind.LAZYFS: "an index of lazyfs",

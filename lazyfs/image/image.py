@@ -15,20 +15,20 @@ from indexer.erofs_read import MetadataImage
 from indexer.errors import IndexerError
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache
-from lazyfs.image.beside import Beside
-from lazyfs.image.blame import Refused
-from lazyfs.image.boot import Boot, booting
-from lazyfs.image.boot_packs import BootPacks
-from lazyfs.image.compiling import Compile, compiled
+from lazyfs.image.boot.packs import BootPacks
+from lazyfs.image.boot.start import Boot, booting
 from lazyfs.image.completion import complete_when_much_read
-from lazyfs.image.fetcher import FetchSettings, SpanFetcher
-from lazyfs.image.indexing import IndexedLayer, Indexer
-from lazyfs.image.layer import LazyLayer
+from lazyfs.image.indexes.blame import Refused
+from lazyfs.image.indexes.compiling import Compile, compiled
+from lazyfs.image.indexes.indexing import IndexedLayer, Indexer
+from lazyfs.image.indexes.windows import WindowFetcher
+from lazyfs.image.reading.beside import Beside
+from lazyfs.image.reading.fetcher import FetchSettings, SpanFetcher
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.traffic import SlowRead, Traffic, WaitTally
+from lazyfs.image.reading.waits import Wait
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks, run_all
-from lazyfs.image.traffic import SlowRead, Traffic, WaitTally
-from lazyfs.image.waits import Wait
-from lazyfs.image.windows import WindowFetcher
 from lazyfs.source.base import Blob, Source
 
 _PIECE: Final = 1 << 20

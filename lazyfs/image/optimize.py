@@ -10,12 +10,12 @@ from indexer.boot_pack import HEADER_SIZE, PackHead, Run, decode_pack_head, head
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, IndexerError
 from lazyfs.errors import NotFound
-from lazyfs.image.boot_packs import BootPacks, FoundPack
+from lazyfs.image.boot.pack_artifact import build_pack_artifact
+from lazyfs.image.boot.packs import BootPacks, FoundPack
+from lazyfs.image.boot.trace import Trace
 from lazyfs.image.image import Image
-from lazyfs.image.pack_artifact import build_pack_artifact
 from lazyfs.image.pack_maker import PackMaker, merge, runs_of_pack, runs_of_trace
-from lazyfs.image.trace import Trace
-from lazyfs.source.push_artifact import Publisher
+from lazyfs.source.push.artifact import Publisher
 
 _log = logging.getLogger(__name__)
 

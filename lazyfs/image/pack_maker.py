@@ -11,9 +11,9 @@ from indexer.boot_pack_leaves import build_pack, check_spans
 from indexer.errors import FormatError
 from indexer.toc import Span, SpanTable
 from lazyfs.errors import CacheError
+from lazyfs.image.boot.trace import Trace, sparse_memory
 from lazyfs.image.image import Image
 from lazyfs.image.tasks import run_few
-from lazyfs.image.trace import Trace, sparse_memory
 
 _AT_ONCE: Final = 8
 

@@ -5,8 +5,8 @@ from typing import Final
 
 from indexer.toc import TocHeader
 from lazyfs.image.image import Image
-from lazyfs.image.indexing import Progress, no_progress
-from lazyfs.image.layer import LazyLayer
+from lazyfs.image.indexes.indexing import Progress, no_progress
+from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.tasks import run_few
 
 _PIECE: Final = 1 << 20

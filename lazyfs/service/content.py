@@ -18,7 +18,7 @@ from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
 from lazyfs.service.supervisor import Supervisor
 from lazyfs.service.tree import Trees
-from lazyfs.source.credentials import CredentialsProvider
+from lazyfs.source.auth.credentials import CredentialsProvider
 
 
 class Content:

@@ -15,10 +15,10 @@ from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import NotFound
-from lazyfs.image.boot import Boot
+from lazyfs.image.boot.start import Boot
 from lazyfs.image.explain import boot_facts, layer_facts, slowest_facts, traffic_facts, unread_facts
-from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.traffic import Purpose, Tally, WaitTally
+from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.reading.traffic import Purpose, Tally, WaitTally
 from lazyfs.oci.image_name import RegistryImage, parse_image
 from lazyfs.oci.reference import Reference, parse_reference
 from lazyfs.service.chains import Chains

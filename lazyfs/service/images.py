@@ -22,21 +22,21 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
-from lazyfs.image.boot import Boot, begin
-from lazyfs.image.boot_packs import BootPacks
+from lazyfs.image.boot.packs import BootPacks
+from lazyfs.image.boot.start import Boot, begin
 from lazyfs.image.image import find_indexes, made_here
-from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
-from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.pool import Pool
+from lazyfs.source.auth.credentials import CredentialsProvider
 from lazyfs.source.base import SourceStatistics
-from lazyfs.source.credentials import CredentialsProvider
-from lazyfs.source.routes import Routes
+from lazyfs.source.http.routes import Routes
 
 LOOK_UP_S: Final = 30.0
 """How long a question may take."""

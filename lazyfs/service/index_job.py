@@ -27,10 +27,10 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.ordered import open_ordered, resolve_ordered
 from lazyfs.service.protocol import order_fields, parse_order
+from lazyfs.source.auth.given import GivenCredentials
 from lazyfs.source.base import Source
-from lazyfs.source.content_store import StoredBlobs, StoredFirst
-from lazyfs.source.given_credentials import GivenCredentials
-from lazyfs.source.routes import Routes
+from lazyfs.source.http.routes import Routes
+from lazyfs.source.local.content_store import StoredBlobs, StoredFirst
 
 _log = logging.getLogger("lazyfs.service.index_job")  # also as a program
 

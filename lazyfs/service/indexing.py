@@ -15,7 +15,7 @@ from lazyfs.image.tasks import open_tasks
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import ImageKey, Images
 from lazyfs.service.index_job import job_line
-from lazyfs.source.given_credentials import GivenCredentials
+from lazyfs.source.auth.given import GivenCredentials
 
 _log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from indexer.toc import AddressSpace
 from indexer.toc_codec import TocHead
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
-from lazyfs.image.embedded_toc import claim_of
-from lazyfs.image.indexing import IndexKind, Voucher
-from lazyfs.image.trust import IndexTrust
+from lazyfs.image.indexes.embedded_toc import claim_of
+from lazyfs.image.indexes.indexing import IndexKind, Voucher
+from lazyfs.image.trust.demands import IndexTrust
 from lazyfs.mount.requesters import container_namespace
 from lazyfs.oci.chain import ChainOrder, chain_name
 from lazyfs.oci.config import ImageLayer

@@ -20,15 +20,15 @@ from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
-from lazyfs.image.auditor import Auditor, Case
+from lazyfs.image.auditing.auditor import Auditor, Case
 from lazyfs.image.completion import complete
-from lazyfs.image.fetcher import FetchSettings
 from lazyfs.image.image import map_metadata, open_layer
-from lazyfs.image.indexing import IndexedLayer, load_index
-from lazyfs.image.layer import LazyLayer
-from lazyfs.image.reads import Reads, reads_of, sum_of
+from lazyfs.image.indexes.indexing import IndexedLayer, load_index
+from lazyfs.image.reading.fetcher import FetchSettings
+from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.reads import Reads, reads_of, sum_of
+from lazyfs.image.reading.traffic import Purpose, WaitTally
 from lazyfs.image.tasks import open_tasks
-from lazyfs.image.traffic import Purpose, WaitTally
 from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.erofs import LocalFile, opened_metadata
 from lazyfs.mount.forest import Forest, VirtualFile

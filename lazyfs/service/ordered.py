@@ -13,8 +13,8 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.image_name import RegistryImage
 from lazyfs.oci.reference import parse_reference
 from lazyfs.policy import demands_of
+from lazyfs.source.http.routes import Routes
 from lazyfs.source.image import Seen, nobody_sees
-from lazyfs.source.routes import Routes
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ from lazyfs.errors import BadReference
 from lazyfs.oci.json_fields import Fields
 from lazyfs.oci.reference import parse_reference
 from lazyfs.service.supervisor import Supervisor
-from lazyfs.source.credentials import Credentials, credentials_of_entry, normal_key
-from lazyfs.source.given_credentials import GivenCredentials
+from lazyfs.source.auth.credentials import Credentials, credentials_of_entry, normal_key
+from lazyfs.source.auth.given import GivenCredentials
 
 _log = logging.getLogger(__name__)
 

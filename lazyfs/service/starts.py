@@ -17,13 +17,13 @@ from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
-from lazyfs.image.boot import Boot, booting, ending
-from lazyfs.image.compiling import compiled, compiled_alone
+from lazyfs.image.boot.foresight import Process, foresee
+from lazyfs.image.boot.start import Boot, booting, ending
 from lazyfs.image.completion import bring_prioritised
-from lazyfs.image.foresight import Process, foresee
 from lazyfs.image.image import map_metadata
+from lazyfs.image.indexes.compiling import compiled, compiled_alone
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.tasks import background_tasks
-from lazyfs.image.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.images import ImageKey, Images, OpenImage
 from lazyfs.service.layers import Layers

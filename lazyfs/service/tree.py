@@ -12,13 +12,13 @@ from indexer.errors import IndexerError
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
-from lazyfs.image.boot import Boot
-from lazyfs.image.compiling import Compile, compiled, compiled_alone, note
+from lazyfs.image.boot.hastening import hasten, starts_by_pack
+from lazyfs.image.boot.start import Boot
 from lazyfs.image.completion import wait_much_read
-from lazyfs.image.hastening import hasten, starts_by_pack
 from lazyfs.image.image import indexed_tree, map_metadata
-from lazyfs.image.indexing import IndexedLayer
-from lazyfs.image.layer import LazyLayer
+from lazyfs.image.indexes.compiling import Compile, compiled, compiled_alone, note
+from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob

@@ -12,7 +12,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from lazyfs.image.histogram import BOUNDS_S, Histogram
+from lazyfs.image.reading.histogram import BOUNDS_S, Histogram
 
 
 class Counted(NamedTuple):

@@ -15,17 +15,17 @@ from lazyfs.oci.image_name import ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
 from lazyfs.oci.manifest import Index, Manifest, parse_document
 from lazyfs.oci.media_types import MANIFEST_TYPES
-from lazyfs.source.answers import failure
 from lazyfs.source.base import Blob, Source, SourceStatistics
-from lazyfs.source.host import Host
-from lazyfs.source.layout import Directory, read_layout_index
-from lazyfs.source.local import REF_NAME, LocalSource
+from lazyfs.source.http.answers import failure
+from lazyfs.source.http.routes import Routes
+from lazyfs.source.http.settings import Capability, SourceSettings
+from lazyfs.source.local.layout import Directory, read_layout_index
+from lazyfs.source.local.source import REF_NAME, LocalSource
 from lazyfs.source.once import Once
 from lazyfs.source.open import open_registry
-from lazyfs.source.referrers import Listing, list_referrers
-from lazyfs.source.registry import ACCEPT, RegistrySource
-from lazyfs.source.routes import Routes
-from lazyfs.source.settings import Capability, SourceSettings
+from lazyfs.source.registry.host import Host
+from lazyfs.source.registry.referrers import Listing, list_referrers
+from lazyfs.source.registry.source import ACCEPT, RegistrySource
 
 MAX_CANDIDATES: Final = 64  # manifests of a layout that are opened to see what they refer to
 

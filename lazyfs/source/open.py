@@ -10,19 +10,19 @@ import trio
 
 from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference
-from lazyfs.source.archive import open_docker_archive, open_oci_archive
 from lazyfs.source.base import Source
-from lazyfs.source.control import ControlClient
 from lazyfs.source.counters import Counters
-from lazyfs.source.host import Host
-from lazyfs.source.hosts_config import endpoints_of
-from lazyfs.source.http_pool import HttpPool
-from lazyfs.source.layout import open_layout
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.routes import Routes
-from lazyfs.source.settings import Access, Endpoint, SourceSettings
-from lazyfs.source.tokens import Authenticator
-from lazyfs.source.urls import origin_of
+from lazyfs.source.hosts.hosts_config import endpoints_of
+from lazyfs.source.http.control import ControlClient
+from lazyfs.source.http.pool import HttpPool
+from lazyfs.source.http.routes import Routes
+from lazyfs.source.http.settings import Access, Endpoint, SourceSettings
+from lazyfs.source.http.urls import origin_of
+from lazyfs.source.local.archive import open_docker_archive, open_oci_archive
+from lazyfs.source.local.layout import open_layout
+from lazyfs.source.registry.host import Host
+from lazyfs.source.registry.source import RegistrySource
+from lazyfs.source.registry.tokens import Authenticator
 
 
 @asynccontextmanager

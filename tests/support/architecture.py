@@ -16,6 +16,7 @@ class Rules:
         floors: the rooms of each floor, lowest first. A room is a package or module with all below it,
             or without, where something below it is a room too. A module imports from its own room and from
             lower floors; the rooms of the top floor share it.
+        inner: for a room, its floors inside, lowest first; here the rooms of each floor share it.
         homes: for an outside module, with all that is below it, the rooms that may import it. The standard
             library needs no home, others do.
         environment: the rooms that may read environment variables.
@@ -23,6 +24,7 @@ class Rules:
     """
 
     floors: Sequence[Sequence[str]]
+    inner: Mapping[str, Sequence[Sequence[str]]]
     homes: Mapping[str, Sequence[str]]
     environment: Sequence[str]
     max_lines: int
@@ -112,7 +114,7 @@ def _import_source(module: Module, node: ast.ImportFrom) -> str:
 
 def _plain(module: Module, rules: Rules) -> Iterator[str]:
     yield from _plain_file(module, rules.max_lines)
-    if _floor(module.name, rules) is None:
+    if not _stands(module.name, rules):
         yield f"{module.name}: stands on no floor"
     if _reads_environment(module) and not _inside_any(module.name, rules.environment):
         yield f"{module.name}: reads the environment"
@@ -137,17 +139,26 @@ def _reads_environment(module: Module) -> bool:
 
 
 def _import_problem(importer: str, imported: str, rules: Rules) -> str | None:
-    target = _floor(imported, rules)
+    target = _floor(imported, rules.floors)
     if target is None:
         return _home_problem(importer, imported, rules)
-    own = _floor(importer, rules)
-    if own is None or own[1] == target[1]:
+    own = _floor(importer, rules.floors)
+    if own is None:
         return None
+    if own[1] == target[1]:
+        return _inner_problem(importer, imported, rules.inner.get(own[1], ()))
     top = len(rules.floors) - 1
     if target[0] > own[0]:
         return f"{target[1]} is above {own[1]}"
     if target[0] == own[0] != top:
         return f"{target[1]} is beside {own[1]}"
+    return None
+
+
+def _inner_problem(importer: str, imported: str, floors: Sequence[Sequence[str]]) -> str | None:
+    own, target = _floor(importer, floors), _floor(imported, floors)
+    if own is not None and target is not None and target[0] > own[0]:
+        return f"{target[1]} is above {own[1]}"
     return None
 
 
@@ -160,9 +171,17 @@ def _home_problem(importer: str, imported: str, rules: Rules) -> str | None:
     return None
 
 
-def _floor(module: str, rules: Rules) -> tuple[int, str] | None:
+def _stands(module: str, rules: Rules) -> bool:
+    own = _floor(module, rules.floors)
+    if own is None:
+        return False
+    inner = rules.inner.get(own[1])
+    return inner is None or module == own[1] or _floor(module, inner) is not None
+
+
+def _floor(module: str, floors: Sequence[Sequence[str]]) -> tuple[int, str] | None:
     """The floor and the room of a module of the tree."""
-    rooms = [(level, room) for level, floor in enumerate(rules.floors) for room in floor]
+    rooms = [(level, room) for level, floor in enumerate(floors) for room in floor]
     for level, room in rooms:
         has_rooms_below = any(other != room and _inside(other, room) for _, other in rooms)
         if module == room or (_inside(module, room) and not has_rooms_below):

@@ -3,8 +3,8 @@
 from indexer.digest import sha256_digest
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from lazyfs.source.push_artifact import Artifact
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.source.push.artifact import Artifact
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.images import build_image, encode
 
 KIND = "application/vnd.example.index.v1+json"

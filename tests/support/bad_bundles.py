@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from indexer.digest import sha256_digest
-from lazyfs.image.sigstore_bundle import MAX_BUNDLE
+from lazyfs.image.trust.sigstore_bundle import MAX_BUNDLE
 from tests.support.bundles import SIGN, bundle, envelope, message_signature, signed_bundle, statement
 from tests.support.images import build_image
 from tests.support.published import new_key, raw_signature

@@ -12,7 +12,7 @@ from sigstore_models.bundle.v1 import Bundle
 from indexer.digest import sha256_digest
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from lazyfs.source.push_artifact import Artifact, descriptor_fields
+from lazyfs.source.push.artifact import Artifact, descriptor_fields
 from tests.support.images import descriptor_of, encode
 from tests.support.published import PrivateKey, attach, raw_signature
 from tests.support.registry import Registry

@@ -8,14 +8,14 @@ from pathlib import Path
 from indexer.digest import sha256_digest
 from indexer.scan import Limits
 from lazyfs.cache.cache import Cache
-from lazyfs.image.browse import entry_at
-from lazyfs.image.fetcher import FetchSettings
-from lazyfs.image.foreign import ForeignIndexes
 from lazyfs.image.image import Image, open_image
-from lazyfs.image.indexing import Indexer, IndexSettings
+from lazyfs.image.indexes.foreign import ForeignIndexes
+from lazyfs.image.indexes.indexing import Indexer, IndexSettings
+from lazyfs.image.indexes.soci_index import LAYER_KEY, V1_TYPE, V2_KEY, V2_TYPE
+from lazyfs.image.inside.browse import entry_at
+from lazyfs.image.reading.fetcher import FetchSettings
 from lazyfs.image.resolve import Resolver
-from lazyfs.image.soci_index import LAYER_KEY, V1_TYPE, V2_KEY, V2_TYPE
-from lazyfs.image.trust import Demands
+from lazyfs.image.trust.demands import Demands
 from lazyfs.oci.image_name import parse_image
 from lazyfs.oci.platform import parse_platform
 from lazyfs.source.attachments import RegistryAttachments

@@ -21,7 +21,8 @@ def install() -> None:
     if "index" not in sys.orig_argv:
         return
     from lazyfs.cache import filling, tocs
-    from lazyfs.source import push, push_blob
+    from lazyfs.source.push import blob as push_blob
+    from lazyfs.source.push import publisher as push
 
     put_steps(
         Path(os.environ[VARIABLE]),

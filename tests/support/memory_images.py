@@ -11,7 +11,7 @@ from indexer.compile import compile_image
 from indexer.erofs_read import MetadataImage
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.image.image import Image
-from lazyfs.image.indexing import IndexedLayer
+from lazyfs.image.indexes.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import image_layers, parse_config
 from lazyfs.oci.descriptor import Descriptor

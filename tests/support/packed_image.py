@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.assembly import opened
+from lazyfs.image.boot.pack_artifact import build_pack_artifact
+from lazyfs.image.boot.recording import kept_traces, recorded
+from lazyfs.image.boot.trace import Trace
 from lazyfs.image.image import Image
 from lazyfs.image.optimize import MadePack, make_pack
-from lazyfs.image.pack_artifact import build_pack_artifact
-from lazyfs.image.recording import kept_traces, recorded
-from lazyfs.image.trace import Trace
 from lazyfs.oci.descriptor import Descriptor
 from tests.support.images import build_image
 from tests.support.published import put

@@ -15,12 +15,12 @@ from indexer.build import BuiltToc
 from indexer.digest import DIGEST_SIZE, sha256_digest
 from indexer.toc import Member, Span, SpanTable, Toc
 from indexer.toc_codec import VERSION, encode_toc
-from lazyfs.image.artifact import LayerFiles, build_artifact
-from lazyfs.image.simple_signing import PAYLOAD_TYPE, SIGNATURE_KEY, SIGNATURE_TYPE
+from lazyfs.image.indexes.artifact import LayerFiles, build_artifact
+from lazyfs.image.trust.simple_signing import PAYLOAD_TYPE, SIGNATURE_KEY, SIGNATURE_TYPE
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.media_types import OCI_INDEX, OCI_MANIFEST
-from lazyfs.source.push_artifact import Artifact, descriptor_fields
-from lazyfs.source.referrers import fallback_tag
+from lazyfs.source.push.artifact import Artifact, descriptor_fields
+from lazyfs.source.registry.referrers import fallback_tag
 from tests.support.images import BuiltDocument, descriptor_of, encode
 from tests.support.layers import build
 from tests.support.registry import Registry

@@ -9,11 +9,11 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.platform import Platform
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.base import Source
+from lazyfs.source.http.retry import RetryPolicy
+from lazyfs.source.http.settings import SourceSettings
 from lazyfs.source.image import FoundImage, find_image
 from lazyfs.source.open import open_registry
-from lazyfs.source.registry import RegistrySource
-from lazyfs.source.retry import RetryPolicy
-from lazyfs.source.settings import SourceSettings
+from lazyfs.source.registry.source import RegistrySource
 from tests.support.registry import Registry
 
 QUICK = RetryPolicy(retries=3, first_delay_s=0.001, most_delay_s=0.002, most_retry_after_s=0.005)

@@ -1,0 +1,1 @@
+"""Starts: what they touch first, recorded, packed, and brought before it is asked for."""

@@ -1,0 +1,1 @@
+"""Looking inside images without a mount: listing, comparing, copying out, software found."""

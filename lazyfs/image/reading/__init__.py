@@ -1,0 +1,1 @@
+"""The read path: layers whose missing spans are fetched when somebody reads them."""

@@ -1,0 +1,1 @@
+"""Who may bring an index, which images may be opened, and who signed what."""

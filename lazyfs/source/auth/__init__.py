@@ -1,0 +1,1 @@
+"""Credentials: where users and the kubelet keep them."""

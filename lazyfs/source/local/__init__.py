@@ -1,0 +1,1 @@
+"""Sources on disk: OCI layouts, archives, containerd's content store."""

@@ -1,0 +1,1 @@
+"""Pushing to registries: blobs, images, artifacts, tags."""

@@ -1,0 +1,1 @@
+"""Registries as sources: tokens, mirrors, ranges of blobs, referrers."""
