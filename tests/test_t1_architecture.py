@@ -77,7 +77,7 @@ RULES = Rules(
     },
     environment=(
         *("lazyfs.api", "lazyfs.assembly", "lazyfs.config", "lazyfs.daemon", "lazyfs.cli"),
-        *("lazyfs.service.keeper", "lazyfs.service.worker", "indexer.__main__", "demo"),
+        *("lazyfs.service.survival.keeper", "lazyfs.service.worker", "indexer.__main__", "demo"),
     ),
     max_lines=450,
 )

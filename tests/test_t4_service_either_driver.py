@@ -10,7 +10,7 @@ import pytest
 from lazyfs.errors import AlreadyMounted, LazyfsError, MountError, NotFound
 from lazyfs.mount.syscalls import MountRefused
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.either_driver import FirstThatWorks
+from lazyfs.service.drivers.either import FirstThatWorks
 from lazyfs.service.ledger import Entry
 
 ENTRY = Entry("name", ChainOrder("app", "", 1, "sha256:" + "1" * 64, ""))

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from lazyfs.flock import try_flock
-from lazyfs.service import descriptors, handover
+from lazyfs.service.survival import descriptors, handover
 from tests.support.crash import child, lines, stop
 
 ORPHAN = """
     import os, sys
     from pathlib import Path
     from lazyfs.flock import try_flock
-    from lazyfs.service import handover
+    from lazyfs.service.survival import handover
 
     root = Path(sys.argv[1])
     assert try_flock(os.open(root / "lock", os.O_RDWR | os.O_CREAT))

@@ -23,11 +23,11 @@ from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains
 from lazyfs.service.content import Content
 from lazyfs.service.images import Images
-from lazyfs.service.layer_stock import LayerStock, LazyStoredLayer
+from lazyfs.service.layer_store.raw_blobs import BlobReader, RawBlobs
+from lazyfs.service.layer_store.shifted import ShiftedMounts
+from lazyfs.service.layer_store.stock import LayerStock, LazyStoredLayer
 from lazyfs.service.ledger import Entry
-from lazyfs.service.raw_blobs import BlobReader, RawBlobs
-from lazyfs.service.shifted import ShiftedMounts
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 from tests.support.images import build_image, build_image_from_layers, compress
 from tests.support.published import index_of, put
 from tests.support.registry import Registry

@@ -17,14 +17,14 @@ from indexer.errors import FormatError
 from lazyfs.errors import BadReference, CacheError, LazyfsError, NotFound
 from lazyfs.mount.tuning import ReadAheadKnob
 from lazyfs.oci.chain import ChainOrder, chain_name
-from lazyfs.service import descriptors
-from lazyfs.service.fuse_driver import FuseDriver
+from lazyfs.service.drivers.fuse import FuseDriver
 from lazyfs.service.ledger import Entry, Ledger, SavedFile, SavedSession, SavedTree, State
 from lazyfs.service.pool import Pool
 from lazyfs.service.protocol import MAX_LAYERS, decoded, encoded, order_fields, parse_order
 from lazyfs.service.returning import Returning
 from lazyfs.service.scribe import Scribe
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival import descriptors
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.service.tree import OpenTree
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda data: f"sha256:{data.hex()}")

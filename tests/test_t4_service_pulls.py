@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from lazyfs.errors import BadReference
-from lazyfs.service import descriptors
 from lazyfs.service.pulls import PullCredentials
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival import descriptors
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.source.auth.credentials import Credentials
 
 IMAGE = "registry.example/team/app:1"

@@ -12,7 +12,7 @@ import trio
 
 from lazyfs.errors import MountError
 from lazyfs.mount.requesters import container_namespace
-from lazyfs.service.shifted import ShiftedMounts
+from lazyfs.service.layer_store.shifted import ShiftedMounts
 from tests.support.mount_server import file, mounted, write_image
 from tests.support.mounts import mounts_below
 

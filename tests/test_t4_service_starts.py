@@ -23,7 +23,7 @@ from lazyfs.service.content import Content
 from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 from tests.support.elf import elf
 from tests.support.foreign_images import foreign_image

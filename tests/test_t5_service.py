@@ -14,7 +14,7 @@ import trio
 
 from lazyfs.errors import BadReference, MountError, NotFound
 from lazyfs.oci.chain import ChainOrder
-from lazyfs.service.handover import is_locked
+from lazyfs.service.survival.handover import is_locked
 from tests.support.images import build_image
 from tests.support.lab_registry import docker_registry
 from tests.support.mount_server import wait_until

@@ -20,8 +20,8 @@ from lazyfs.daemon import run_until_signal
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log
 from lazyfs.metrics import serve_metrics
-from lazyfs.service import descriptors
 from lazyfs.service.client import ServiceClient
+from lazyfs.service.survival import descriptors
 from lazyfs.snapshotter.image_service import serving_images
 from lazyfs.snapshotter.metrics import SnapshotterCounts
 from lazyfs.snapshotter.run import run_snapshotter

@@ -11,12 +11,12 @@ from lazyfs.assembly import fetch_settings
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.mount.forest import Forest
-from lazyfs.service.fuse_driver import FuseDriver
-from lazyfs.service.heritage import Heritage
+from lazyfs.service.drivers.fuse import FuseDriver
 from lazyfs.service.images import Images
 from lazyfs.service.layers import Layers
 from lazyfs.service.starts import Starts
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.heritage import Heritage
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.service.tree import Trees
 from lazyfs.source.auth.credentials import CredentialsProvider
 

@@ -28,22 +28,22 @@ from lazyfs.mount.mounts import read_mount_table
 from lazyfs.service.chains import Chains, Driver
 from lazyfs.service.content import Content
 from lazyfs.service.desk import Desk
-from lazyfs.service.either_driver import FirstThatWorks
-from lazyfs.service.erofs_driver import ErofsDriver
-from lazyfs.service.forest_front import ForestFront, connect_forest
-from lazyfs.service.heritage import Heritage, inherit, take_down_rest
+from lazyfs.service.drivers.either import FirstThatWorks
+from lazyfs.service.drivers.erofs import ErofsDriver
+from lazyfs.service.drivers.forest_front import ForestFront, connect_forest
 from lazyfs.service.indexing import IndexQueue
-from lazyfs.service.kept_session import Connection
-from lazyfs.service.layer_stock import LayerStock
+from lazyfs.service.layer_store.front import StoreFront, take_down_store
+from lazyfs.service.layer_store.raw_blobs import RawBlobs
+from lazyfs.service.layer_store.shifted import ShiftedMounts
+from lazyfs.service.layer_store.stock import LayerStock
 from lazyfs.service.ledger import Ledger, State
 from lazyfs.service.options import ServiceOptions
 from lazyfs.service.pulls import PullCredentials
-from lazyfs.service.raw_blobs import RawBlobs
 from lazyfs.service.scribe import Scribe
 from lazyfs.service.server import answer_questions, keep, listening
-from lazyfs.service.shifted import ShiftedMounts
-from lazyfs.service.store_front import StoreFront, take_down_store
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.heritage import Heritage, inherit, take_down_rest
+from lazyfs.service.survival.kept_session import Connection
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.source.open import get_ready
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from indexer.errors import FormatError
 from lazyfs.errors import BadReference
 from lazyfs.oci.json_fields import Fields
 from lazyfs.oci.reference import parse_reference
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.source.auth.credentials import Credentials, credentials_of_entry, normal_key
 from lazyfs.source.auth.given import GivenCredentials
 

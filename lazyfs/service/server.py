@@ -21,7 +21,7 @@ from lazyfs.errors import BadReference, LazyfsError, MountError
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.printable import one_line
 from lazyfs.service.protocol import MAX_LINE, decoded, encoded
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.unix_sockets import is_ours
 
 _log = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log
 from lazyfs.printable import one_line
-from lazyfs.service import descriptors, handover
 from lazyfs.service.daemon import run_service
-from lazyfs.service.keeper import SIGNALS
 from lazyfs.service.options import ServiceOptions, decode_options
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival import descriptors, handover
+from lazyfs.service.survival.keeper import SIGNALS
+from lazyfs.service.survival.supervisor import Supervisor
 
 _log = logging.getLogger("lazyfs.service.worker")  # also as a program
 

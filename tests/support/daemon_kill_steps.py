@@ -43,7 +43,9 @@ def install() -> None:
     """Put the steps into the modules, in the daemon's own process."""
     if "lazyfs.service.worker" not in sys.orig_argv:
         return
-    from lazyfs.service import chains, erofs_driver, fuse_driver, ledger
+    from lazyfs.service import chains, ledger
+    from lazyfs.service.drivers import erofs as erofs_driver
+    from lazyfs.service.drivers import fuse as fuse_driver
 
     put_steps(
         Path(os.environ[VARIABLE]),

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from lazyfs.service import descriptors
+from lazyfs.service.survival import descriptors
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import trio
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.store_answers import StoreAnswers
-from lazyfs.service.kept_session import Connection, KeptSession, new_connection
-from lazyfs.service.layer_stock import LayerStock
+from lazyfs.service.layer_store.stock import LayerStock
 from lazyfs.service.ledger import SavedStore
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.kept_session import Connection, KeptSession, new_connection
+from lazyfs.service.survival.supervisor import Supervisor
 
 _KIND: Final = "store"
 

@@ -8,10 +8,10 @@ from lazyfs.errors import MountError
 from lazyfs.mount.drivers import why_not_erofs
 from lazyfs.mount.forest import Forest
 from lazyfs.mount.forest_answers import ForestAnswers
-from lazyfs.service.kept_session import Connection, KeptSession, new_connection
 from lazyfs.service.ledger import SavedSession
 from lazyfs.service.options import ServiceOptions
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.kept_session import Connection, KeptSession, new_connection
+from lazyfs.service.survival.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.storage_layer import claimed_size, layer_by_digest, layer_by_toc
 from lazyfs.service.chains import Chains
 from lazyfs.service.images import Images, OpenImage
-from lazyfs.service.raw_blobs import BlobReader, RawBlobs
-from lazyfs.service.shifted import ShiftedMounts
+from lazyfs.service.layer_store.raw_blobs import BlobReader, RawBlobs
+from lazyfs.service.layer_store.shifted import ShiftedMounts
 from lazyfs.service.starts import Starts
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The process that keeps what must not die with the daemon: its descriptors. It knows not what they are.
 
-    python -m lazyfs.service.keeper DESCRIPTOR     of a file with what the daemon is to do
+    python -m lazyfs.service.survival.keeper DESCRIPTOR     of a file with what the daemon is to do
 
 It starts the daemon as its child, holds what that has stored (`descriptors`), and when the child dies without
 having been told to, starts another that gets all of it. Small on purpose: nothing here can fail for a reason
@@ -28,8 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lazyfs.service import descriptors, handover
-from lazyfs.service.descriptors import Message
+from lazyfs.service.survival import descriptors, handover
+from lazyfs.service.survival.descriptors import Message
 
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 10.0

@@ -31,7 +31,7 @@ from lazyfs.mount.wire_init import InitFlag
 from lazyfs.service.chains import NoteDevices, make_mount_point, unmounted_at_end
 from lazyfs.service.layers import Layers, ShownLayer
 from lazyfs.service.ledger import Entry, SavedTree, path_saved
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 from lazyfs.service.tree import OpenTree, Trees
 
 _log = logging.getLogger(__name__)

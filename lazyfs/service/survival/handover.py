@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.flock import holder_of, try_flock
-from lazyfs.service import descriptors
-from lazyfs.service.descriptors import Message
+from lazyfs.service.survival import descriptors
+from lazyfs.service.survival.descriptors import Message
 from lazyfs.unix_sockets import is_ours, short_name
 
 _SOCKET: Final = "handover"

@@ -10,11 +10,11 @@ from pathlib import Path
 from lazyfs.mount.forest import ROOT
 from lazyfs.mount.forest_mount import take_down
 from lazyfs.mount.mounts import Mount, read_mount_table
-from lazyfs.service.fuse_driver import InheritedTree, inherited_trees
-from lazyfs.service.kept_session import Connection, inherited_connection
+from lazyfs.service.drivers.fuse import InheritedTree, inherited_trees
 from lazyfs.service.ledger import Entry, SavedFile, State
 from lazyfs.service.options import ServiceOptions
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.kept_session import Connection, inherited_connection
+from lazyfs.service.survival.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lazyfs.mount.fuse_mount import MountOptions, attach, check_mount_point, con
 from lazyfs.mount.raw_session import RawSession
 from lazyfs.mount.wire_init import InitFlag
 from lazyfs.service.ledger import SavedSession
-from lazyfs.service.supervisor import Supervisor
+from lazyfs.service.survival.supervisor import Supervisor
 
 _SETTLED_S: Final = 10.0
 

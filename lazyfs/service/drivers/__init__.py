@@ -1,0 +1,1 @@
+"""How trees are mounted for containers: by EROFS, by FUSE, or as works here."""
