@@ -17,9 +17,9 @@ from typing import Final, Self
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root, sha256_digest
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
-from indexer.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded, most_compressed
-from indexer.spans import SNIFF_SIZE, make_scanner, sniff
-from indexer.tar_stream import TarParser
+from indexer.spans.by_compression import SNIFF_SIZE, make_scanner, sniff
+from indexer.spans.scan import MIN_SPAN_SIZE, Checkpoint, Limits, Scanner, bounded, most_compressed
+from indexer.tar.stream import TarParser
 from indexer.toc import AddressSpace, Compression, Entry, Span, SpanTable, Toc, TocHeader
 from indexer.toc_codec import WindowCompressor
 

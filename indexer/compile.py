@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from indexer.difference import layers_alone
 from indexer.digest import digest_hex
-from indexer.erofs_format import LAYOUT_VERSION, Device
-from indexer.erofs_write import write_image
+from indexer.erofs.format import LAYOUT_VERSION, Device
+from indexer.erofs.write import write_image
 from indexer.merge import merge
 from indexer.toc_codec import TocHead
 from indexer.tree import Node, number_layers

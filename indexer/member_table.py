@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from indexer.columns import ColumnReader, pack
 from indexer.errors import FormatError, LimitExceeded
-from indexer.tar_header import MAX_PATH
+from indexer.tar.header import MAX_PATH
 from indexer.toc import BLOCK_SIZE, Kind, Member, round_to_block
 
 _MAX_SIZE: Final = 1 << 62

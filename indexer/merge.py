@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from indexer.errors import FormatError, LimitExceeded
-from indexer.tar_pax import check_xattrs
+from indexer.tar.pax import check_xattrs
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node, count_links, new_directory
 

@@ -35,7 +35,7 @@ from indexer.member_table import (
     decode_ranges,
     encode_members,
 )
-from indexer.scan import most_compressed
+from indexer.spans.scan import most_compressed
 from indexer.toc import (
     AddressSpace,
     Compression,

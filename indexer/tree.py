@@ -1,4 +1,4 @@
-"""The merged tree of an image: what `merge` makes and `erofs_write` compiles."""
+"""The merged tree of an image: what `merge` makes and `erofs.write` compiles."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from indexer.errors import IndexerError
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, ConfigError, NotFound

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from indexer.compile import alone_key, compile_alone, image_key
 from indexer.difference import OPAQUE_XATTR, layers_alone
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.errors import FormatError, LimitExceeded
 from indexer.merge import merge
 from indexer.toc import Kind, Member

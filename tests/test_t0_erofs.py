@@ -7,11 +7,11 @@ from stat import S_ISDIR, S_ISLNK
 import pytest
 from hypothesis import given, settings
 
-from indexer import erofs_format as erofs
-from indexer.erofs_format import Device
-from indexer.erofs_layout import storable_xattrs
-from indexer.erofs_read import MetadataImage
-from indexer.erofs_write import write_image
+from indexer.erofs import format as erofs
+from indexer.erofs.format import Device
+from indexer.erofs.layout import storable_xattrs
+from indexer.erofs.read import MetadataImage
+from indexer.erofs.write import write_image
 from indexer.errors import FormatError, LimitExceeded
 from indexer.merge import merge
 from indexer.toc import Kind, Member

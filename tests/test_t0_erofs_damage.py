@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import erofs_format as erofs
-from indexer.erofs_read import MetadataImage
+from indexer.erofs import format as erofs
+from indexer.erofs.read import MetadataImage
 from indexer.errors import FormatError
 from indexer.toc import Kind, Member
 from tests.support.erofs_images import LINKS, compiled, file

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from indexer import erofs_format as erofs
-from indexer.erofs_format import Device
-from indexer.erofs_read import MetadataImage
+from indexer.erofs import format as erofs
+from indexer.erofs.format import Device
+from indexer.erofs.read import MetadataImage
 from indexer.merge import merge
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH

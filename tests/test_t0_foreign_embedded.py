@@ -13,7 +13,7 @@ from indexer.foreign.landmark import prioritised
 from indexer.foreign.packed import MAX_SHARING
 from indexer.foreign.place import Form
 from indexer.foreign.zstd_chunked import place_from_annotation
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import AddressSpace, Entry, Proof, SpanTable, Toc
 from indexer.toc_codec import decode_head, encode_toc
 from tests.support.foreign_layers import (

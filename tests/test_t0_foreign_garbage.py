@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from indexer.errors import IndexerError
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc_codec import decode_head, encode_toc
 from tests.fuzz.foreign import run
 from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, write_layer

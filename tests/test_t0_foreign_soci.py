@@ -16,7 +16,7 @@ from indexer.foreign.facts import MAX_SPAN, BlobFacts
 from indexer.foreign.flatbuffer import FlatBuffer
 from indexer.foreign.gzip_zinfo import parse_zinfo
 from indexer.foreign.soci import Ztoc, read_ztoc
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import AddressSpace, Compression, Entry, Proof
 from indexer.toc_codec import decode_head, decompress_window, encode_toc
 from tests.support.foreign_layers import MIXED

@@ -5,7 +5,7 @@ from hypothesis import event, given, settings
 
 from indexer.errors import FormatError, LimitExceeded
 from indexer.merge import merge
-from indexer.tar_pax import MAX_XATTRS
+from indexer.tar.pax import MAX_XATTRS
 from indexer.toc import Kind, Member
 from indexer.tree import MAX_DEPTH, Node
 from tests.support.members import directory, file, hardlink, opaque, symlink, whiteout

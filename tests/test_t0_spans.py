@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import deflate_resume, libz
 from indexer.build import LayerBuilder
 from indexer.digest import content_digest
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
-from indexer.scan import Limits
-from indexer.spans import sniff
+from indexer.spans import deflate_resume, libz
+from indexer.spans.by_compression import sniff
+from indexer.spans.scan import Limits
 from indexer.toc import Compression, Entry
 from indexer.toc_codec import decompress_window
 from tests.support.layers import ENCODINGS, build, digest_of, gzip_layer, gzip_with_fields, zstd_frame

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import FormatError
-from indexer.tar_header import clean_path, read_number
-from indexer.tar_stream import TarParser
+from indexer.tar.header import clean_path, read_number
+from indexer.tar.stream import TarParser
 from indexer.toc import Extent, Kind, Member
 from tests.support import tars
 from tests.support.tar_reading import content, parse, pieces_of

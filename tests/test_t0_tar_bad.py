@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import tar_stream
 from indexer.errors import FormatError, IndexerError, LimitExceeded, Unsupported
-from indexer.tar_stream import TarParser
+from indexer.tar import stream as tar_stream
+from indexer.tar.stream import TarParser
 from indexer.toc import Kind, tail_start
 from tests.support.tar_reading import content, parse, pieces_of
 from tests.support.tars import (

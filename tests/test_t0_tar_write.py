@@ -7,7 +7,7 @@ import tarfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.tar_write import END, header
+from indexer.tar.write import END, header
 from indexer.toc import Kind, Member
 from tests.support.tar_reading import parse
 from tests.support.trees import tree_members

@@ -13,7 +13,7 @@ from indexer.digest import digest_hex, leaf_count, leaf_digests, merkle_root
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
 from indexer.leaf_proofs import SpanProof, SpanTree
 from indexer.member_table import check_path, decode_members, decode_owners, decode_ranges, encode_members
-from indexer.tar_header import MAX_PATH
+from indexer.tar.header import MAX_PATH
 from indexer.toc import (
     AddressSpace,
     Compression,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.errors import FormatError
 from lazyfs.image.image import Image
 from lazyfs.image.inside.browse import entry_at

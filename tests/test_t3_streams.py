@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import FormatError
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
 from indexer.toc import SpanTable
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import RangeRefused, Unreachable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.toc import Kind
 from lazyfs.errors import MountError
 from lazyfs.mount.fuse_mount import check_mount_point

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.erofs_read import Inode
+from indexer.erofs.read import Inode
 from lazyfs.mount import wire, wire_init
 from lazyfs.mount.wire import Header, NotifyCode, Opcode, OpenFlag, WireError
 from lazyfs.mount.wire_init import InitFlag

@@ -9,7 +9,7 @@ from indexer.foreign.facts import BlobFacts
 from indexer.foreign.json_listing import LANDMARKS, read_listing
 from indexer.foreign.packed import packed_toc
 from indexer.foreign.place import Form, TocPlace
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import Compression, Toc
 
 TAIL_SIZE: Final = max(estargz.FOOTER_SIZE, zstd_chunked.FOOTER_SIZE)

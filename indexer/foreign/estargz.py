@@ -16,7 +16,7 @@ from typing import Final
 from indexer.errors import FormatError, LimitExceeded
 from indexer.foreign.json_entries import MAX_TOC
 from indexer.foreign.place import Form, TocPlace, checked_place
-from indexer.tar_header import read_header
+from indexer.tar.header import read_header
 from indexer.toc import BLOCK_SIZE
 
 FOOTER_SIZE: Final = 51

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, LimitExceeded
-from indexer.tar_header import MAX_PATH, clean_path
+from indexer.tar.header import MAX_PATH, clean_path
 from indexer.toc import Kind, Member
 
 MAX_SPAN: Final = 64 << 20

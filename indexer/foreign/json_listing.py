@@ -20,7 +20,7 @@ from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.foreign.facts import kind_of, make_member
 from indexer.foreign.json_entries import read_entries
 from indexer.foreign.times import time_ns
-from indexer.tar_pax import check_xattrs
+from indexer.tar.pax import check_xattrs
 from indexer.toc import Kind, Member
 
 PREFETCH_LANDMARK: Final = b".prefetch.landmark"

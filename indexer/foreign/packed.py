@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from indexer.errors import FormatError, Unsupported
 from indexer.foreign.facts import MAX_SPAN, NO_WINDOWS, BlobFacts
 from indexer.foreign.json_listing import LANDMARK, LANDMARK_DIGEST, Chunk, Content, Listing
-from indexer.scan import Limits, bounded
+from indexer.spans.scan import Limits, bounded
 from indexer.toc import (
     BLOCK_SIZE,
     AddressSpace,

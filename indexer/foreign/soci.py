@@ -17,8 +17,8 @@ from indexer.foreign.facts import MAX_SPAN, BlobFacts, kind_of, make_member
 from indexer.foreign.flatbuffer import FlatBuffer, Table
 from indexer.foreign.gzip_zinfo import MAX_CHECKPOINTS, Checkpoint, parse_zinfo
 from indexer.foreign.times import time_ns
-from indexer.scan import Limits, bounded
-from indexer.tar_pax import read_xattrs
+from indexer.spans.scan import Limits, bounded
+from indexer.tar.pax import read_xattrs
 from indexer.toc import (
     BLOCK_SIZE,
     AddressSpace,

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 import zstandard
 
 from indexer.build import DEFAULT_SPAN_SIZE
-from indexer.tar_write import END, header
+from indexer.tar.write import END, header
 from indexer.toc import BLOCK_SIZE
 from lazyfs.container.upper import UpperMember
 from lazyfs.errors import ContainerError

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from indexer.tar_header import MAX_PATH
+from indexer.tar.header import MAX_PATH
 from indexer.toc import Kind, Member
 from lazyfs.errors import ContainerError
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import trio
 
 from indexer.boot_pack import PackLayer
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.errors import IndexerError
 from indexer.toc import Span
 from lazyfs.cache.cache import Cache

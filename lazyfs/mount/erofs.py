@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from lazyfs.errors import MountError
 from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.forest import Forest, VirtualFile

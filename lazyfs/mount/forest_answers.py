@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from indexer.erofs_read import Inode
+from indexer.erofs.read import Inode
 from lazyfs.mount import wire
 from lazyfs.mount.answers import Answers, Data, Handler, Later
 from lazyfs.mount.contents import Contents

@@ -29,7 +29,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import trio
 
-from indexer.erofs_read import Inode
+from indexer.erofs.read import Inode
 from indexer.errors import IndexerError
 from indexer.tree import MAX_NAME
 from lazyfs.errors import BadReference, NotFound

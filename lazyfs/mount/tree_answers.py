@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from indexer.erofs_read import Inode, MetadataImage
+from indexer.erofs.read import Inode, MetadataImage
 from indexer.toc import BLOCK_SIZE
 from indexer.tree import MAX_NAME
 from lazyfs.mount import wire

@@ -9,7 +9,7 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
-from indexer.erofs_read import Inode
+from indexer.erofs.read import Inode
 
 ROOT_ID: Final = 1
 """The nodeid of the root directory."""

@@ -20,8 +20,8 @@ from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
 from indexer.foreign.soci import read_ztoc
 from indexer.foreign.zstd_chunked import place_from_annotation
-from indexer.scan import Limits
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
+from indexer.spans.scan import Limits
 from indexer.toc import Toc
 from indexer.toc_codec import decode_head, decompress_window, encode_toc
 from tests.support.foreign_layers import DIALECTS, LIVING, MIXED, write_layer

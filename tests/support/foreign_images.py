@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.digest import sha256_digest
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from lazyfs.cache.cache import Cache
 from lazyfs.image.image import Image, open_image
 from lazyfs.image.indexes.foreign import ForeignIndexes

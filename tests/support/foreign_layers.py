@@ -17,7 +17,7 @@ from typing import Any
 
 import zstandard
 
-from indexer.tar_stream import TarParser
+from indexer.tar.stream import TarParser
 from indexer.toc import Kind, Member
 from tests.support.tars import (
     block,

@@ -4,8 +4,8 @@ from hashlib import sha256
 
 from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
-from indexer.scan import Limits
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
+from indexer.spans.scan import Limits
 from indexer.toc import Toc
 from tests.support.foreign_layers import STARGZ, ForeignLayer
 

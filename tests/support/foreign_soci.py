@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import flatbuffers
 
-from indexer.tar_stream import TarParser
+from indexer.tar.stream import TarParser
 from indexer.toc import Entry, Kind, Member
 from tests.support.foreign_layers import TYPES, rfc3339
 from tests.support.layers import build

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.compile import compile_image
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.image.image import Image
 from lazyfs.image.indexes.indexing import IndexedLayer

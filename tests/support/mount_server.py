@@ -23,9 +23,9 @@ from typing import Literal
 
 import trio
 
-from indexer import erofs_write
-from indexer.erofs_format import Device
-from indexer.erofs_read import MetadataImage
+from indexer.erofs import write as erofs_write
+from indexer.erofs.format import Device
+from indexer.erofs.read import MetadataImage
 from indexer.errors import DigestMismatch
 from indexer.merge import merge
 from indexer.toc import Kind, Member

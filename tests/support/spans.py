@@ -4,7 +4,7 @@ import random
 from typing import TypedDict
 
 from indexer.digest import content_digest, leaf_count, leaf_digests, merkle_root
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
 from indexer.toc import Entry, Span, SpanTable
 
 LAYER = "sha256:" + "1" * 64

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import pairwise
 
-from indexer.tar_stream import TarParser
+from indexer.tar.stream import TarParser
 from indexer.toc import Member
 
 

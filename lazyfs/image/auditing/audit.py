@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root
 from indexer.errors import IndexerError, LimitExceeded
-from indexer.tar_stream import TarParser
+from indexer.tar.stream import TarParser
 from indexer.toc import Extent, Member, Proof, Span, SpanTable
 from indexer.toc_codec import TocHead
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from indexer.build import LayerBuilder
 from indexer.foreign.json_listing import LANDMARKS
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import Kind, Member
 from indexer.toc_codec import TocHead
 from lazyfs.image.auditing.audit import Audit, compare_members, whole_seconds

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from indexer.errors import FormatError, IndexerError
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
+from indexer.spans.zstd import FrameReader
 from indexer.toc import Entry, Span, SpanTable
 from indexer.toc_codec import decompress_window
-from indexer.zstd_spans import FrameReader
 
 _PIECE = 1 << 20
 _MOST_OVERLAP = 4  # times the blob's bytes that all spans together may want

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import AddressSpace
 from indexer.toc_codec import TocHead
 from lazyfs.cache.cache import Cache

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from indexer.errors import IndexerError
 from indexer.executable import Needs, needs_of
 from lazyfs.errors import CacheError, LazyfsError

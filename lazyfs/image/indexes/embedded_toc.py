@@ -20,7 +20,7 @@ from indexer.foreign.embedded import TAIL_SIZE, Promise, find_toc, read_toc
 from indexer.foreign.facts import BlobFacts
 from indexer.foreign.place import TocPlace
 from indexer.foreign.zstd_chunked import place_from_annotation
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import Toc
 from lazyfs.oci.descriptor import Descriptor, readable_digest
 from lazyfs.source.base import Blob

@@ -17,7 +17,7 @@ import trio
 from indexer.build import BuiltToc
 from indexer.digest import digest_hex
 from indexer.errors import IndexerError, Unsupported
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc import AddressSpace, Compression, Toc
 from indexer.toc_codec import decode_head, encode_toc
 from lazyfs.cache.cache import Cache

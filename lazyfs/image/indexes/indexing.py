@@ -15,7 +15,7 @@ import trio
 
 from indexer.build import DEFAULT_SPAN_SIZE, BuiltToc, LayerBuilder
 from indexer.errors import IndexerError
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from indexer.toc_codec import TocHead, decode_head, encode_toc
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.filling import Filling

@@ -15,7 +15,7 @@ from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.foreign.facts import BlobFacts
 from indexer.foreign.gzip_zinfo import PLAIN_HEADER
 from indexer.foreign.soci import MAX_ZTOC, read_ztoc
-from indexer.scan import Limits
+from indexer.spans.scan import Limits
 from lazyfs.oci.descriptor import Descriptor, readable_digest
 from lazyfs.oci.manifest import Manifest, parse_manifest
 from lazyfs.oci.media_types import OCI_MANIFEST

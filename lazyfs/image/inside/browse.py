@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from indexer.erofs_format import ROOT_NID
-from indexer.erofs_read import Inode, MetadataImage
+from indexer.erofs.format import ROOT_NID
+from indexer.erofs.read import Inode, MetadataImage
 from lazyfs.errors import NotFound
 
 _MAGIC: Final = re.compile(rb"[*?\[]")

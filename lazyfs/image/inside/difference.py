@@ -13,7 +13,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from indexer.erofs_read import MetadataImage
+from indexer.erofs.read import MetadataImage
 from lazyfs.errors import NotFound
 from lazyfs.image.image import Image
 from lazyfs.image.inside.browse import Entry, children, entry_at

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from indexer.erofs_read import Inode
+from indexer.erofs.read import Inode
 from lazyfs.errors import WrongKind
 from lazyfs.image.image import Image
 from lazyfs.image.inside.browse import Entry, children

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
-from indexer.tar_write import END, RECORD_SIZE, header
+from indexer.tar.write import END, RECORD_SIZE, header
 from indexer.toc import BLOCK_SIZE, Kind, Member
 from lazyfs.image.image import Image
 from lazyfs.image.inside.browse import Entry, below, entry_at

@@ -18,7 +18,7 @@ from typing import Final, Self
 import trio
 
 from indexer.errors import IndexerError
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
 from indexer.toc import Entry, Span, SpanTable
 from indexer.toc_codec import decompress_window
 from lazyfs.cache.layer_entry import LayerEntry

@@ -13,8 +13,8 @@ from typing import Final
 
 import trio
 
+from indexer.spans.zstd import FrameReader
 from indexer.toc import Span
-from indexer.zstd_spans import FrameReader
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.errors import RangeRefused
 from lazyfs.image.reading.landing import Landings

@@ -5,8 +5,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
+from indexer.spans.zstd import FrameReader
 from indexer.toc import Entry, Proof, Span
-from indexer.zstd_spans import FrameReader
 
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 

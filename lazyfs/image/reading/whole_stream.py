@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from indexer.spans import read_spans
+from indexer.spans.by_compression import read_spans
 from indexer.toc import Entry, Span, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.reading.landing import Landings

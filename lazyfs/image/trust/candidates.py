@@ -1,4 +1,4 @@
-"""Which of the artifacts beside an image count, as `trust` says."""
+"""Which of the artifacts beside an image count, as `demands` has it."""
 
 import logging
 from collections.abc import Sequence

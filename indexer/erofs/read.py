@@ -1,6 +1,6 @@
 """Read a metadata image where it lies: nothing is loaded, a look-up touches only the blocks it needs.
 
-Only images as `erofs_write` makes them are read. Whatever else comes raises FormatError; every offset is
+Only images as `write` makes them are read. Whatever else comes raises FormatError; every offset is
 checked before it is used.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from stat import S_ISDIR, S_ISLNK
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from indexer import erofs_directory
-from indexer import erofs_format as erofs
-from indexer.erofs_directory import DIRENT_SIZE
-from indexer.erofs_format import BLOCK, SLOT, Device
+from indexer.erofs import directory
+from indexer.erofs import format as erofs
+from indexer.erofs.directory import DIRENT_SIZE
+from indexer.erofs.format import BLOCK, SLOT, Device
 from indexer.errors import FormatError
 from indexer.tree import MAX_DEPTH
 
@@ -158,11 +158,11 @@ class MetadataImage:
         low, high = 0, data[1] - 1
         while low < high:
             middle = (low + high + 1) >> 1
-            if erofs_directory.first_name(self._block(data, middle)) <= name:
+            if directory.first_name(self._block(data, middle)) <= name:
                 low = middle
             else:
                 high = middle - 1
-        return erofs_directory.find(self._block(data, low), name)
+        return directory.find(self._block(data, low), name)
 
     def entries(self, directory_nid: int, cookie: int = 0) -> Iterator[tuple[bytes, int, int]]:
         """(name, nid, next cookie) of a directory's entries in the order of names, without "." and "..".
@@ -175,7 +175,7 @@ class MetadataImage:
         first, skipped = divmod(max(cookie, 0), BLOCK)
         skipped //= DIRENT_SIZE
         for number in range(first, data[1]):
-            entries = erofs_directory.parse(self._block(data, number))
+            entries = directory.parse(self._block(data, number))
             next_cookie = number * BLOCK + skipped * DIRENT_SIZE
             for name, nid in entries[skipped:]:
                 next_cookie += DIRENT_SIZE

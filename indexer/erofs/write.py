@@ -1,6 +1,6 @@
-"""A merged tree becomes an EROFS image without contents: `erofs_format` has the layout.
+"""A merged tree becomes an EROFS image without contents: `format` has the layout.
 
-Two passes over the tree: `erofs_layout` gives every inode its place, then this writes from front to back.
+Two passes over the tree: `layout` gives every inode its place, then this writes from front to back.
 Between them stand, per inode, a reference and, per directory, its names in order; the image itself is
 never in memory.
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import BinaryIO, Final
 
-from indexer import erofs_format as erofs
-from indexer.erofs_format import BLOCK, SLOT, Device
-from indexer.erofs_layout import Directory, Plan, Shape, plan_image
+from indexer.erofs import format as erofs
+from indexer.erofs.format import BLOCK, SLOT, Device
+from indexer.erofs.layout import Directory, Plan, Shape, plan_image
 from indexer.errors import FormatError, LimitExceeded
 from indexer.toc import Kind
 from indexer.tree import Node

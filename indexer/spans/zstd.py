@@ -14,8 +14,8 @@ from typing import Final
 import zstandard
 
 from indexer.errors import FormatError, LimitExceeded, Unsupported
-from indexer.scan import Checkpoint, Receiver
-from indexer.span_check import checked_content
+from indexer.spans.check import checked_content
+from indexer.spans.scan import Checkpoint, Receiver
 from indexer.toc import Entry, Proof, Span
 
 _FRAME_MAGIC: Final = 0xFD2FB528

@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from indexer import erofs_format as erofs
+from indexer.erofs import format as erofs
 from indexer.errors import FormatError
 
 DIRENT_SIZE: Final = erofs.DIRENT.size

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from indexer.errors import FormatError, LimitExceeded, Unsupported
-from indexer.raw_spans import RawScanner, read_raw
-from indexer.scan import Receiver, Scanner
-from indexer.span_check import check_compressed, checked_content
+from indexer.spans.check import check_compressed, checked_content
+from indexer.spans.raw import RawScanner, read_raw
+from indexer.spans.scan import Receiver, Scanner
 from indexer.toc import Compression, Entry, Span
 
 SNIFF_SIZE: Final = 512
@@ -39,10 +39,10 @@ def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -
     if compression is Compression.NONE:
         return RawScanner(receiver, span_size)
     if compression is Compression.GZIP:
-        from indexer.gzip_spans import GzipScanner  # noqa: PLC0415  # readers never need it
+        from indexer.spans.gzip_scan import GzipScanner  # noqa: PLC0415  # readers never need it
 
         return GzipScanner(receiver, span_size)
-    from indexer.zstd_spans import ZstdScanner  # noqa: PLC0415  # as above
+    from indexer.spans.zstd import ZstdScanner  # noqa: PLC0415  # as above
 
     return ZstdScanner(receiver, span_size)
 
@@ -86,11 +86,11 @@ def _decompress(first: Span, data: bytes | memoryview, window: bytes, size: int)
     if first.entry is Entry.RAW:
         return read_raw(data, size, first.compressed_start)
     if first.entry is Entry.ZSTD_FRAME:
-        from indexer.zstd_spans import decompress_frames  # noqa: PLC0415  # most mounts need one of the two
+        from indexer.spans.zstd import decompress_frames  # noqa: PLC0415  # most mounts need one of the two
 
         return decompress_frames(data, size, first.compressed_start)
     if not data:
         raise FormatError("no compressed bytes for a span", first.compressed_start)
-    from indexer.gzip_read import inflate  # noqa: PLC0415  # most mounts need one of the two
+    from indexer.spans.gzip_read import inflate  # noqa: PLC0415  # most mounts need one of the two
 
     return inflate(first, data, window, size)

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Final
 
 from indexer.errors import FormatError, LimitExceeded, Unsupported
-from indexer.tar_header import GNU_MAGIC, MAX_PATH, Header, clean_path, read_device, read_header, read_size
-from indexer.tar_pax import Records, parse_records, read_xattrs, record_number, record_time_ns
-from indexer.tar_sparse import (
+from indexer.tar.header import GNU_MAGIC, MAX_PATH, Header, clean_path, read_device, read_header, read_size
+from indexer.tar.pax import Records, parse_records, read_xattrs, record_number, record_time_ns
+from indexer.tar.sparse import (
     MapInBody,
     Piece,
     SparseBody,

@@ -14,12 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from indexer.errors import FormatError
-from indexer.libz import WINDOW_SIZE, BlockInflater
-from indexer.scan import Checkpoint, Receiver
+from indexer.spans.libz import WINDOW_SIZE, BlockInflater
+from indexer.spans.scan import Checkpoint, Receiver
 from indexer.toc import Entry
 
 if TYPE_CHECKING:
-    from indexer.gzip_windows import WindowSieve
+    from indexer.spans.gzip_windows import WindowSieve
 
 _BUFFER_SIZE: Final = WINDOW_SIZE + (512 << 10)
 _ZEROS: Final = re.compile(rb"\0*")
@@ -163,7 +163,7 @@ class GzipScanner:
     def _sparse(self, window: bytes, data: bytes, bits: int) -> bytes:
         """On the receiver's thread."""
         if self._sieve is None:
-            from indexer.gzip_windows import WindowSieve  # noqa: PLC0415  # numpy takes 0.1 s to import
+            from indexer.spans.gzip_windows import WindowSieve  # noqa: PLC0415  # numpy takes 0.1 s to import
 
             self._sieve = WindowSieve()
         return self._sieve.sparse(window, data, bits)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from indexer.errors import FormatError, LimitExceeded, Unsupported
-from indexer.tar_header import read_number
-from indexer.tar_pax import Records, parse_decimal, record_number
+from indexer.tar.header import read_number
+from indexer.tar.pax import Records, parse_decimal, record_number
 from indexer.toc import BLOCK_SIZE, Extent
 
 MAX_MAP: Final = 1 << 20

@@ -1,7 +1,7 @@
 """Spans of an uncompressed layer: equal pieces, entered anywhere."""
 
 from indexer.errors import FormatError
-from indexer.scan import Checkpoint, Receiver
+from indexer.spans.scan import Checkpoint, Receiver
 from indexer.toc import Entry
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from indexer.errors import FormatError
-from indexer.libz import WINDOW_SIZE, RawInflater
+from indexer.spans.libz import WINDOW_SIZE, RawInflater
 
 _POSITIONS: Final = np.arange(WINDOW_SIZE, dtype=np.uint16)
 _LOW: Final = (_POSITIONS & 0xFF).astype(np.uint8).tobytes()

@@ -1,6 +1,6 @@
 """A gzip span inflated from its checkpoint."""
 
-from indexer.deflate_resume import read_members, resume_members
+from indexer.spans.deflate_resume import read_members, resume_members
 from indexer.toc import Entry, Span
 
 

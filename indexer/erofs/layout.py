@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from indexer import erofs_format as erofs
-from indexer.erofs_format import BLOCK, SLOT
+from indexer.erofs import format as erofs
+from indexer.erofs.format import BLOCK, SLOT
 from indexer.errors import FormatError, LimitExceeded
 from indexer.toc import Kind
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node

@@ -1,0 +1,1 @@
+"""Spans: where a compressed layer can be entered, and how it is read from there."""

@@ -1,0 +1,1 @@
+"""Tar: a push parser, its dialects, and a writer."""
