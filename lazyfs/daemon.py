@@ -45,7 +45,7 @@ from lazyfs.mount.drivers import Served, serve_tree
 from lazyfs.mount.erofs import Tree
 from lazyfs.mount.fuse_mount import MountOptions, check_mount_point
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
-from lazyfs.mount_states import MountFacts, MountStates
+from lazyfs.mount_states import MountFacts, MountStates, drop_empty_log
 from lazyfs.oci.image_name import ImageName, anchored, parse_image
 from lazyfs.oci.platform import host_platform, rank
 
@@ -346,7 +346,7 @@ def main() -> int:
         pipe.report({"error": message_of(error), "code": code})
         return code
     finally:
-        _drop_empty(order.log_file)
+        drop_empty_log(1, order.log_file)
     return 0
 
 
@@ -371,15 +371,6 @@ def _redirect(log_file: str) -> None:
         fcntl.flock(target, fcntl.LOCK_SH)
         os.dup2(target, 2)
     os.close(target)
-
-
-def _drop_empty(log_file: str) -> None:
-    """A log that nothing was written to is no use to anybody, once nobody writes to it."""
-    if log_file:
-        with suppress(OSError):
-            fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(1).st_size:
-                Path(log_file).unlink()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ A mount's state is a directory named after its mount point, in a runtime directo
 with facts, and `control.sock`. A question is one line of JSON, `{"ask": "stats"}`; so is the answer.
 """
 
+import fcntl
 import json
 import os
 import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -158,6 +159,20 @@ class MountStates:
         state = self.path(Path(facts.mount_point))
         if _load(state) == facts:
             _remove(state)
+
+
+def drop_empty_log(log_fd: int, log_file: str) -> None:
+    """A log that nothing was written to is no use to anybody, once nobody writes to it.
+
+    Args:
+        log_fd: of the file, open; whoever writes to it has it locked shared.
+        log_file: its path; "" where there is none.
+    """
+    if log_file:
+        with suppress(OSError):
+            fcntl.flock(log_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(log_fd).st_size:
+                Path(log_file).unlink()
 
 
 def _remove(state: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_killed_daemon_leaves_a_mount_that_umount_cleans_up(driver, lazyfs, im
             (point / "d/f7").read_bytes()
     lazyfs("umount", point)
     assert not _mounted(point)
+    assert list((lazyfs.home / "run").iterdir()) == []  # the log was empty
     lazyfs("mount", "--driver", driver, image, point)
     assert (point / "d/f7").read_bytes() == CONTENT[7000:8000]
     lazyfs("umount", point)

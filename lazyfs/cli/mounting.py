@@ -21,7 +21,7 @@ from lazyfs.config import Config
 from lazyfs.errors import LazyfsError, MountError, NotMounted
 from lazyfs.exit_codes import exit_code, message_of
 from lazyfs.mount.mounts import Mount, mount_at, resolve_mount_point, unmount
-from lazyfs.mount_states import MountFacts, MountStates, runtime_directory
+from lazyfs.mount_states import MountFacts, MountStates, drop_empty_log, runtime_directory
 from lazyfs.oci.image_name import anchored, parse_image
 
 _DAEMON_END_S: Final = 60.0  # it makes durable what it fetched, on a disk that others use too
@@ -197,6 +197,8 @@ def _unmount(states: MountStates, directory: Path, *, lazy: bool) -> None:
     if not lazy:  # else it goes on until its last user has gone
         _wait_for_end(facts.pid, mount_point)
     states.forget(facts)
+    with suppress(OSError), Path(facts.log).open("rb") as log:  # of a daemon that was killed
+        drop_empty_log(log.fileno(), facts.log)
 
 
 def has_mounted(image: str, directory: Path) -> bool:

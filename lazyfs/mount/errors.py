@@ -20,6 +20,9 @@ ERRNO_TABLE: Final[tuple[tuple[type[Exception], int], ...]] = (
     (OSError, errno.EIO),  # our own disk; its ENOSPC or EROFS would mislead the reader
 )
 
+CONNECTION_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
+"""Of reading /dev/fuse and writing to it: no mount, it has ended, it was aborted."""
+
 QUIET_S: Final = 30.0
 
 

@@ -9,6 +9,7 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import MountError
+from lazyfs.mount.errors import CONNECTION_ENDED
 from lazyfs.mount.handlers import ReadOnlyOperations
 
 # pyfuse3 runs a task per request under way. A read that waits for the network holds its task, so there must
@@ -83,7 +84,8 @@ class PyfuseSession:
         except* BlockingIOError:
             _log.debug("a request was withdrawn")
         except* Exception as errors:  # noqa: BLE001  # whatever it is, the mount must end in order
-            if not self._is_dead():  # a read that meets the end of the connection may fail in several ways
+            # A read that meets the end of the connection fails in several ways, some before polls tell of it.
+            if not (self._is_dead() or _all_met_the_end(errors)):
                 _log.exception("the FUSE session failed")
                 self.failure = MountError(f"the FUSE session failed: {errors.exceptions[0]!r}")
             self.end()
@@ -121,3 +123,12 @@ class PyfuseSession:
         poll = select.poll()
         poll.register(self._device_fd, 0)
         return bool(poll.poll(0))
+
+
+def _all_met_the_end(errors: BaseExceptionGroup[BaseException]) -> bool:
+    return all(
+        _all_met_the_end(error)
+        if isinstance(error, BaseExceptionGroup)
+        else isinstance(error, OSError) and error.errno in CONNECTION_ENDED
+        for error in errors.exceptions
+    )

@@ -27,12 +27,10 @@ import trio
 from lazyfs.errors import MountError
 from lazyfs.mount import wire
 from lazyfs.mount.answers import Answers, Data, Later, Negotiated
-from lazyfs.mount.errors import FailureLog, Refused
+from lazyfs.mount.errors import CONNECTION_ENDED, FailureLog, Refused
 from lazyfs.mount.requesters import is_killed
 from lazyfs.mount.wire import Header, NotifyCode, Opcode, WireError
 
-# Of read(2): no mount, it has ended, it was aborted. Of write(2): the same.
-_DEAD: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _BUFFER_SIZE: Final = 2 * wire.MIN_READ_BUFFER
 _BURST: Final = 64  # requests that are answered before other tasks get their turn
 # For how long the next request is looked for before we sleep. Whoever got an answer mostly asks again, within
@@ -148,7 +146,7 @@ class RawSession:
                     break
                 os.sched_yield()
             except OSError as error:
-                if error.errno in _DEAD:
+                if error.errno in CONNECTION_ENDED:
                     return False
                 if error.errno != errno.ENOENT:  # withdrawn while it was read
                     raise
@@ -226,7 +224,7 @@ class RawSession:
         try:
             os.writev(self._device_fd, parts)
         except OSError as error:
-            if error.errno in _DEAD or error.errno == errno.ENOENT:
+            if error.errno in CONNECTION_ENDED or error.errno == errno.ENOENT:
                 return
             _log.exception("the kernel does not take an answer of %d bytes", sum(map(len, parts)))
             if len(parts) > 1:
