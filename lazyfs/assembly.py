@@ -13,9 +13,10 @@ from lazyfs.cache.cache import Cache
 from lazyfs.config import Config
 from lazyfs.errors import BadReference, ConfigError, NotFound
 from lazyfs.image.boot.packs import BootPacks
-from lazyfs.image.completion import bring_prioritised, complete_behind
-from lazyfs.image.image import Image, IndexFinder, find_indexes, open_image
+from lazyfs.image.boot.unasked import bring_prioritised, complete_behind
+from lazyfs.image.image import Image, open_image
 from lazyfs.image.indexes.foreign import ForeignIndexes
+from lazyfs.image.indexes.gathering import IndexFinder, find_indexes
 from lazyfs.image.indexes.indexing import (
     IndexedLayer,
     Indexer,

@@ -34,10 +34,10 @@ from lazyfs.image.boot.hastening import starts_by_pack
 from lazyfs.image.boot.recording import recorded
 from lazyfs.image.boot.trace import Tracer
 from lazyfs.image.boot.warming import warmed
-from lazyfs.image.completion import wait_much_read
 from lazyfs.image.explain import explanation, traffic_facts, waits_facts
 from lazyfs.image.image import Image
 from lazyfs.image.indexes.indexing import Progress
+from lazyfs.image.reading.completion import wait_much_read
 from lazyfs.image.reading.reads import reads_of, sum_of
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log

@@ -38,7 +38,7 @@ RULES = Rules(
         "lazyfs.image": (
             ("lazyfs.image.resolve", "lazyfs.image.tasks"),
             *(("lazyfs.image.trust",), ("lazyfs.image.indexes",), ("lazyfs.image.reading",)),
-            *(("lazyfs.image.boot",), ("lazyfs.image.completion",), ("lazyfs.image.image",)),
+            *(("lazyfs.image.boot",), ("lazyfs.image.image",)),
             ("lazyfs.image.advice", "lazyfs.image.explain", "lazyfs.image.whole"),
             *(("lazyfs.image.inside",), ("lazyfs.image.auditing",)),
             *(("lazyfs.image.pack_maker",), ("lazyfs.image.optimize",)),

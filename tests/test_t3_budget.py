@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from indexer.toc import Toc
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.layer_entry import LayerEntry
-from lazyfs.image.completion import complete
+from lazyfs.image.reading.completion import complete
 from lazyfs.image.reading.fetcher import FetchSettings
 from lazyfs.image.reading.landing import Landings
 from lazyfs.image.reading.traffic import Purpose, Ticket, Traffic

@@ -9,8 +9,8 @@ import pytest
 
 from lazyfs.errors import ConfigError, NotFound, NotTrusted
 from lazyfs.exit_codes import exit_code
-from lazyfs.image.image import index_layers
 from lazyfs.image.indexes.artifact import LayerFiles, build_artifact
+from lazyfs.image.indexes.gathering import index_layers
 from lazyfs.image.indexes.publish import publish_index
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.source.push.artifact import Artifact

@@ -14,7 +14,7 @@ from indexer.errors import FormatError
 from indexer.toc import Kind, SpanTable
 from indexer.toc_codec import VERSION, decode_head, encode_toc
 from lazyfs.errors import NotFound
-from lazyfs.image.image import index_layers, indexed_tree
+from lazyfs.image.indexes.gathering import index_layers, indexed_tree
 from lazyfs.image.indexes.indexing import IndexedLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.source.push.artifact import Artifact

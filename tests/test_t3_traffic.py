@@ -15,9 +15,9 @@ from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import Unreachable
 from lazyfs.image.boot.pace import Pace
-from lazyfs.image.completion import complete, complete_when_much_read
 from lazyfs.image.reading import plan
 from lazyfs.image.reading.beside import Beside
+from lazyfs.image.reading.completion import complete, complete_when_much_read
 from lazyfs.image.reading.fetcher import FetchSettings
 from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.reading.plan import beside

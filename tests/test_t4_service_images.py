@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from lazyfs.assembly import open_cache
-from lazyfs.image.image import index_layers
+from lazyfs.image.indexes.gathering import index_layers
 from lazyfs.image.reading.traffic import Traffic
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.oci.config import chain_ids

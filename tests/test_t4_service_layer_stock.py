@@ -17,7 +17,7 @@ from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch
 from lazyfs.assembly import open_cache
 from lazyfs.errors import CacheError, NotFound
-from lazyfs.image.image import index_layers
+from lazyfs.image.indexes.gathering import index_layers
 from lazyfs.mount.forest import ROOT, Forest
 from lazyfs.oci.chain import ChainOrder
 from lazyfs.service.chains import Chains

@@ -16,8 +16,8 @@ from lazyfs.cli.running import with_workshop
 from lazyfs.config import Config
 from lazyfs.image.boot.packs import FoundPack
 from lazyfs.image.explain import why_lazy
-from lazyfs.image.image import indexed_tree
 from lazyfs.image.indexes.foreign import announces_table
+from lazyfs.image.indexes.gathering import indexed_tree
 from lazyfs.image.indexes.indexing import IndexedLayer
 from lazyfs.image.indexes.publish import publish_index
 from lazyfs.image.resolve import ResolvedImage

@@ -1,35 +1,25 @@
 """An image ready to be read: its merged tree, and layers that fetch what is missing."""
 
 import mmap
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
-
-import trio
+from typing import Final
 
 from indexer.boot_pack import PackLayer
 from indexer.erofs.read import MetadataImage
-from indexer.errors import IndexerError
-from indexer.toc import Span
 from lazyfs.cache.cache import Cache
 from lazyfs.image.boot.packs import BootPacks
 from lazyfs.image.boot.start import Boot, booting
-from lazyfs.image.completion import complete_when_much_read
-from lazyfs.image.indexes.blame import Refused
-from lazyfs.image.indexes.compiling import Compile, compiled
+from lazyfs.image.indexes.gathering import IndexFinder, indexed_tree, made_here
 from lazyfs.image.indexes.indexing import IndexedLayer, Indexer
-from lazyfs.image.indexes.windows import WindowFetcher
-from lazyfs.image.reading.beside import Beside
-from lazyfs.image.reading.fetcher import FetchSettings, SpanFetcher
+from lazyfs.image.reading.fetcher import FetchSettings
 from lazyfs.image.reading.layer import LazyLayer
-from lazyfs.image.reading.traffic import SlowRead, Traffic, WaitTally
-from lazyfs.image.reading.waits import Wait
+from lazyfs.image.reading.opening import open_layer
+from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.resolve import ResolvedImage
-from lazyfs.image.tasks import open_tasks, run_all
-from lazyfs.source.base import Blob, Source
+from lazyfs.source.base import Source
 
 _PIECE: Final = 1 << 20
 
@@ -88,106 +78,6 @@ class Image:
         size = self.metadata.inode(nid).size
         for offset in range(0, size, _PIECE):
             yield await self.read(nid, offset, _PIECE)
-
-
-class IndexFinder(Protocol):
-    """Knows of indexes that were not made here."""
-
-    async def find(self, resolved: ResolvedImage, wanted: Collection[str]) -> Mapping[str, IndexedLayer]:
-        """Indexes that may be used for an image, by layer digest, of as many of the wanted as there are.
-
-        What stands in the way is logged: without them, indexes are made.
-        """
-
-
-def made_here(resolved: ResolvedImage, indexer: Indexer) -> dict[str, IndexedLayer]:
-    """The indexes that were made here, by layer digest."""
-    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    found = {digest: indexer.find(descriptor) for digest, descriptor in layers.items()}
-    return {digest: index for digest, index in found.items() if index is not None}
-
-
-async def find_indexes(
-    resolved: ResolvedImage,
-    indexer: Indexer,
-    finders: Sequence[IndexFinder],
-    here: Mapping[str, IndexedLayer] | None = None,
-    refused: Refused | None = None,
-) -> dict[str, IndexedLayer]:
-    """Indexes by layer digest: made here before, else found by the finders.
-
-    Args:
-        resolved: the image.
-        indexer: knows those made here.
-        finders: know of others.
-        here: those made or audited here, where they have been looked up.
-        refused: those that do not count.
-    """
-    refused = refused or Refused()
-    sought = {layer.descriptor.digest for layer in resolved.layers} - refused.exhausted()
-    indexed = dict(made_here(resolved, indexer) if here is None else here)
-    for finder in finders:
-        if missing := sought - indexed.keys():
-            found = await finder.find(resolved, missing)
-            bad = refused.among(found)
-            indexed.update((digest, index) for digest, index in found.items() if digest not in bad)
-    return indexed
-
-
-async def index_layers(
-    resolved: ResolvedImage,
-    source: Source,
-    indexer: Indexer,
-    finders: Sequence[IndexFinder] = (),
-    here: Mapping[str, IndexedLayer] | None = None,
-    refused: Refused | None = None,
-) -> dict[str, IndexedLayer]:
-    """Indexes of all layers by layer digest: as `find_indexes` finds them, else made now.
-
-    Raises:
-        IndexerError: a layer is damaged, or not what the manifest promises.
-        LazyfsError: a layer cannot be had.
-    """
-
-    async def ensure(digest: str) -> None:
-        descriptor = layers[digest]
-        indexed[digest] = await indexer.ensure(descriptor, source.blob(descriptor))
-
-    layers = {layer.descriptor.digest: layer.descriptor for layer in resolved.layers}
-    indexed = await find_indexes(resolved, indexer, finders, here, refused)
-    await run_all(partial(ensure, digest) for digest in layers if digest not in indexed)
-    return indexed
-
-
-async def indexed_tree(
-    resolved: ResolvedImage,
-    source: Source,
-    indexer: Indexer,
-    cache: Cache,
-    finders: Sequence[IndexFinder] = (),
-    here: Mapping[str, IndexedLayer] | None = None,
-    compile_tree: Compile = compiled,
-) -> tuple[dict[str, IndexedLayer], Path]:
-    """Indexes of all layers by layer digest, as `index_layers` says, and what `compile_tree` makes of them.
-
-    A table from elsewhere with which the layers make no tree is done without: the next one that is found
-    takes its place, or one that is made now.
-
-    Raises:
-        IndexerError: the layers make no tree, whoever indexes them.
-        LazyfsError: a layer cannot be had, or the cache cannot be used.
-    """
-    digests = [layer.descriptor.digest for layer in resolved.layers]
-    refused = Refused()
-    while True:
-        indexed = await index_layers(resolved, source, indexer, finders, here, refused)
-        try:
-            return indexed, await compile_tree(resolved, indexed, cache)
-        except IndexerError as error:
-            here = {digest: index for digest, index in indexed.items() if index.audited}
-            judge = partial(refused.add, digests, indexed, here.keys(), error)
-            if not await trio.to_thread.run_sync(judge):
-                raise
 
 
 def map_metadata(path: Path) -> MetadataImage:
@@ -254,62 +144,3 @@ async def open_image(
         if boot is not None:
             boot.attach(image.by_names)
         yield image
-
-
-@asynccontextmanager
-async def open_layer(
-    indexed: IndexedLayer,
-    blob: Blob,
-    cache: Cache,
-    settings: FetchSettings,
-    waits: WaitTally | None = None,
-) -> AsyncIterator[LazyLayer]:
-    """A layer, open for reading. What was fetched is made durable at the end.
-
-    Args:
-        indexed: its index.
-        blob: its bytes at their source.
-        cache: where they are kept.
-        settings: how to fetch; their traffic is told of reads that wait.
-        waits: told of those of this layer.
-
-    Raises:
-        IndexerError: its table is damaged.
-        CacheError: the cache cannot be used.
-    """
-    head = indexed.head
-    spans = head.spans()
-    facts = (head.header.layer_digest, head.digest, head.header.device_size, spans.leaves)
-    with await trio.to_thread.run_sync(cache.layer, *facts) as entry:  # it may wait for an evictor
-        async with open_tasks() as nursery:
-            fetcher = SpanFetcher(
-                spans=spans,
-                entry=entry,
-                read_window=partial(_window, indexed.windows),
-                blob=blob,
-                nursery=nursery,
-                settings=settings,
-                windows=WindowFetcher(indexed.remote_windows, nursery) if indexed.remote_windows else None,
-            )
-            line = blob.line if settings.read_ahead.most_reach else None
-            beside = Beside(spans, fetcher, line, head.file_ranges) if line is not None else None
-            names = PackLayer(head.header.layer_digest, head.digest)
-            tallies = (settings.traffic, waits) if waits is not None else (settings.traffic,)
-            waited = partial(_tell, tallies, names)
-            lazy = LazyLayer(spans, head.extents(), entry, fetcher, settings.read_ahead, beside, waited)
-            if settings.read_ahead.most_reach:
-                nursery.start_soon(complete_when_much_read, lazy)
-            yield lazy
-            nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(lazy.sync)
-
-
-def _tell(tallies: Iterable[Traffic | WaitTally], layer: PackLayer, wait: Wait) -> None:
-    read = SlowRead(wait.seconds, wait.asked_s, layer, wait.start, wait.size, wait.cause, wait.came)
-    for tally in tallies:
-        tally.waited(read)
-
-
-def _window(windows: memoryview, span: Span) -> bytes:
-    return bytes(windows[span.window_start : span.window_end])

@@ -24,7 +24,7 @@ from lazyfs.errors import LazyfsError, NotFound, Unreachable
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot.packs import BootPacks
 from lazyfs.image.boot.start import Boot, begin
-from lazyfs.image.image import find_indexes, made_here
+from lazyfs.image.indexes.gathering import find_indexes, made_here
 from lazyfs.image.indexes.indexing import IndexedLayer
 from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.resolve import ResolvedImage

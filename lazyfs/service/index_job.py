@@ -19,7 +19,7 @@ from lazyfs.assembly import source_settings
 from lazyfs.config import Config, load_config
 from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import exit_code, message_of
-from lazyfs.image.image import find_indexes, indexed_tree
+from lazyfs.image.indexes.gathering import find_indexes, indexed_tree
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log

@@ -21,11 +21,12 @@ from lazyfs.cache.cache import Cache
 from lazyfs.errors import LazyfsError, NotFound
 from lazyfs.exit_codes import message_of
 from lazyfs.image.auditing.auditor import Auditor, Case
-from lazyfs.image.completion import complete
-from lazyfs.image.image import map_metadata, open_layer
+from lazyfs.image.image import map_metadata
 from lazyfs.image.indexes.indexing import IndexedLayer, load_index
+from lazyfs.image.reading.completion import complete
 from lazyfs.image.reading.fetcher import FetchSettings
 from lazyfs.image.reading.layer import LazyLayer
+from lazyfs.image.reading.opening import open_layer
 from lazyfs.image.reading.reads import Reads, reads_of, sum_of
 from lazyfs.image.reading.traffic import Purpose, WaitTally
 from lazyfs.image.tasks import open_tasks

@@ -19,7 +19,7 @@ from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot.foresight import Process, foresee
 from lazyfs.image.boot.start import Boot, booting, ending
-from lazyfs.image.completion import bring_prioritised
+from lazyfs.image.boot.unasked import bring_prioritised
 from lazyfs.image.image import map_metadata
 from lazyfs.image.indexes.compiling import compiled, compiled_alone
 from lazyfs.image.reading.traffic import Traffic

@@ -14,10 +14,11 @@ from lazyfs.errors import LazyfsError
 from lazyfs.exit_codes import message_of
 from lazyfs.image.boot.hastening import hasten, starts_by_pack
 from lazyfs.image.boot.start import Boot
-from lazyfs.image.completion import wait_much_read
-from lazyfs.image.image import indexed_tree, map_metadata
+from lazyfs.image.image import map_metadata
 from lazyfs.image.indexes.compiling import Compile, compiled, compiled_alone, note
+from lazyfs.image.indexes.gathering import indexed_tree
 from lazyfs.image.indexes.indexing import IndexedLayer
+from lazyfs.image.reading.completion import wait_much_read
 from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.image.tasks import background_tasks

@@ -11,7 +11,7 @@ from lazyfs.cache.cache import Cache
 from lazyfs.cache.quarantine import Note
 from lazyfs.image.auditing.audit import Audit
 from lazyfs.image.auditing.verify import From, Verdict, Verifier
-from lazyfs.image.image import IndexFinder
+from lazyfs.image.indexes.gathering import IndexFinder
 from lazyfs.image.indexes.indexing import IndexedLayer, Indexer, Progress
 from lazyfs.image.resolve import ResolvedImage
 from lazyfs.oci.config import ImageLayer
