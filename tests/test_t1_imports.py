@@ -14,7 +14,7 @@ REST = ("cryptography", "cyclonedx", "fsspec", "google.protobuf", "grpc", "numpy
     [
         ("lazyfs.cli.main, lazyfs.cli.run", (*NETWORK, *REST, "pyfuse3", "zstandard")),
         ("lazyfs.cli.main, lazyfs.cli.mounting", (*NETWORK, *REST, "pyfuse3", "zstandard")),
-        ("lazyfs.daemon", (*REST, "asyncio")),
+        ("lazyfs.daemon.process", (*REST, "asyncio")),
     ],
 )
 def test_a_start_imports_only_what_it_needs(modules: str, others: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from lazyfs.config import load_config
-from lazyfs.daemon import run_until_signal
+from lazyfs.daemon.ending import run_until_signal
 from lazyfs.errors import ConfigError
 from tests.support.images import build_image, write_layout
 from tests.support.registry import Registry

@@ -102,10 +102,10 @@ def _fork(told: bytes, signals: set[int]) -> tuple[int, int]:
             return os._exit(code)
         logging.getLogger().handlers.clear()
         gc.disable()  # what is imported stays: looking through it meanwhile takes a tenth of the time
-        from lazyfs import daemon  # noqa: PLC0415  # while the parent is waiting for it
+        from lazyfs.daemon.process import main  # noqa: PLC0415  # while the parent is waiting for it
 
         gc.freeze()
         gc.enable()
-        code = daemon.main()
+        code = main()
     finally:
         os._exit(code)

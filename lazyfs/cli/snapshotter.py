@@ -16,7 +16,7 @@ import trio
 from lazyfs.cli.options import PATH, configured_by
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET
 from lazyfs.config import Config
-from lazyfs.daemon import run_until_signal
+from lazyfs.daemon.ending import run_until_signal
 from lazyfs.image.tasks import open_tasks
 from lazyfs.log import start_log
 from lazyfs.metrics import serve_metrics

@@ -59,8 +59,8 @@ class Program:
     def warm_up(self, context: Context) -> None:
         """Have all that its processes import in the page cache."""
         self.run(context, "run", "--help")
-        modules = "lazyfs.daemon, lazyfs.assembly, lazyfs.cli.main, lazyfs.image.image, lazyfs.mount.drivers"
-        context.box.run(self.path.with_name("python"), "-c", f"import {modules}")
+        program = "import runpy; runpy.run_module('lazyfs.daemon')"  # by its own name it does nothing
+        context.box.run(self.path.with_name("python"), "-c", program)
 
 
 OWN: Final = Program(Path(sys.executable).with_name("lazyfs"))
