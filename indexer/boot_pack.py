@@ -16,12 +16,12 @@ import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import zstandard
+from msgspec import Struct
 
 from indexer.columns import ColumnReader, pack
 from indexer.digest import DIGEST_SIZE, LEAF_SIZE, digest_hex
@@ -82,8 +82,7 @@ class Chunk(NamedTuple):
     digests: int
 
 
-@dataclass(frozen=True, slots=True)
-class PackHead:
+class PackHead(Struct, frozen=True):
     """What a pack holds.
 
     Attributes:

@@ -10,10 +10,11 @@ over.
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Final, Self
+
+from msgspec import Struct
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root, sha256_digest
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported
@@ -32,8 +33,7 @@ Store = Callable[[bytes], None]
 _Job = Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltToc:
+class BuiltToc(Struct, frozen=True):
     """What a build gives.
 
     Attributes:

@@ -13,9 +13,10 @@ between extents is zeros. The tail costs nothing: no byte of it is stored or fet
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, overload
+
+from msgspec import Struct
 
 from indexer.digest import DIGEST_SIZE, LEAF_SIZE, leaf_count
 from indexer.errors import FormatError
@@ -369,8 +370,7 @@ class SpanTable(Sequence[Span]):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TocHeader:
+class TocHeader(Struct, frozen=True):
     """What a layer is, apart from its tables.
 
     Attributes:
@@ -397,8 +397,7 @@ class TocHeader:
     windows_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Toc:
+class Toc(Struct, frozen=True):
     """A layer's table of contents. `toc_codec` turns it into bytes and back; `build` makes one.
 
     Attributes:

@@ -17,12 +17,12 @@ All integers are little-endian. The same Toc gives the same bytes under the same
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from typing import Final
 
 import zstandard
+from msgspec import Struct
 
 from indexer.columns import ColumnReader, pack
 from indexer.digest import DIGEST_SIZE, digest_hex, leaf_count
@@ -64,8 +64,7 @@ _WINDOW_SIZE: Final = 32768
 _UNKNOWN: Final = bytes(DIGEST_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class TocHead:
+class TocHead(Struct, frozen=True):
     """An encoded Toc that has passed its checksum; tables are decoded on demand.
 
     Attributes:

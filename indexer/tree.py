@@ -1,8 +1,9 @@
 """The merged tree of an image: what `merge` makes and `erofs.write` compiles."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.toc import Kind
 
@@ -13,8 +14,7 @@ MAX_NAME: Final = 255
 """Bytes of the longest name (NAME_MAX)."""
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(Struct, eq=False):
     """One inode. Two names of the same node are hard links.
 
     Attributes:
@@ -45,9 +45,12 @@ class Node:
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    children: "dict[bytes, Node] | None" = field(default=None, repr=False)
-    nlink: int = field(default=0, repr=False)
-    nid: int = field(default=0, repr=False)
+    children: "dict[bytes, Node] | None" = None
+    nlink: int = 0
+    nid: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Node {self.kind.name} {self.mode:o}, {self.size} bytes of layer {self.layer}>"
 
     def copy(self) -> "Node":
         """Another inode of which the same is known, and that no tree is written with yet."""

@@ -17,13 +17,13 @@ import io
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path as LocalPath
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import trio
+from msgspec.structs import fields
 
 from lazyfs.assembly import open_workshop, opened
 from lazyfs.config import Config, load_config

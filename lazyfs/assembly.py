@@ -3,9 +3,9 @@
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import IndexerError
 from indexer.spans.scan import Limits
@@ -61,8 +61,7 @@ from lazyfs.source.push.publisher import open_publisher
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
+class Workshop(Struct, frozen=True):
     """What commands on one image work with.
 
     Attributes:

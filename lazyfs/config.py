@@ -10,9 +10,11 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import fields, replace
 
 from lazyfs.errors import ConfigError
 from lazyfs.oci.image_name import anchored, parse_image
@@ -35,8 +37,7 @@ _BOUNDS: Final = {
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Struct, frozen=True):
     """All settings, each with its default.
 
     Attributes:
@@ -98,8 +99,8 @@ class Config:
     client_cert: Path | None = None
     client_key: Path | None = None
     auth_files: tuple[Path, ...] = ()
-    http_proxy: str = field(default="", repr=False)
-    https_proxy: str = field(default="", repr=False)
+    http_proxy: str = ""
+    https_proxy: str = ""
     no_proxy: str = ""
     hosts_dir: Path = Path("/etc/containerd/certs.d")
     registries_conf: Path | None = None
@@ -129,6 +130,9 @@ class Config:
             raise ConfigError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
         for address in filter(None, (self.metrics, self.snapshotter_metrics)):
             parse_address(address)  # now, not when something is mounted already
+
+    def __repr__(self) -> str:
+        return f"<Config of {self.cache_dir}>"  # proxies' URLs may hold passwords
 
     def as_flags(self) -> dict[str, Any]:
         """The same as `load_config` takes it from the command line, fit for JSON, from any directory.

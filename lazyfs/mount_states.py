@@ -12,10 +12,12 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.unix_sockets import short_name
@@ -23,8 +25,7 @@ from lazyfs.unix_sockets import short_name
 _TIMEOUT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class MountFacts:
+class MountFacts(Struct, frozen=True):
     """What is known of a mount without asking it.
 
     Attributes:

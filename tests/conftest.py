@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from trio.testing import MockClock
 
 from tests.support.containers import Containers, until
@@ -22,6 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of the log guard; take interrupts, which shells have background jobs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    settings.register_profile("lazyfs", deadline=None)  # how long an example takes, the machine decides
+    settings.load_profile("lazyfs")
     config.addinivalue_line(
         "markers", "expect_log(pattern): the test logs a WARNING or worse that matches, or it fails"
     )

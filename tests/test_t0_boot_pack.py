@@ -70,7 +70,7 @@ def proved(pack: bytes, tables: Sequence[SpanTable] = TABLES) -> tuple[dict[tupl
     return found, reader.rejected + lost
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(ALL), unique=True, min_size=1), st.sampled_from([1, 8192, 40_000, 1 << 20]))
 def test_leaves_in_any_order_and_any_chunks_come_out_proved(leaves, chunk_size):
     pack = pack_of(leaves, chunk_size)
@@ -107,7 +107,7 @@ def test_leaves_of_whole_spans_need_no_digests_and_none_is_told_twice():
     assert sum(chunk.digests for chunk in head.chunks) < nodes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_whatever_is_changed_in_a_pack_no_wrong_leaf_comes_out(data):
     at = data.draw(st.integers(0, len(PACK) - 1))
@@ -188,7 +188,7 @@ def test_headers_are_bounded(change, error, said):
         decode_pack_head(bytes(data))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300))
 def test_noise_is_refused_politely(noise):
     with pytest.raises(IndexerError):
@@ -197,7 +197,7 @@ def test_noise_is_refused_politely(noise):
         decode_pack_head(PACK[:HEADER_SIZE] + noise)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 70), st.integers(0, 1 << 32))
 def test_any_batches_prove_all_leaves_and_a_wrong_one_is_found(count, seed):
     rng = random.Random(seed)

@@ -288,7 +288,7 @@ def looks(shown: Shown) -> Shown:
     return shown._replace(xattrs=xattrs, nlink=0, names=())
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(layer_stacks())
 def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
     try:
@@ -311,7 +311,7 @@ def test_overlayfs_over_the_differences_shows_the_merged_tree(stack):
         assert all(what.nlink == len(what.names) for what in names_of.values() if what.kind != Kind.DIRECTORY)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(layer_stacks())
 def test_a_layer_of_nothing_changes_nothing_and_whiteouts_stand_where_overlayfs_hides_them(stack):
     try:

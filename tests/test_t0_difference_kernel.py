@@ -61,7 +61,7 @@ def test_the_kernels_overlay_of_the_layers_is_the_merged_tree(layer_files, tmp_p
     where = tmp_path_factory.mktemp("kernel")
     numbers = iter(range(10_000))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.one_of(stacks(), layer_stacks().map(lambda stack: stack[: len(DEVICES)])))
     def check(stack):
         stack = without_devices_0_0(without_hidden_xattrs(stack))

@@ -33,7 +33,7 @@ from tests.support.trees import tree_paths
 # Round trips.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(stacks())
 def test_a_tree_reads_back_as_it_was_written(layers):
     root = merge(layers)
@@ -44,7 +44,7 @@ def test_a_tree_reads_back_as_it_was_written(layers):
     assert image.has_any_xattrs == any(storable_xattrs(node.xattrs) for _, node in tree_paths(root))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stacks())
 def test_lookup_finds_every_name_and_no_other(layers):
     root = merge(layers)
@@ -58,7 +58,7 @@ def test_lookup_finds_every_name_and_no_other(layers):
                     assert image.lookup(node.nid, other) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(stacks())
 def test_the_same_tree_gives_the_same_bytes(layers):
     first, second = merge(layers), merge(layers)

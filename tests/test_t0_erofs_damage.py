@@ -53,7 +53,7 @@ def with_only_format_errors(call, *arguments) -> None:
         call(*arguments)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(
@@ -71,7 +71,7 @@ def test_a_damaged_image_gives_only_format_errors(patches):
     with_only_format_errors(exercise, resealed(bytes(content)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, len(RICH) - 1))
 def test_a_cut_image_is_refused(size):
     with pytest.raises(FormatError):

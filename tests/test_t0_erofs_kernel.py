@@ -44,7 +44,7 @@ def test_the_kernel_reads_what_was_written(layer_files, tmp_path_factory):
     where = tmp_path_factory.mktemp("kernel")
     numbers = iter(range(10_000))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(stacks())
     def check(layers):
         root = merge(without_hidden_xattrs(layers))

@@ -71,7 +71,7 @@ _contents = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     files=st.dictionaries(_names, _contents, max_size=12),
     dialect=st.sampled_from(LIVING),

@@ -19,7 +19,7 @@ from tests.support.spans import read_span
 _LAYERS = {name: write_layer(MIXED, name, chunk_size=1000) for name in LIVING}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_mutated_table_gives_a_toc_or_our_error(data):
     layer = _LAYERS[data.draw(st.sampled_from(LIVING))]
@@ -43,7 +43,7 @@ def test_a_mutated_table_gives_a_toc_or_our_error(data):
 _JSON_PIECES = [b"0", b"-1", b"9223372036854775807", b"1e9", b'""', b"null", b"{}", b"\\u0000", b'"chunk"']
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_damaged_blob_gives_our_errors_only(data):
     layer = _LAYERS[data.draw(st.sampled_from(LIVING))]

@@ -206,7 +206,7 @@ def test_strings_that_are_used_again_and_again_are_too_much():
         next(root.tables(0, 3999))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_mutated_ztoc_gives_a_toc_or_our_error(data):
     small = draft(MIXED, _SMALL, span_size=64 << 10)

@@ -338,7 +338,7 @@ def test_entries_are_counted_with_their_implicit_directories():
         merge(layers, max_entries=4)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(layer_stacks())
 def test_merging_agrees_with_looking_through_the_layers_from_the_top(layers):
     try:

@@ -307,7 +307,7 @@ def test_the_store_gets_every_byte_in_order():
 
 
 @pytest.mark.parametrize("name", ["plain", "gzip -9", "gzip mixed blocks", "zstd frames"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_spans_give_our_errors_only(name, data):
     blob = _BLOBS.setdefault(name, ENCODINGS[name](SMALL_TAR))

@@ -25,7 +25,7 @@ def as_read(member: Member) -> Member:
     return member._replace(mode=mode, xattrs=xattrs, data_start=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tree_members(layers=1, device_size=1 << 14))
 def test_what_is_written_reads_back_as_it_was(layers: list[list[Member]]) -> None:
     (members,) = layers

@@ -1,11 +1,11 @@
 """The encoded table of contents: round trips, and what strangers may do to it."""
 
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer import member_table, toc_codec
 from indexer.__main__ import main
@@ -139,7 +139,6 @@ def tocs(draw):
     return Toc(header, SpanTable.from_spans(spans), extents, members)
 
 
-@settings(deadline=None)
 @given(tocs())
 def test_a_toc_comes_back_and_its_bytes_are_the_same_each_time(toc):
     data = encode_toc(toc)
@@ -160,7 +159,7 @@ def _toc() -> Toc:
 GOOD = encode_toc(_toc())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255), st.integers(0, len(GOOD)))
 def test_any_damage_is_noticed(position, flip, cut):
     mutated = bytearray(GOOD)
@@ -172,7 +171,7 @@ def test_any_damage_is_noticed(position, flip, cut):
             decode_head(bad)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400), st.integers(0, 20))
 def test_a_member_table_of_garbage_gives_our_errors_only(data, count):
     try:
@@ -186,7 +185,7 @@ def test_a_member_table_of_garbage_gives_our_errors_only(data, count):
             decode(data, count)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(member_lists(), st.data())
 def test_a_mutated_member_table_gives_members_or_our_error(members, data):
     encoded = bytearray(encode_members(members))
@@ -232,7 +231,7 @@ def test_only_spans_with_merkle_roots_have_a_second_digest():
     assert sizes[Proof.MERKLE] - 32 == sizes[Proof.CONTENT] == sizes[Proof.COMPRESSED]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tocs(), st.data())
 def test_a_mutated_span_table_gives_spans_or_our_error(toc, data):
     encoded = bytearray(toc_codec._encode_spans(toc.spans))

@@ -69,6 +69,7 @@ RULES = Rules(
         "sqlite3": ("lazyfs.snapshotter", "lazyfs.image.inside.packages"),
         # libz in the indexer, fallocate in the cache, mount calls and syncfs in the faces.
         "ctypes": ("indexer", "lazyfs.cache", "lazyfs.container", "lazyfs.mount", "lazyfs.snapshotter"),
+        "msgspec": ("lazyfs", "indexer"),
         "trio": ("lazyfs",),
         "socket": ("lazyfs", "demo"),
         "subprocess": ("lazyfs", "demo"),

@@ -2,13 +2,13 @@
 
 import os
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import fields
 
 from lazyfs.config import Config, load_config
 from lazyfs.errors import ConfigError

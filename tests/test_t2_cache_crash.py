@@ -103,7 +103,7 @@ def test_a_process_killed_while_making_things_leaves_them_whole_or_absent(tmp_pa
     ),
     luck=st.randoms(use_true_random=False),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_power_cut_leaves_only_right_leaves(steps: list, luck) -> None:
     """Each page written since the last fsync is on disk as it was then, or as it is now, for each file."""
     with TemporaryDirectory() as directory:

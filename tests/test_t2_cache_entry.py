@@ -168,7 +168,7 @@ class EntryMachine(RuleBasedStateMachine):
 
 
 TestEntry = EntryMachine.TestCase
-TestEntry.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestEntry.settings = settings(max_examples=80, stateful_step_count=25)
 
 
 @given(
@@ -176,7 +176,7 @@ TestEntry.settings = settings(max_examples=80, stateful_step_count=25, deadline=
     pieces=st.lists(st.tuples(st.integers(0, 9000), st.booleans()), max_size=6),
     offset=st.integers(0, 9000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sparse_write_reads_back_whatever_was_there(old: bytes, pieces, offset: int) -> None:
     data = b"".join(bytes(size) if zeros else b"\xa5" * size for size, zeros in pieces)
     with TemporaryDirectory() as directory, (Path(directory) / "file").open("w+b") as file:

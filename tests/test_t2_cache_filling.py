@@ -34,7 +34,7 @@ def temporary(cache: Cache) -> list[Path]:
 
 
 @given(cuts=st.lists(st.integers(0, len(DATA)), max_size=30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_however_it_is_cut_it_reads_back(cuts: list[int]) -> None:
     with TemporaryDirectory() as directory:
         cache = Cache(Path(directory) / "cache")

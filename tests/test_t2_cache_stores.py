@@ -58,7 +58,7 @@ GARBLINGS = ["flipped", "short", "empty", "longer", "directory", "symlink", "pip
 
 
 @given(data=st.binary(max_size=9000))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_document_comes_back_by_its_digest(cache: Cache, data: bytes) -> None:
     digest = sha256_digest(data)
     cache.documents.put(digest, data)

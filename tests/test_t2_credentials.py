@@ -241,7 +241,7 @@ TEXT = st.text(max_size=8) | st.none() | st.integers() | st.sampled_from(["dTpw"
 ENTRIES = st.dictionaries(st.sampled_from(["auth", "username", "password", "identitytoken"]), TEXT)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.sampled_from(["a.example", "https://a.example/v1/", "/", "://", "a.example/x"]), ENTRIES | TEXT

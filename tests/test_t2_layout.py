@@ -6,7 +6,6 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, FormatError, IndexerError, LimitExceeded, Unsupported
@@ -338,7 +338,7 @@ async def test_real_tools_write_what_we_read(layout: Path, tmp_path: Path) -> No
         assert [layer.diff_id for layer in image.layers] == list(parse_config(IMAGE.config).diff_ids)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 async def test_a_damaged_archive_is_an_image_or_our_error(tmp_path: Path, data: st.DataObject) -> None:
     small = build_image([b"layer"])

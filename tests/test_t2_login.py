@@ -3,13 +3,13 @@
 import base64
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lazyfs.errors import BadReference, ConfigError, SourceError, Unauthorized, Unreachable
 from lazyfs.source.auth.credentials import ConfigCredentials, Credentials
@@ -71,7 +71,7 @@ async def test_an_identity_token_is_kept_instead_of_the_password() -> None:
     with Registry(access=Access(mode="token", users=USERS, offers_identity="refresh-s3cret")) as registry:
         login = await try_login(registry.host, ALICE, SETTINGS)
     assert login.credentials == Credentials("alice", identity_token="refresh-s3cret")
-    assert repr(login) == "Login(checked=True)"
+    assert repr(login) == "Login(credentials=<Credentials>, checked=True)"
 
 
 async def test_a_server_that_is_no_registry_is_named() -> None:
@@ -243,7 +243,7 @@ async def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 WORDS = st.text(min_size=1, max_size=12).filter(lambda text: "\0" not in text and text.isprintable())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     WORDS.filter(lambda text: ":" not in text),
     WORDS,

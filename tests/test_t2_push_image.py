@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from indexer.errors import DigestMismatch
 from lazyfs.errors import BadReference, NotWritable

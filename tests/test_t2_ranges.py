@@ -4,12 +4,12 @@ import random
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer.errors import FormatError
 from lazyfs.errors import LazyfsError, NotFound, RangeRefused, SourceError, Unauthorized, Unreachable
@@ -418,7 +418,7 @@ FAULTS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(FAULTS, max_size=3), st.integers(0, len(DATA)), st.integers(0, len(DATA)))
 async def test_whatever_breaks_each_byte_comes_once(faults: list[Action], one: int, other: int) -> None:
     start, end = sorted((one, other))

@@ -5,11 +5,11 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from msgspec.structs import replace
 
 from lazyfs.errors import ConfigError, NotFound, Unreachable
 from lazyfs.oci.reference import parse_reference

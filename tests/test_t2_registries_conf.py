@@ -4,11 +4,11 @@ import os
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lazyfs.errors import ConfigError
 from lazyfs.oci.reference import parse_reference

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded, Unsupported

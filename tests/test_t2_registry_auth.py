@@ -259,7 +259,7 @@ async def test_no_log_shows_a_secret(guarded: Registry, caplog: pytest.LogCaptur
 
 
 def test_credentials_have_a_blank_repr() -> None:
-    assert repr(Credentials("user", PASSWORD, REFRESH, "t")) == "Credentials()"
+    assert repr(Credentials("user", PASSWORD, REFRESH, "t")) == "<Credentials>"
     assert "s3cret" not in repr(StaticCredentials("host", Credentials("user", PASSWORD)))
 
 

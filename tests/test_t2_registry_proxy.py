@@ -2,9 +2,9 @@
 
 import base64
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from lazyfs.errors import Unreachable

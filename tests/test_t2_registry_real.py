@@ -1,7 +1,6 @@
 """Against Debian's docker-registry: our client reads from it, and our test registry answers like it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import trio
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from lazyfs.errors import NotFound, Unauthorized

@@ -4,11 +4,11 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from lazyfs.oci.reference import parse_reference
 from lazyfs.source.base import SourceStatistics

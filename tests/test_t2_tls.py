@@ -1,10 +1,10 @@
 """Whom we trust, and that it is read from disk no more often than it changes."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lazyfs.errors import Unreachable
 from lazyfs.source.http.retry import RetryPolicy

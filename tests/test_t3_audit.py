@@ -3,7 +3,6 @@
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from indexer.digest import content_digest, sha256_digest
@@ -79,7 +79,7 @@ def test_the_truth_passes(name: str) -> None:
 
 
 @given(st.lists(st.integers(0, len(TAR)), max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_roots_are_right_however_the_stream_is_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(TAR)]
     check = DigestCheck(build(BLOB).toc.spans)
@@ -90,7 +90,7 @@ def test_roots_are_right_however_the_stream_is_cut(cuts: list[int]) -> None:
 
 
 @given(st.integers(0, len(TAR) - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_changed_byte_is_one_wrong_span(at: int) -> None:
     changed = bytearray(TAR)
     changed[at] ^= 1

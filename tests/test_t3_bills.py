@@ -123,7 +123,7 @@ def _packages(draw: st.DrawFn) -> list[Package]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_packages(), st.builds(Distribution, _TEXT, _TEXT, _TEXT))
 def test_whatever_databases_say_makes_valid_bills(packages, distribution):
     made = bill(*packages, distribution=distribution)

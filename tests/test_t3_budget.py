@@ -52,7 +52,7 @@ async def pay_all(requests: list[tuple[float, Purpose, int]]) -> Paid:
     return paid
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REQUESTS)
 def test_over_any_stretch_of_time_no_more_is_asked_for_and_no_less_while_somebody_waits(requests):
     paid = trio.run(pay_all, requests, clock=MockClock(autojump_threshold=0))

@@ -182,7 +182,7 @@ def seen(image: Image) -> dict[bytes, tuple]:
     return found
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(_STACKS, _STACKS)
 async def test_a_difference_is_what_two_full_views_differ_in(one, other):
     old, new = memory_image(*one), memory_image(*other)

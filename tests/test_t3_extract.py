@@ -5,10 +5,10 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from indexer.erofs.read import MetadataImage
 from indexer.errors import FormatError

@@ -3,10 +3,10 @@
 import io
 import subprocess
 import tarfile
-from dataclasses import replace
 
 import pytest
 import trio.testing
+from msgspec.structs import replace
 
 from indexer.errors import DigestMismatch
 from lazyfs import api

@@ -1,9 +1,8 @@
 """layers: what each one adds, changes, hides and wastes."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import assume, event, given, settings
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError, LimitExceeded
 from indexer.merge import merge
@@ -103,7 +102,7 @@ def test_paths_too_deep_for_a_tree_are_refused_before_they_cost_memory():
         report_layers([[member]])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layer_stacks())
 def test_names_come_and_go_as_in_the_trees(layers):
     """What a layer adds and hides is the difference between the trees without and with it."""

@@ -200,7 +200,7 @@ def test_damage_that_sqlite_quotes_in_no_utf_8_is_a_problem_like_any_other(tmp_p
         rpm.read_sqlite(data.replace(b"CREATE TABLE", b"CREATE T\xc5BLE"), b"", b"")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_damaged_database_gives_packages_or_our_own_errors(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("rpm") / "x"
@@ -213,7 +213,7 @@ def test_a_damaged_database_gives_packages_or_our_own_errors(tmp_path_factory, d
         rpm.read_sqlite(bytes(raw[:cut]), b"", b"")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(st.binary(max_size=200), st.builds(header, st.dictionaries(st.integers(999, 1045), st.text())))
 )
@@ -349,7 +349,7 @@ def test_a_value_of_a_million_lines_takes_a_moment_only():
     assert package.architecture == "a" + "\na" * lines
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.sampled_from(

@@ -1,12 +1,12 @@
 """Indexes beside images that are broken, gone, or lie: passed by, looked for anew, or made here."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from indexer.build import BuiltToc
 from indexer.digest import sha256_digest

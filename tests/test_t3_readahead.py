@@ -160,7 +160,6 @@ def one_by_one(wanted: list[int], room: int, here: set[int], file: range) -> lis
     return sorted(found + more[: max(room // KIB - spent, 0)])
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 1999),
     st.integers(1, 3),
@@ -182,7 +181,7 @@ def test_what_is_brought_is_what_a_look_at_each_span_would_say(first, count, roo
 
 @pytest.mark.parametrize("step", [1, -1])
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_spans_that_are_not_here_are_found_by_their_marks(tmp_path, step, data):
     gone = data.draw(st.sets(st.integers(0, 39), max_size=9))
     first, end = sorted(data.draw(st.tuples(st.integers(0, 20), st.integers(0, 20))))

@@ -135,7 +135,7 @@ def test_rows_that_share_their_bytes_are_refused(tmp_path):
 # Berkeley DB
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.binary(min_size=1, max_size=40), st.integers(0, 3000), max_size=80),
     st.sampled_from(sorted(ORDERS)),
@@ -272,7 +272,7 @@ def test_a_database_that_is_cut_short_anywhere_is_refused(where, small):
             read_database(data[:end], b"", where)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_database_damaged_in_many_places_gives_packages_or_our_own_errors(small, data):
     where = data.draw(st.sampled_from([NDB, BERKELEY]))

@@ -1,11 +1,10 @@
 """Spans that land as they pass: many by one request, or all where a server knows no ranges."""
 
-from dataclasses import replace
-
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer.errors import FormatError
 from indexer.spans.by_compression import read_spans
@@ -53,7 +52,7 @@ class RangelessBlob(MemoryBlob):
             await trio.to_thread.run_sync(consume, memoryview(self.data)[at : at + 30_000])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(ENCODINGS)), st.integers(100, 300_000), st.integers(0, 30), st.integers(1, 30))
 def test_spans_come_out_whatever_the_cuts(name, size, first, count):
     data, built = BUILT[name]

@@ -55,7 +55,7 @@ def blocks(trace: Trace) -> list[tuple[int, int]]:
 READS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 63), st.integers(1, 20)), max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(READS)
 def test_each_block_is_told_when_it_is_read_first(reads):
     found = tracer(SIZE, SIZE)
@@ -137,7 +137,7 @@ def test_what_is_no_trace_is_refused(change: dict[str, Any], error: type[Indexer
         decode_trace(json.dumps(values).encode())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=80))
 def test_noise_is_no_trace(noise):
     with pytest.raises(FormatError):

@@ -149,7 +149,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_STEPS)
 def test_a_file_object_is_as_good_as_one_in_memory(image, steps):
     memory = io.BytesIO(DATA)

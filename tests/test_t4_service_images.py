@@ -3,12 +3,12 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from lazyfs.assembly import open_cache
 from lazyfs.image.indexes.gathering import index_layers

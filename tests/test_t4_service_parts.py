@@ -5,13 +5,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer.errors import FormatError
 from lazyfs.errors import BadReference, CacheError, LazyfsError, NotFound
@@ -107,7 +107,7 @@ def test_a_mount_is_named_after_its_layers_in_their_order():
 # The ledger
 
 
-@settings(max_examples=50, deadline=None)  # the disk syncs when it likes
+@settings(max_examples=50)  # the disk syncs when it likes
 @given(STATES)
 def test_what_is_saved_is_loaded(tmp_path_factory, state):
     ledger = Ledger(tmp_path_factory.mktemp("ledger"), BOOT)
@@ -115,7 +115,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, state):
     assert ledger.load() == replace(state, idle=())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(STATES, st.data())
 def test_a_damaged_ledger_is_understood_in_part_or_not_at_all(tmp_path_factory, state, data):
     place = tmp_path_factory.mktemp("ledger")
@@ -128,7 +128,7 @@ def test_a_damaged_ledger_is_understood_in_part_or_not_at_all(tmp_path_factory, 
     assert isinstance(ledger.load(), State)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(STATES, min_size=1, max_size=4), st.sampled_from(["", "cut", "lost", "old"]))
 def test_after_a_power_cut_the_orders_count_whatever_became_of_the_rest(tmp_path_factory, states, rest):
     place = tmp_path_factory.mktemp("ledger")

@@ -3,12 +3,12 @@
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from indexer.boot_pack import PackLayer

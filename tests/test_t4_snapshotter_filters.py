@@ -129,7 +129,7 @@ def test_any_alternative_is_enough_and_none_is_no_condition():
     assert any_of([])(SNAPSHOT)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet='nameki.,=!~"/|\\x0 \n\u00e9') | st.text())
 def test_garbage_parses_or_is_refused(text):
     try:
@@ -144,7 +144,7 @@ def go_quoted(text: str) -> str:
     return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.text(alphabet="abc._-/"))
 def test_a_quoted_name_is_found_whatever_it_holds(name, label):
     info = Info(name, name, Kind.VIEW, 0, 0, {label: name} if name else {})

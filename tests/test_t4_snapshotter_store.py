@@ -170,7 +170,7 @@ def kept(labels: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value}
 
 
-Model.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Model.TestCase.settings = settings(max_examples=25, stateful_step_count=30)
 test_any_calls_in_any_order = Model.TestCase
 
 

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lazyfs.oci.config import chain_ids
 from tests.support.lab import push_layout

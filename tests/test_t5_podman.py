@@ -4,10 +4,10 @@ import json
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from indexer.build import BuiltToc
 from indexer.digest import sha256_digest

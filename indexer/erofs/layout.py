@@ -1,7 +1,8 @@
 """Where everything of a tree goes in its EROFS image: the first of the writer's two passes."""
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.erofs import format as erofs
 from indexer.erofs.format import BLOCK, SLOT
@@ -12,8 +13,7 @@ from indexer.tree import MAX_DEPTH, MAX_NAME, Node
 _MAX_NID: Final = 0xFFFF_FFFF
 
 
-@dataclass(slots=True, eq=False)
-class Directory:
+class Directory(Struct, eq=False):
     """How one directory is laid out.
 
     Attributes:
@@ -36,8 +36,7 @@ class Directory:
         return len(self.cuts) - 2
 
 
-@dataclass(slots=True, eq=False)
-class Plan:
+class Plan(Struct, eq=False):
     """The places of all inodes; each node knows its own as `nid`.
 
     Attributes:

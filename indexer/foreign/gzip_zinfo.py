@@ -9,8 +9,9 @@ right after a gzip header of 10 bytes; only the length tells the two apart.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.errors import FormatError, LimitExceeded
 
@@ -41,8 +42,7 @@ class Checkpoint(NamedTuple):
     window: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Zinfo:
+class Zinfo(Struct, frozen=True):
     """The checkpoints of a stream.
 
     Attributes:

@@ -11,9 +11,10 @@ two places any more: such a table is not taken.
 
 import binascii
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.digest import digest_hex
 from indexer.errors import FormatError, LimitExceeded, Unsupported
@@ -71,8 +72,7 @@ class Content(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """A table's members, with `data_start` 0, and the contents of those that have any, both in its order."""
 
     members: Sequence[Member]

@@ -6,9 +6,10 @@ covered by the digest of the zTOC itself.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.build import BuiltToc
 from indexer.digest import digest_hex, sha256_digest
@@ -51,8 +52,7 @@ _MAX_RECORDS: Final = 4096
 _SPARSE: Final = b"GNU.sparse."
 
 
-@dataclass(frozen=True, slots=True)
-class Ztoc:
+class Ztoc(Struct, frozen=True):
     """What a zTOC makes.
 
     Attributes:

@@ -1,8 +1,9 @@
 """What the scanners of all compressions share: they take compressed bytes and tell output and checkpoints."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from indexer.errors import LimitExceeded
 from indexer.toc import Entry
@@ -71,8 +72,7 @@ class Scanner(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Bounds against decompression bombs and other greed.
 
     Attributes:

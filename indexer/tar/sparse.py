@@ -5,8 +5,9 @@ pieces back to back, and all between the pieces is zeros.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.errors import FormatError, LimitExceeded, Unsupported
 from indexer.tar.header import read_number
@@ -33,8 +34,7 @@ class Piece(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class SparseBody:
+class SparseBody(Struct, frozen=True):
     """The contents of a sparse member, as far as they do not depend on where the tail begins.
 
     Attributes:

@@ -3,9 +3,10 @@
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from indexer.toc import SpanTable
 from lazyfs.cache.catalogue import Catalogue

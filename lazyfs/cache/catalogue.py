@@ -5,10 +5,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lazyfs.cache.files import cache_errors, read_bounded
 from lazyfs.cache.scratch import Scratch
@@ -20,8 +22,7 @@ _log = logging.getLogger(__name__)
 _LARGEST: Final = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class KeptImage:
+class KeptImage(Struct, frozen=True):
     """An image that was opened here.
 
     Attributes:
@@ -41,8 +42,7 @@ class KeptImage:
     pinned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """An image of the catalogue.
 
     Attributes:

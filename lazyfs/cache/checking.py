@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.digest import Hasher, content_hasher
 from indexer.toc import Proof, Span, SpanTable
@@ -13,8 +14,7 @@ from lazyfs.cache.layer_entry import LayerEntry
 _PIECE: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class EntryCheck:
+class EntryCheck(Struct, frozen=True):
     """What re-hashing one entry found; spans by number.
 
     Attributes:

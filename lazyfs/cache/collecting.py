@@ -11,10 +11,11 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.compile import alone_key
 from indexer.errors import FormatError
@@ -30,8 +31,7 @@ _DIGEST: Final = re.compile(rb"sha256:([0-9a-f]{64})")
 _HEXADECIMAL: Final = re.compile(r"(?=([0-9a-f]{64}))")
 
 
-@dataclass(frozen=True, slots=True)
-class Garbage:
+class Garbage(Struct, frozen=True):
     """Something that nobody refers to.
 
     Attributes:

@@ -18,9 +18,11 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lazyfs.cache.files import FILE_MODE, NO_WRITING, is_regular, write_all
 from lazyfs.cache.locks import byte_locked
@@ -51,8 +53,7 @@ class Geometry(NamedTuple):
     leaves: int
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """The facts of an entry that are not marks.
 
     Attributes:
@@ -80,7 +81,7 @@ class State:
             state = cls(**json.loads(data))
         except (ValueError, TypeError, RecursionError):
             return None
-        shape = tuple(type(getattr(state, name)) for name in cls.__slots__)
+        shape = tuple(type(getattr(state, name)) for name in cls.__struct_fields__)
         return state if shape == (str, int, int, bool, int) and state.version == _VERSION else None
 
 

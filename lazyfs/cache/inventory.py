@@ -5,9 +5,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.cache.entry_files import ABSENT, State
 from lazyfs.cache.files import read_bounded
@@ -19,8 +20,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 _HIDDEN: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG})
 
 
-@dataclass(frozen=True, slots=True)
-class EntryInfo:
+class EntryInfo(Struct, frozen=True):
     """One layer entry as its files show it.
 
     Attributes:
@@ -48,8 +48,7 @@ class EntryInfo:
     pinned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Bytes of disk that the cache takes, holes not counted.
 
     Attributes:

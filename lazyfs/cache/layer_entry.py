@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Final, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.digest import leaf_count
 from indexer.toc import Span
@@ -25,8 +27,7 @@ from lazyfs.errors import CacheError
 _ABSENT_RUN: Final = re.compile(rb"\0+")
 
 
-@dataclass(frozen=True, slots=True)
-class EntryStatistics:
+class EntryStatistics(Struct, frozen=True):
     """A snapshot of an entry.
 
     Attributes:

@@ -9,9 +9,11 @@ import errno
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.digest import digest_hex
 from lazyfs.cache.entry_files import ABSENT, PRESENT, EntryFiles, Geometry, State, fill_directory
@@ -24,8 +26,7 @@ _log = logging.getLogger(__name__)
 _GARBLED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
-@dataclass(frozen=True, slots=True)
-class LayerStore:
+class LayerStore(Struct, frozen=True):
     """Where entries are and what finding one takes.
 
     Attributes:

@@ -1,9 +1,10 @@
 """Tables of contents that were found to lie: notes that outlast the caches they are about."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.digest import digest_hex
 from lazyfs.cache.files import cache_errors, read_bounded
@@ -13,8 +14,7 @@ _LARGEST: Final = 1 << 20
 _MOST_FINDINGS: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """Why a table of contents is not used any more.
 
     Attributes:

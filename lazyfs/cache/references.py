@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from lazyfs.cache.files import cache_errors, read_bounded
 from lazyfs.cache.scratch import Scratch
@@ -14,8 +15,7 @@ from lazyfs.cache.scratch import Scratch
 _LARGEST: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """An answer to a reference.
 
     Attributes:

@@ -1,10 +1,10 @@
 """cache images, ls, usage, verify: what is kept, and whether it is right."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+from msgspec.structs import asdict
 
 from lazyfs.assembly import open_cache
 from lazyfs.cache.catalogue import Listed

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Final
 
 import click
 import trio
+from msgspec.structs import asdict
 
 from lazyfs.assembly import Workshop, open_cache, opened
 from lazyfs.cache.cache import Cache

@@ -5,12 +5,12 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
+from msgspec.structs import replace
 
 from lazyfs.assembly import Workshop, place_to_publish, refuse_offline, source_settings
 from lazyfs.cli.build_time import build_time
@@ -151,7 +151,7 @@ def _unused(directory: Path) -> Iterator[None]:
         yield
 
 
-class _Bare(Changes):
+class _Bare(Changes, frozen=True):
     """Changes in an upper directory that nothing is known of."""
 
     @property

@@ -1,11 +1,11 @@
 """doctor: what of this machine keeps lazyfs from working."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import click
+from msgspec.structs import asdict
 
 from lazyfs.cli.options import CACHE, PATH, configured_by
 from lazyfs.cli.output import print_json, write_line

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from lazyfs.assembly import Workshop, place_to_publish
 from lazyfs.cli.completing import complete_image

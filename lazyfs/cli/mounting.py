@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from msgspec.structs import replace
 
 from lazyfs.cli.completing import complete_image, complete_mount
 from lazyfs.cli.daemon_events import follow

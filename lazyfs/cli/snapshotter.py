@@ -3,7 +3,6 @@
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from socket import MSG_DONTWAIT
@@ -12,6 +11,7 @@ from typing import Final
 
 import click
 import trio
+from msgspec.structs import replace
 
 from lazyfs.cli.options import PATH, configured_by
 from lazyfs.cli.service import DEFAULT_SOCKET as DAEMON_SOCKET

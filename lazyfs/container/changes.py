@@ -8,9 +8,11 @@ DIR/container.json  the image, and the empty mount points that were made in the 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from lazyfs.errors import ContainerError
 from lazyfs.flock import directory_owned
@@ -19,8 +21,7 @@ _FILE: Final = "container.json"
 _PARTIAL: Final = f"{_FILE}.partial"
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """What is known of an upper directory.
 
     Attributes:

@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from lazyfs.container.capabilities import DEFAULT, available_here, chosen
 from lazyfs.container.seccomp import MAX_PROFILE_BYTES, default_profile, read_profile
 from lazyfs.errors import ContainerError
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(Struct, frozen=True):
     """What a container is kept from.
 
     Attributes:

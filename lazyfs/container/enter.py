@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from lazyfs.container import kernel
 from lazyfs.container.image_user import MAX_ACCOUNTS_BYTES, identify
@@ -17,8 +18,7 @@ from lazyfs.container.user_namespace import check_mapped
 from lazyfs.errors import ContainerError
 
 
-@dataclass(frozen=True, slots=True)
-class Entering:
+class Entering(Struct, frozen=True):
     """What is wanted of the process; None, and empty values, leave it as the container's first one has it.
 
     Attributes:

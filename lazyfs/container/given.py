@@ -2,9 +2,10 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from lazyfs.errors import ContainerError
 
@@ -44,8 +45,7 @@ class Tmpfs(NamedTuple):
     options: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """A device of the host.
 
     Attributes:

@@ -5,8 +5,9 @@ be known, and the supplementary groups count only where no group is named.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from lazyfs.errors import ContainerError
 
@@ -32,8 +33,7 @@ class Group(NamedTuple):
     members: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Who a process is.
 
     Attributes:

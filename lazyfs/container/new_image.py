@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from posixpath import join, normpath
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from lazyfs.container.dockerfile_words import one_word, split_words
@@ -30,8 +32,7 @@ _OCI_NAMES: Final[Mapping[str, str]] = {
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
+class Making(Struct, frozen=True):
     """How the new layer came to be.
 
     Attributes:

@@ -5,15 +5,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from lazyfs.errors import ContainerError
 from lazyfs.mount.syscalls import FsContext, MountRefused, attach_mount
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(Struct, frozen=True):
     """What an overlay is made of.
 
     Attributes:

@@ -15,9 +15,11 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from lazyfs.container.runtime import Runtime
 from lazyfs.errors import ContainerError
@@ -31,8 +33,7 @@ _LIMIT_S: Final = 120.0
 _MOUNT_POINTS: Final = ("rootfs", "image")
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerFacts:
+class ContainerFacts(Struct, frozen=True):
     """What is known of a container.
 
     Attributes:

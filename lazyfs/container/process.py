@@ -4,8 +4,9 @@ import json
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from lazyfs.container.confinement import Confinement
 from lazyfs.container.given import DEFAULT_SHM, Device, Tmpfs, Volume
@@ -16,8 +17,7 @@ from lazyfs.oci.config import DEFAULT_PATH
 _HOSTNAME: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,61}[0-9A-Za-z])?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageProcess:
+class ImageProcess(Struct, frozen=True):
     """What an image's configuration says of its process; see `lazyfs.oci.config.ImageConfig`."""
 
     env: tuple[str, ...] = ()
@@ -40,8 +40,7 @@ class ImageProcess:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(Struct, frozen=True):
     """What the user wants of a container. None, and empty values, leave it to the image.
 
     Attributes:

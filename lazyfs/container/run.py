@@ -7,9 +7,10 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from lazyfs.container import kernel
 from lazyfs.container.changes import Changes, continued, in_use, load_changes, save_changes
@@ -67,8 +68,7 @@ class ImageServer(Protocol):
         """Unmount it and wait for the server's end."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunOrder:
+class RunOrder(Struct, frozen=True):
     """What is to be run.
 
     Attributes:

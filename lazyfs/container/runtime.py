@@ -8,9 +8,10 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
+
+from msgspec import Struct
 
 from lazyfs.errors import CommandNotFound, CommandRefused, ContainerError
 from lazyfs.mount.syscalls import unmount_kernel
@@ -26,8 +27,7 @@ _NOT_FOUND: Final = ("executable file not found", "executable file `", "no such 
 _REFUSED: Final = ("permission denied", "is a directory", "exec format error")
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(Struct, frozen=True):
     """A runtime with a state directory of its own.
 
     Attributes:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from lazyfs.container.confinement import Confinement
 from lazyfs.container.given import DEFAULT_SHM, Device, Tmpfs, Volume
@@ -23,8 +24,7 @@ KERNEL_MOUNTS: Final = ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", 
 """Where the kernel's file systems come, whatever the image has there."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerSpec:
+class ContainerSpec(Struct, frozen=True):
     """What is to run, with everything settled.
 
     Attributes:

@@ -12,9 +12,10 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.tar.header import MAX_PATH
 from indexer.toc import Kind, Member
@@ -54,8 +55,7 @@ class UpperMember(NamedTuple):
     content: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(Struct, frozen=True):
     """A name in a directory.
 
     Attributes:

@@ -1,10 +1,10 @@
 """What a live mount tells of itself."""
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 import trio
+from msgspec.structs import asdict
 
 from lazyfs.assembly import Workshop
 from lazyfs.image.auditing.auditor import Auditor

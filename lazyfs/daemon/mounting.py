@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
+from msgspec.structs import asdict
 
 from lazyfs.assembly import open_workshop, opened
 from lazyfs.cache.keeping import keep_room

@@ -1,8 +1,9 @@
 """What a mount's process is told to do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from lazyfs.errors import ConfigError
 from lazyfs.image.boot.hastening import starts_by_pack
@@ -11,8 +12,7 @@ from lazyfs.mount.fuse_mount import MountOptions
 from lazyfs.mount.tuning import DEFAULT_READ_AHEAD_KB, START_READ_AHEAD_KB, ReadAheadKnob
 
 
-@dataclass(frozen=True, slots=True)
-class MountOrder:
+class MountOrder(Struct, frozen=True):
     """What is to be mounted.
 
     Attributes:

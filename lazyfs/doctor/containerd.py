@@ -9,9 +9,10 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from lazyfs.doctor.findings import Finding, ok, problem, warning
 from lazyfs.doctor.machine import Machine, is_there
@@ -28,8 +29,7 @@ _TRANSFER: Final = "io.containerd.transfer.v1.local"
 _EXPORTS_SINCE: Final = (2, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Containerd:
+class Containerd(Struct, frozen=True):
     """A containerd.
 
     Attributes:

@@ -1,9 +1,10 @@
 """All checks, in the order in which things are built on each other."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
+
+from msgspec import Struct
 
 from lazyfs.assembly import source_settings
 from lazyfs.config import Config
@@ -25,8 +26,7 @@ from lazyfs.doctor.sockets import check_hosts, check_services
 from lazyfs.doctor.users import check_id_ranges, check_runtime_directory, check_user_namespaces
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(Struct, frozen=True):
     """Where services are.
 
     Attributes:

@@ -4,9 +4,10 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.mount.mounts import parse_mount_table
 
@@ -14,8 +15,7 @@ _CAP_SYS_ADMIN: Final = 21
 _WHOLE_RANGE: Final = 4294967295
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """Where to look.
 
     Attributes:

@@ -3,9 +3,10 @@
 import mmap
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from indexer.boot_pack import PackLayer
 from indexer.erofs.read import MetadataImage
@@ -24,8 +25,7 @@ from lazyfs.source.base import Source
 _PIECE: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """An open image.
 
     Attributes:

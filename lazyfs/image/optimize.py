@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import trio
+from msgspec import Struct
 
 from indexer.boot_pack import HEADER_SIZE, PackHead, Run, decode_pack_head, head_size
 from indexer.digest import sha256_digest
@@ -20,8 +20,7 @@ from lazyfs.source.push.artifact import Publisher
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class MadePack:
+class MadePack(Struct, frozen=True):
     """A pack that was made.
 
     Attributes:

@@ -2,11 +2,11 @@
 
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import IndexerError
 from lazyfs.cache.documents import Documents
@@ -26,8 +26,7 @@ PATIENCE_S: Final = 3.0
 """How long a registry is waited for where we know what its tag was."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedImage:
+class ResolvedImage(Struct, frozen=True):
     """One platform's image.
 
     Attributes:

@@ -8,8 +8,9 @@ is refused, and what is not known at all gets ENOSYS, which the kernel remembers
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.mount import wire, wire_init
 from lazyfs.mount.contents import Contents
@@ -36,8 +37,7 @@ _CHANGES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiated:
+class Negotiated(Struct, frozen=True):
     """What kernel and server have settled in their first exchange, for whoever goes on in the server's place.
 
     Attributes:

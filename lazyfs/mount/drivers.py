@@ -2,11 +2,11 @@
 
 import errno
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import AlreadyMounted, MountError
 from lazyfs.mount.contents import Contents
@@ -28,8 +28,7 @@ _REASONS: Final = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Struct, frozen=True):
     """A tree that is mounted.
 
     Attributes:

@@ -10,11 +10,11 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from indexer.erofs.read import MetadataImage
 from lazyfs.errors import MountError
@@ -36,8 +36,7 @@ _DIRECT: Final = "directio"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Struct, frozen=True):
     """A merged tree to mount.
 
     Attributes:
@@ -51,8 +50,7 @@ class Tree:
     layers: Sequence[LayerReader]
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(Struct, frozen=True):
     """What EROFS can be mounted from.
 
     Attributes:

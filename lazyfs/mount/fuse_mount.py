@@ -9,9 +9,10 @@ import os
 import socket
 import stat
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.errors import AlreadyMounted, MountError
 from lazyfs.mount.mounts import read_mount_table, resolve_mount_point, topmost
@@ -41,8 +42,7 @@ _HELP: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(Struct, frozen=True):
     """How an image is mounted. Permissions are always checked by the kernel.
 
     Attributes:
@@ -79,8 +79,7 @@ class MountOptions:
         return (MOUNT_READ_ONLY if self.read_only else 0) | no_setuid | no_devices | no_programs
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(Struct, frozen=True):
     """A mounted FUSE file system that nobody answers yet.
 
     Attributes:

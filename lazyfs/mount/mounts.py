@@ -9,9 +9,10 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.errors import MountError, NotMounted
 from lazyfs.mount.syscalls import unmount_kernel
@@ -25,8 +26,7 @@ _MAPPED_LAYERS: Final = re.compile(rb"/[0-9a-f]{64}/mapped/[0-9]+(?=/l/[^/]+$)")
 _SYMLINK_LIMIT: Final = 40  # as the kernel's MAXSYMLINKS
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
     Attributes:

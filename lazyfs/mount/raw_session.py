@@ -18,11 +18,11 @@ we had read and not answered are handed out again when a successor asks for them
 import errno
 import logging
 import os
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import MountError
 from lazyfs.mount import wire
@@ -41,8 +41,7 @@ _LOOK_AGAIN_S: Final = 0.25
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     """A request under way.
 
     Attributes:

@@ -4,10 +4,11 @@ Names and layouts are those of include/uapi/linux/fuse.h. Flags are one number o
 has them in two halves, the second of which counts where both know INIT_EXT (Linux 5.17).
 """
 
-from dataclasses import dataclass
 from enum import IntFlag
 from struct import Struct
 from typing import Final
+
+import msgspec
 
 from lazyfs.mount.wire import unpack
 
@@ -50,8 +51,7 @@ _HALF: Final = 32
 _LOW: Final = (1 << _HALF) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class InitIn:
+class InitIn(msgspec.Struct, frozen=True):
     """How the kernel begins (`struct fuse_init_in`).
 
     Attributes:
@@ -79,8 +79,7 @@ def decode_init(body: memoryview) -> InitIn:
     return InitIn(major, minor, max_readahead, InitFlag(flags))
 
 
-@dataclass(frozen=True, slots=True)
-class InitOut:
+class InitOut(msgspec.Struct, frozen=True):
     """What we agree to (`struct fuse_init_out`).
 
     Attributes:

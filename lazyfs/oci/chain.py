@@ -1,12 +1,12 @@
 """The layers below a point of an image, counted from the bottom: what containerd calls a chain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class ChainOrder:
+
+class ChainOrder(Struct, frozen=True):
     """A question about the lowest `layers` layers of one image, as containerd's clients put it in labels.
 
     Nothing of it has been checked: labels are what a stranger's client says.

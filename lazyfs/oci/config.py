@@ -1,8 +1,9 @@
 """Image configurations (image-spec `config.md`) and what they say of the layers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct, field
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, Unsupported
@@ -33,8 +34,7 @@ class HistoryEntry(NamedTuple):
     empty_layer: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(Struct, frozen=True):
     """What an image is made of and how its process starts. Empty values mean "not said".
 
     Attributes:
@@ -63,9 +63,12 @@ class ImageConfig:
     user: str = ""
     working_dir: str = ""
     stop_signal: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.diff_ids)
 
     @property
     def os(self) -> str:

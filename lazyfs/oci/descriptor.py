@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from indexer.digest import digest_hex
 from indexer.errors import FormatError, Unsupported
@@ -22,8 +23,7 @@ _REGISTERED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(Struct, frozen=True):
     """A link to content.
 
     Attributes:
@@ -40,9 +40,12 @@ class Descriptor:
     digest: str
     size: int
     urls: tuple[str, ...] = ()
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
     artifact_type: str = ""
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @property
     def is_index(self) -> bool:

@@ -6,8 +6,10 @@ oci-archive:FILE[:TAG]     an OCI image layout in a tar
 docker-archive:FILE[:REF]  what `docker save` writes
 """
 
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lazyfs.errors import BadReference
 from lazyfs.oci.reference import Reference, parse_reference
@@ -18,8 +20,7 @@ _ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryImage:
+class RegistryImage(Struct, frozen=True):
     """An image in a registry."""
 
     reference: Reference
@@ -28,8 +29,7 @@ class RegistryImage:
         return f"docker://{self.reference}"
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutImage:
+class LayoutImage(Struct, frozen=True):
     """An image in an OCI layout.
 
     Attributes:
@@ -44,8 +44,7 @@ class LayoutImage:
         return _joined("oci", self.directory, self.tag)
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveImage:
+class ArchiveImage(Struct, frozen=True):
     """An image in an OCI layout inside a tar.
 
     Attributes:
@@ -60,8 +59,7 @@ class ArchiveImage:
         return _joined("oci-archive", self.file, self.tag)
 
 
-@dataclass(frozen=True, slots=True)
-class DockerArchiveImage:
+class DockerArchiveImage(Struct, frozen=True):
     """An image in what `docker save` wrote.
 
     Attributes:

@@ -1,8 +1,9 @@
 """Manifests and indexes (image-spec `manifest.md`, `image-index.md`; Docker's schema 2 is the same shape)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from indexer.errors import FormatError, Unsupported
 from lazyfs.oci.descriptor import Descriptor, descriptor_from_fields
@@ -21,8 +22,7 @@ MAX_LAYERS: Final = 1000
 MAX_MANIFESTS: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """One image, or one artifact.
 
     Attributes:
@@ -39,11 +39,13 @@ class Manifest:
     layers: tuple[Descriptor, ...]
     subject: Descriptor | None = None
     artifact_type: str = ""
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.layers))
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Struct, frozen=True):
     """Several manifests, or indexes of them.
 
     Attributes:
@@ -58,7 +60,10 @@ class Index:
     manifests: tuple[Descriptor, ...]
     subject: Descriptor | None = None
     artifact_type: str = ""
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.manifests)
 
 
 def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:

@@ -7,9 +7,10 @@ The rules of normalisation and the order of preference are those of containerd's
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.errors import BadReference
 from lazyfs.oci.json_fields import Fields
@@ -35,8 +36,7 @@ _ARCHITECTURES: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(Struct, frozen=True):
     """An operating system on a processor, normalised.
 
     Attributes:

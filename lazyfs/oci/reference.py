@@ -5,8 +5,9 @@ The grammar and the rules of Docker's short names are those of `distribution/ref
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.errors import BadReference
@@ -25,8 +26,7 @@ _DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """An image in a registry. Where both tag and digest stand, the digest decides.
 
     Attributes:

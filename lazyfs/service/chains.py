@@ -12,11 +12,12 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError, MountError
@@ -124,8 +125,7 @@ def make_mount_point(path: Path) -> None:
         raise MountError(f"cannot make {path}: {error.strerror}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
+class Mounted(Struct, frozen=True):
     """The answer to an order.
 
     Attributes:

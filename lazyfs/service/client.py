@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import (
     BadReference,
@@ -44,8 +44,7 @@ _KINDS: Final[Mapping[int, type[LazyfsError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
+class Assessment(Struct, frozen=True):
     """Whether an image can be shown lazily.
 
     Attributes:
@@ -57,8 +56,7 @@ class Assessment:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MountedChain:
+class MountedChain(Struct, frozen=True):
     """A mounted tree.
 
     Attributes:

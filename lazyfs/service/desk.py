@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import BadReference

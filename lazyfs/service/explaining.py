@@ -6,10 +6,11 @@ nothing is opened.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import trio
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
@@ -31,8 +32,7 @@ _SLOWEST: Final = 10  # of each image
 Row = dict[str, Any]
 
 
-@dataclass(eq=False)
-class _Subject:
+class _Subject(Struct, eq=False):
     """An image to be told of.
 
     Attributes:

@@ -9,12 +9,13 @@ import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple, Self
 
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError
 from lazyfs.assembly import Workshop, source_settings
@@ -74,8 +75,7 @@ class ImageKey(NamedTuple):
         return cls(reference.name, tag, order.manifest or reference.digest, bool(reference.digest))
 
 
-@dataclass(frozen=True, slots=True)
-class OpenImage:
+class OpenImage(Struct, frozen=True):
     """An image whose repository is open.
 
     Attributes:
@@ -128,8 +128,7 @@ def check_layer(order: ChainOrder, digests: Sequence[str]) -> None:
         raise NotFound(f"{order.layer} is not layer {order.layers} of {there}")
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What is remembered of an image.
 
     Attributes:

@@ -8,12 +8,13 @@ Files of a daemon before us are shown again under their numbers, for as long as 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.boot_pack import PackLayer
 from indexer.errors import IndexerError
@@ -47,8 +48,7 @@ _SYNC_EVERY_S: Final = 30.0
 _TRY_AGAIN_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ShownLayer:
+class ShownLayer(Struct, frozen=True):
     """A layer in the forest.
 
     Attributes:
@@ -70,8 +70,7 @@ class ShownLayer:
     waits: WaitTally
 
 
-@dataclass(frozen=True, slots=True)
-class ShownMetadata:
+class ShownMetadata(Struct, frozen=True):
     """A metadata image in the forest.
 
     Attributes:

@@ -9,9 +9,10 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, to_builtins
 
 from indexer.errors import IndexerError
 from lazyfs.cache.files import sync_path
@@ -28,8 +29,7 @@ _MOST: Final = 1_000_000
 _LARGEST: Final = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class SavedSession:
+class SavedSession(Struct, frozen=True):
     """A FUSE connection, as its next server must know it.
 
     Attributes:
@@ -45,8 +45,7 @@ class SavedSession:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
-class SavedStore:
+class SavedStore(Struct, frozen=True):
     """A layer store, as its next server must know it.
 
     Attributes:
@@ -58,8 +57,7 @@ class SavedStore:
     session: SavedSession | None
 
 
-@dataclass(frozen=True, slots=True)
-class SavedFile:
+class SavedFile(Struct, frozen=True):
     """A file of the forest.
 
     Attributes:
@@ -81,8 +79,7 @@ class SavedFile:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SavedTree:
+class SavedTree(Struct, frozen=True):
     """A tree with a FUSE connection of its own, as its next server must know it.
 
     Attributes:
@@ -104,8 +101,7 @@ class SavedTree:
     layers: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A mount that is to be there.
 
     Attributes:
@@ -125,8 +121,7 @@ class Entry:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """All of it.
 
     Attributes:
@@ -237,22 +232,22 @@ def path_saved(metadata_file: Path) -> str:
 
 def _plain(state: State) -> dict[str, Any]:
     return {
-        "session": asdict(state.session) if state.session else None,
+        "session": to_builtins(state.session) if state.session else None,
         "store": _plain_store(state.store) if state.store else None,
-        "files": [asdict(file) for file in state.files],
+        "files": [to_builtins(file) for file in state.files],
         "trees": [
-            asdict(tree) | {"layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
+            {**to_builtins(tree), "layers": [" ".join(pair) for pair in tree.layers]} for tree in state.trees
         ],
         "mounts": [_plain_entry(entry) for entry in state.entries],
     }
 
 
 def _plain_store(store: SavedStore) -> dict[str, Any]:
-    return {"directory": str(store.directory), **(asdict(store.session) if store.session else {})}
+    return {"directory": str(store.directory), **(to_builtins(store.session) if store.session else {})}
 
 
 def _plain_entry(entry: Entry) -> dict[str, Any]:
-    return asdict(entry) | {"devices": " ".join(map(str, entry.devices))}
+    return {**to_builtins(entry), "devices": " ".join(map(str, entry.devices))}
 
 
 def _entries(fields: Fields) -> tuple[Entry, ...]:

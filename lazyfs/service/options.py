@@ -2,9 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from lazyfs.config import Config, load_config
 
@@ -15,8 +16,7 @@ HUNG_AFTER_S: Final = 60.0
 LINGER_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
+class ServiceOptions(Struct, frozen=True):
     """How the daemon is started.
 
     Attributes:

@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from lazyfs.assembly import Workshop, open_workshop
 from lazyfs.cache.cache import Cache

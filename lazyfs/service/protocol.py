@@ -18,8 +18,9 @@ Each may be asked again when no answer came: none does anything twice.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Final
+
+from msgspec.structs import asdict
 
 from indexer.errors import IndexerError
 from lazyfs.errors import BadReference

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from indexer.boot_pack import PackLayer
 from indexer.digest import digest_hex
@@ -31,8 +32,7 @@ from lazyfs.service.starts import Starts
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTree:
+class OpenTree(Struct, frozen=True):
     """A tree.
 
     Attributes:

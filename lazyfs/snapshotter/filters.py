@@ -14,8 +14,9 @@ scanner is followed: a bare value cannot begin with a quote, "." or an operator'
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from lazyfs.snapshotter.model import BadSnapshotCall, Info
 
@@ -31,8 +32,7 @@ _LETTERS: Final = dict(zip("abfnrtv\\", "\a\b\f\n\r\t\v\\", strict=True))
 _LONGEST: Final = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(Struct, frozen=True):
     """One condition on one field.
 
     Attributes:

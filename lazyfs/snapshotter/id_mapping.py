@@ -9,8 +9,9 @@ and must not be mapped once more (containerd, `client/snapshotter_opts_unix.go`)
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from lazyfs.snapshotter.labels import REF
 from lazyfs.snapshotter.model import BadSnapshotCall
@@ -41,8 +42,7 @@ class _Range(NamedTuple):
         return self.outside + offset if 0 <= offset < self.size else None
 
 
-@dataclass(frozen=True, slots=True)
-class IdMapping:
+class IdMapping(Struct, frozen=True):
     """How users of a container are users of the machine.
 
     Attributes:

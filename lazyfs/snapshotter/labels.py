@@ -13,8 +13,9 @@ checks, or choose an index or a server (`stargz.skipverify`, `toc.digest`, `soci
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.oci.chain import ChainOrder
 
@@ -26,8 +27,7 @@ _STARGZ: Final = "containerd.io/snapshot/remote/stargz."
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(Struct, frozen=True):
     image: str
     manifest: str
     layer: str

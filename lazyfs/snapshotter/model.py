@@ -1,8 +1,9 @@
 """Snapshots as values, and what can go wrong with them: containerd's words, without its wire."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from lazyfs.errors import LazyfsError
 
@@ -43,8 +44,7 @@ class Kind(Enum):
     COMMITTED = "committed"
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(Struct, frozen=True):
     """What is told of a snapshot.
 
     Attributes:
@@ -64,16 +64,14 @@ class Info:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What a snapshot takes by itself, without its parents: bytes of allocated blocks, and inodes."""
 
     size: int = 0
     inodes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """One mount(2) that the client is to make; the target is its business."""
 
     type: str

@@ -1,14 +1,14 @@
 """Which mounts show a snapshot: one bind, or one overlay of all that it stands on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from lazyfs.snapshotter.model import Kind, Mount
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayOptions:
+class OverlayOptions(Struct, frozen=True):
     """What this machine's overlayfs wants said.
 
     Attributes:

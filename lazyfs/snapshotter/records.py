@@ -5,9 +5,10 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.errors import ConfigError
 from lazyfs.oci.chain import ChainOrder
@@ -54,8 +55,7 @@ RECORD_QUERY: Final = (
 _LONGEST_LABEL: Final = 4096  # key and value together: containerd's `pkg/labels`
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """A snapshot as it is kept.
 
     Attributes:
@@ -78,8 +78,7 @@ class Record:
         return bool(self.layer)
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """What a snapshot stands on.
 
     Attributes:

@@ -1,8 +1,10 @@
 """What every source of images offers."""
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
 from typing import Final, Protocol, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from lazyfs.oci.descriptor import Descriptor
 from lazyfs.oci.json_fields import MAX_DOCUMENT_BYTES
@@ -13,8 +15,7 @@ T = TypeVar("T")
 PIECE_SIZE: Final = 256 << 10  # what `pull` hands over at once, at most
 
 
-@dataclass(frozen=True, slots=True)
-class SourceStatistics:
+class SourceStatistics(Struct, frozen=True):
     """What a source has cost so far.
 
     Attributes:

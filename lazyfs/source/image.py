@@ -1,8 +1,10 @@
 """From a name's root document and a platform to one image: through indexes, to manifest and configuration."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lazyfs.errors import NotFound
 from lazyfs.oci.choose import MAX_NESTING, candidates, images_of
@@ -17,8 +19,7 @@ ReadDocument = Callable[[Descriptor], Awaitable[bytes]]
 """Gives the checked bytes of a document, as `Source.document` does."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundImage:
+class FoundImage(Struct, frozen=True):
     """One image, as its documents describe it.
 
     Attributes:

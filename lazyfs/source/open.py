@@ -3,10 +3,10 @@
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import NamedTuple
 
 import trio
+from msgspec.structs import replace
 
 from lazyfs.oci.image_name import ArchiveImage, DockerArchiveImage, ImageName, LayoutImage, RegistryImage
 from lazyfs.oci.reference import Reference

@@ -14,10 +14,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import trio
+from msgspec.structs import asdict
 
 from lazyfs.mount.answers import Negotiated
 from lazyfs.mount.forest import Forest, VirtualFile

@@ -4,12 +4,12 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from msgspec.structs import replace
 
 from indexer.build import BuiltToc
 from indexer.digest import DIGEST_SIZE, sha256_digest

@@ -1,8 +1,9 @@
 """Our own client, set up to talk to the test registry without waiting."""
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from indexer.digest import sha256_digest
 from lazyfs.oci.descriptor import Descriptor

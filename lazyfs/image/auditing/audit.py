@@ -8,10 +8,11 @@ at the one or the other, both are of its bytes. What does not hold then is a lie
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
+
+from msgspec import Struct
 
 from indexer.digest import LEAF_SIZE, content_hasher, merkle_root
 from indexer.errors import IndexerError, LimitExceeded
@@ -23,8 +24,7 @@ _MOST_FINDINGS: Final = 20
 _SECOND: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Struct, frozen=True):
     """What an audit found.
 
     Attributes:

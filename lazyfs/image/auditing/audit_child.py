@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Final
+
+from msgspec.structs import asdict
 
 from indexer.toc_codec import decode_head
 from lazyfs.image.auditing.audit import audit_stream

@@ -9,11 +9,11 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import IndexerError
 from indexer.toc import AddressSpace
@@ -34,8 +34,7 @@ _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S: Final = 60.0  # other processes fill the cache, and audit, without telling us
 
 
-@dataclass(frozen=True, slots=True)
-class AuditStatistics:
+class AuditStatistics(Struct, frozen=True):
     """A snapshot.
 
     Attributes:
@@ -49,8 +48,7 @@ class AuditStatistics:
     lying: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """A layer to be audited.
 
     Attributes:

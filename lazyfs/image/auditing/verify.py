@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -10,6 +9,7 @@ from tempfile import TemporaryFile
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import DigestMismatch, FormatError, LimitExceeded
 from indexer.spans.scan import Limits
@@ -35,8 +35,7 @@ class From(Enum):
     SOURCE = "source"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What verifying a layer's index gave.
 
     Attributes:

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 import trio
+from msgspec import Struct
 
 from lazyfs.cache.cache import Cache
 from lazyfs.cache.quarantine import Note
@@ -26,8 +26,7 @@ class Origin(Enum):
     MADE_NOW = "made now"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerReport:
+class LayerReport(Struct, frozen=True):
     """What is known of one layer's index.
 
     Attributes:

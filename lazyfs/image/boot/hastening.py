@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
 
 from indexer.boot_pack import PackLayer
 from lazyfs.cache.cache import Cache
@@ -16,8 +17,7 @@ from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.resolve import ResolvedImage
 
 
-@dataclass(frozen=True, slots=True)
-class Hastened:
+class Hastened(Struct, frozen=True):
     """A mount that is recorded and hastened.
 
     Attributes:

@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
 import trio
+from msgspec import Struct
 
 from indexer.boot_pack import HEADER_SIZE, Chunk, PackHead, PackLayer, decode_pack_head, head_size
 from indexer.boot_pack_leaves import PackReader
@@ -39,8 +39,7 @@ _LOOK_AGAIN_S: Final = 0.05
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PackStatistics:
+class PackStatistics(Struct, frozen=True):
     """What a boot pack has brought.
 
     Attributes:

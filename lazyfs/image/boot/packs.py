@@ -4,11 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import trio
+from msgspec import Struct
 
 from indexer.boot_pack import PackHead, decode_pack_head
 from indexer.digest import sha256_digest
@@ -40,8 +40,7 @@ _PACK, _HEAD = ".pack", ".head"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundPack:
+class FoundPack(Struct, frozen=True):
     """A boot pack of an image.
 
     Attributes:

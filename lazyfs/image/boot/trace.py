@@ -9,8 +9,9 @@ import mmap
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.boot_pack import PackLayer
 from indexer.digest import digest_hex
@@ -51,8 +52,7 @@ class Touch(NamedTuple):
     at_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """First touches of an image's content.
 
     Attributes:

@@ -6,8 +6,9 @@ The same index gives the same bytes: no time, no name, no machine stands in them
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from indexer.digest import sha256_digest
 from indexer.errors import FormatError, LimitExceeded, Unsupported
@@ -41,8 +42,7 @@ class LayerIndex(NamedTuple):
     windows: Descriptor | None
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFiles:
+class LayerFiles(Struct, frozen=True):
     """What is published of one layer.
 
     Attributes:

@@ -8,11 +8,11 @@ refer to it count like any index found beside it. Tables in layers that no manif
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import trio
+from msgspec.structs import replace
 
 from indexer.build import BuiltToc
 from indexer.digest import digest_hex

@@ -7,11 +7,12 @@ both digests are right, table and content appear together. Between processes a l
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
 import trio
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from indexer.build import DEFAULT_SPAN_SIZE, BuiltToc, LayerBuilder
 from indexer.errors import IndexerError
@@ -61,8 +62,7 @@ class Voucher(Enum):
     MANIFEST = "manifest"  # the image's manifest names it by digest
 
 
-@dataclass(frozen=True, slots=True)
-class IndexSettings:
+class IndexSettings(Struct, frozen=True):
     """How layers are indexed.
 
     Attributes:
@@ -81,8 +81,7 @@ class IndexSettings:
         return f"lazyfs-{self.span_size}"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedLayer:
+class IndexedLayer(Struct, frozen=True):
     """A layer's index.
 
     Attributes:

@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import trio
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError, LimitExceeded
 from lazyfs.cache.cache import Cache

@@ -9,11 +9,11 @@ backs, is checked and kept.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
 import trio
+from msgspec import Struct
 
 from indexer.digest import sha256_digest
 from indexer.errors import DigestMismatch, IndexerError, LimitExceeded
@@ -36,8 +36,7 @@ WHOLE_SIZE: Final = 2 << 20
 _MOST_BLOCKS: Final = 256  # that are held: what spans of one request need is a small part of them
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteWindows:
+class RemoteWindows(Struct, frozen=True):
     """A window file that is not here.
 
     Attributes:

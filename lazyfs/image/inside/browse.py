@@ -5,8 +5,9 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from indexer.erofs.format import ROOT_NID
 from indexer.erofs.read import Inode, MetadataImage
@@ -25,8 +26,7 @@ _LETTERS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """Something with a name in an image.
 
     Attributes:
@@ -167,8 +167,7 @@ def _joined(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True):
     """What `find` looks for; None is no condition.
 
     Attributes:

@@ -8,10 +8,11 @@ are left are read, from both images, up to the first byte that differs.
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from indexer.erofs.read import MetadataImage
 from lazyfs.errors import NotFound
@@ -32,8 +33,7 @@ class Kind(Enum):
     CHANGED = "C"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """A path that is not the same in both images.
 
     Attributes:
@@ -48,8 +48,7 @@ class Change:
     aspects: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
+class CompareOptions(Struct, frozen=True):
     """What counts as a difference.
 
     Attributes:
@@ -62,8 +61,7 @@ class CompareOptions:
     quick: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """All that differs between two images.
 
     Attributes:
@@ -126,8 +124,7 @@ def _tops(old: MetadataImage, new: MetadataImage, path: bytes) -> tuple[Entry | 
     return found[0], found[1]
 
 
-@dataclass(slots=True)
-class _Judgement:
+class _Judgement(Struct):
     """What is known of a pair so far; content may still be an open question."""
 
     old: Entry | None
@@ -224,8 +221,7 @@ class _Comparison:
         return pieces[0] == pieces[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenQuestion:
+class _OpenQuestion(Struct, frozen=True):
     """Two contents that indexes could not compare, and whom the answer concerns."""
 
     ranges: list[tuple[int, int]]

@@ -8,15 +8,15 @@ other, and those of compressed bytes nothing at all.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from indexer.toc import AddressSpace, Proof, SpanTable
 from lazyfs.image.image import Image
 from lazyfs.image.indexes.indexing import IndexedLayer
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a file's content lies.
 
     Attributes:
@@ -30,8 +30,7 @@ class Place:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class SameBytes:
+class SameBytes(Struct, frozen=True):
     """Compares places in two images, keeping the span tables it needed."""
 
     _tables: dict[str, SpanTable] = field(default_factory=dict)

@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Final, Self
 
 import trio
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError
 from indexer.spans.by_compression import read_spans
@@ -45,8 +46,7 @@ _STREAMED_FROM: Final = 512 << 10  # compressed bytes; fewer come at once
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 
 
-@dataclass(frozen=True, slots=True)
-class FetchSettings:
+class FetchSettings(Struct, frozen=True):
     """How missing spans are fetched.
 
     Attributes:
@@ -71,8 +71,7 @@ class FetchSettings:
         return replace(self, max_bytes=min(self.max_bytes, most), max_streamed=min(self.max_streamed, most))
 
 
-@dataclass(frozen=True, slots=True)
-class FetchStatistics:
+class FetchStatistics(Struct, frozen=True):
     """Counts of one layer's fetches.
 
     Attributes:

@@ -7,12 +7,12 @@ read          else: missing leaves -> spans, which the fetcher brings
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Final, Protocol
 
 import trio
+from msgspec import Struct
 
 from indexer.toc import Extent, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
@@ -35,8 +35,7 @@ class _Evicted(Exception):
     """Content that was here, or was brought by another process, went away before it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerStatistics:
+class LayerStatistics(Struct, frozen=True):
     """Counts of one layer since it was opened.
 
     Attributes:

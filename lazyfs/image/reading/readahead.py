@@ -6,14 +6,14 @@ read, so that at most half of what a run moves is in vain; once it has gone far,
 busy. Decides only: no clock, no I/O.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 _FAR_FACTOR: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ReadAheadSettings:
+class ReadAheadSettings(Struct, frozen=True):
     """How far to run ahead. All in uncompressed bytes, except the counts.
 
     Attributes:

@@ -6,12 +6,12 @@ waits while there is no room; when a reader comes to want the same, its request 
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from enum import Enum
 from heapq import heappush, heapreplace, nlargest
 from typing import Final, NamedTuple
 
 import trio
+from msgspec import Struct
 
 from indexer.boot_pack import PackLayer
 from lazyfs.image.reading.budget import Budget
@@ -68,8 +68,7 @@ class SlowRead(NamedTuple):
     came: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TrafficCount:
+class TrafficCount(Struct, frozen=True):
     """What was asked for one purpose.
 
     Attributes:

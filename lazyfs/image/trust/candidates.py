@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lazyfs.errors import SourceError, Unreachable
 from lazyfs.image.trust.demands import Demands
@@ -13,8 +14,7 @@ from lazyfs.source.attachments import Attachments
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where indexes and boot packs may be.
 
     Attributes:

@@ -14,9 +14,10 @@ may say otherwise for the images below its prefix; where a rule and a flag disag
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, TypeVar
+
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError
@@ -41,8 +42,7 @@ class IndexTrust(Enum):
     NONE = "none"  # no index from elsewhere
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """What is demanded of the images below a prefix.
 
     Attributes:
@@ -58,8 +58,7 @@ class Rule:
     indexes: IndexTrust
 
 
-@dataclass(frozen=True, slots=True)
-class Demands:
+class Demands(Struct, frozen=True):
     """What is demanded of one image.
 
     Attributes:

@@ -1,11 +1,11 @@
 """Public keys whose signatures count, as values: `key_file` has what checks them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Struct, frozen=True):
     """A key whose signatures count.
 
     Attributes:
@@ -16,4 +16,17 @@ class PublicKey:
 
     name: str
     fingerprint: str
-    verifies: Callable[[bytes, bytes], bool] = field(repr=False, compare=False)
+    verifies: Callable[[bytes, bytes], bool]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PublicKey) and self._said == other._said
+
+    def __hash__(self) -> int:
+        return hash(self._said)
+
+    def __repr__(self) -> str:
+        return f"<PublicKey {self.name}, {self.fingerprint}>"
+
+    @property
+    def _said(self) -> tuple[str, str]:
+        return self.name, self.fingerprint

@@ -6,9 +6,10 @@ mode) as a referrer; `sigstore_bundle` what it writes since, as a referrer.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
+
+from msgspec import Struct
 
 from indexer.errors import FormatError, IndexerError
 from lazyfs.errors import NotFound, SourceError
@@ -34,8 +35,7 @@ _MAX_BUNDLES: Final = 32  # attestations are bundles, too, and not all of them s
 _UNTOLD_TYPES: Final = (OCI_EMPTY, "")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """What the signatures of a manifest came to.
 
     Attributes:

@@ -13,8 +13,9 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.oci.json_fields import Fields, parse_object
@@ -36,8 +37,7 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}", re.ASCII)
 _TO_STANDARD: Final = str.maketrans("-_", "+/")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """A DSSE envelope with its one signature, not checked.
 
     Attributes:
@@ -77,8 +77,7 @@ class Envelope:
         return any(subject.child("digest").text(algorithm, "") == encoded for subject in subjects)
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSignature:
+class MessageSignature(Struct, frozen=True):
     """A signature of the manifest's own bytes, not checked.
 
     Attributes:

@@ -7,8 +7,9 @@ it stands in an annotation of the link to it. The payload names the digest of th
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.oci.json_fields import parse_object
@@ -23,8 +24,7 @@ _MEANS: Final = "cosign container image signature"
 _MAX_SIGNATURE: Final = 8 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class SimpleSignature:
+class SimpleSignature(Struct, frozen=True):
     """A payload and its signature, not checked.
 
     Attributes:

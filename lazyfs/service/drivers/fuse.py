@@ -10,11 +10,11 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import IndexerError
 from lazyfs.errors import LazyfsError, MountError, NotFound
@@ -40,8 +40,7 @@ _PREFIX: Final = "tree-"
 _TRY_AGAIN_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class InheritedTree:
+class InheritedTree(Struct, frozen=True):
     """A tree of a daemon before us, and its connection."""
 
     saved: SavedTree

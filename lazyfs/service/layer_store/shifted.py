@@ -6,11 +6,11 @@ nobody has asked for it for a while, whatever runs on it; those of a daemon befo
 
 import logging
 import os
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.exit_codes import message_of
@@ -22,8 +22,7 @@ _log = logging.getLogger(__name__)
 _Key = tuple[Path, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Clone:
+class _Clone(Struct, frozen=True):
     """A clone that is mounted.
 
     Attributes:

@@ -9,11 +9,12 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.errors import IndexerError
 from indexer.member_table import Owners
@@ -48,8 +49,7 @@ _MOST_KNOWN: Final = 1000
 TellOwners = Callable[[TocHead], Owners]
 
 
-@dataclass(frozen=True, slots=True)
-class LazyStoredLayer:
+class LazyStoredLayer(Struct, frozen=True):
     """A `StoredLayer`.
 
     Attributes:

@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lazyfs.mount.forest import ROOT
 from lazyfs.mount.forest_mount import take_down
@@ -19,8 +21,7 @@ from lazyfs.service.survival.supervisor import Supervisor
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Heritage:
+class Heritage(Struct, frozen=True):
     """What can be gone on with, and what cannot.
 
     Attributes:

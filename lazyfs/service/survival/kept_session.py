@@ -8,11 +8,11 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import MountError
 from lazyfs.image.tasks import open_tasks
@@ -27,8 +27,7 @@ from lazyfs.service.survival.supervisor import Supervisor
 _SETTLED_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(Struct, frozen=True):
     """A FUSE connection whose file system is mounted, and may not be answered yet.
 
     Attributes:

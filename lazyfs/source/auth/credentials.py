@@ -8,11 +8,11 @@ import base64
 import binascii
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError
@@ -28,8 +28,7 @@ _API_PATHS: Final = frozenset({"", "v1", "v2"})
 TOKEN_USER: Final = "<token>"  # noqa: S105  # how helpers mark identity tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """What one registry knows us by. Exactly one of the ways is filled in; none of them shows in a repr.
 
     Attributes:
@@ -39,10 +38,13 @@ class Credentials:
         registry_token: a bearer token, used as it is.
     """
 
-    username: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-    registry_token: str = field(default="", repr=False)
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+    def __repr__(self) -> str:
+        return "<Credentials>"
 
 
 class CredentialsProvider(Protocol):
@@ -76,8 +78,7 @@ class NoCredentials:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class StaticCredentials:
+class StaticCredentials(Struct, frozen=True):
     """The same credentials for one registry, and none for others."""
 
     registry: str
@@ -93,8 +94,7 @@ class StaticCredentials:
         return self.credentials if registry == self.registry and self.credentials not in refused else None
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialsInTurn:
+class CredentialsInTurn(Struct, frozen=True):
     """What the first of several has; what the next one has, if the registry refuses that."""
 
     providers: Sequence[CredentialsProvider]
@@ -109,8 +109,7 @@ class CredentialsInTurn:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigCredentials:
+class ConfigCredentials(Struct, frozen=True):
     """Credentials from configuration files; the first file that has any for a registry decides.
 
     Attributes:

@@ -3,8 +3,9 @@
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, Final, Self
+
+from msgspec.structs import asdict
 
 from lazyfs.source.auth.credentials import Credentials
 

@@ -9,11 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.errors import ConfigError
@@ -31,8 +31,7 @@ from lazyfs.source.auth.helper import HelperFailed, ask_helper, have_helper_forg
 _HELPER_TIMEOUT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """Where credentials went.
 
     Attributes:

@@ -8,10 +8,11 @@ settings in the first of these directories that exists: `host_port_`, `host:port
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
+
+from msgspec.structs import replace
 
 from lazyfs.errors import ConfigError, SourceError
 from lazyfs.source.hosts.config_file import read_toml

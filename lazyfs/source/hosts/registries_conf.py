@@ -9,9 +9,11 @@ not count.
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from indexer.errors import FormatError
 from lazyfs.errors import BadReference, ConfigError
@@ -33,8 +35,7 @@ _PULLS: Final = {
 """What a mirror is asked for, by its `pull-from-mirror`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Location:
+class _Location(Struct, frozen=True):
     """Where names of a prefix are.
 
     Attributes:
@@ -48,8 +49,7 @@ class _Location:
     capabilities: frozenset[Capability]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(Struct, frozen=True):
     """One `[[registry]]`.
 
     Attributes:

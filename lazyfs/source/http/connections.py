@@ -10,9 +10,10 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Final
+
+from msgspec import Struct
 
 from lazyfs.source.http.proxy import Proxy, ProxyRules
 from lazyfs.source.http.refusals import final_refusal, reason_of, way_to
@@ -22,8 +23,7 @@ from lazyfs.source.http.urls import Origin, check_peer
 IDLE_S: Final = 30.0  # servers close idle connections; most wait longer than this
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
+class Connection(Struct, eq=False):
     """A connection to one origin.
 
     Attributes:

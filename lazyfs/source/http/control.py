@@ -6,13 +6,13 @@ Nothing here follows a redirect or knows a credential by itself: `Host` and `Aut
 import logging
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 
 import httpx
 import trio
+from msgspec import Struct
 
 from indexer.errors import LimitExceeded
 from lazyfs.errors import SourceError
@@ -32,8 +32,7 @@ _LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=8, 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """A whole answer; an `answers.Answer`.
 
     Attributes:

@@ -3,15 +3,15 @@
 import base64
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
 
 from lazyfs.errors import ConfigError
 from lazyfs.source.http.urls import Origin, is_loopback
 
 
-@dataclass(frozen=True, slots=True)
-class Proxy:
+class Proxy(Struct, frozen=True):
     """An HTTP proxy, spoken to in the clear.
 
     Attributes:
@@ -22,7 +22,10 @@ class Proxy:
 
     host: str
     port: int
-    authorization: str = field(default="", repr=False)
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self.host}:{self.port}>"
 
     @property
     def origin(self) -> Origin:
@@ -30,8 +33,7 @@ class Proxy:
         return Origin("http", self.host, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyRules:
+class ProxyRules(Struct, frozen=True):
     """Which proxy serves which origin.
 
     Attributes:

@@ -1,12 +1,12 @@
 """When to try again, and after how long."""
 
 import random
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import Unreachable
 from lazyfs.source.counters import Counters
@@ -39,8 +39,7 @@ class Transient(Exception):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True):
     """How patient to be.
 
     Attributes:

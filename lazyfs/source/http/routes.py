@@ -7,11 +7,11 @@ leases their routes from one `Routes`: what the first connected, the next one us
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final, NamedTuple
 
 import httpx
+from msgspec import Struct
 
 from lazyfs.source.counters import Counters
 from lazyfs.source.http.connections import Connections
@@ -20,8 +20,7 @@ from lazyfs.source.http.pool import HttpPool
 from lazyfs.source.http.settings import Access, FilesVersion, SourceSettings, user_agent
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """Connections that are made in one way.
 
     Attributes:
@@ -98,8 +97,7 @@ class _Key(NamedTuple):
     tls_version: FilesVersion
 
 
-@dataclass(slots=True)
-class _Shared:
+class _Shared(Struct):
     route: Route
     users: int = 0
 

@@ -3,13 +3,14 @@
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from lazyfs.errors import ConfigError, NotFound
 from lazyfs.oci.reference import DOCKER_HUB
@@ -36,8 +37,7 @@ FilesVersion = tuple[tuple[int, int, int] | None, ...]
 ALL_CAPABILITIES: Final = frozenset(Capability)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """What it takes to reach one host, beside what holds for all.
 
     Attributes:
@@ -53,8 +53,10 @@ class Access:
     connect_timeout_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceSettings:
+_NOTHING_SPECIAL: Final = Access()
+
+
+class SourceSettings(Struct, frozen=True):
     """How to reach registries.
 
     Attributes:
@@ -88,7 +90,7 @@ class SourceSettings:
         if self.offline:
             raise NotFound(f"{shown(url)} is not in the cache; try without --offline")
 
-    def tls_context(self, access: Access = Access()) -> ssl.SSLContext:  # a frozen value
+    def tls_context(self, access: Access = _NOTHING_SPECIAL) -> ssl.SSLContext:
         """What to demand of servers that are reached in this way, and to show them.
 
         The same one for all who ask, for as long as the files behind it stay as they are: to read the
@@ -160,8 +162,7 @@ def _certificate_errors(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} cannot be read: {error.strerror}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True):
     """One host that serves a registry's content.
 
     Attributes:
@@ -178,9 +179,12 @@ class Endpoint:
     base_url: str
     parameters: str = ""
     capabilities: frozenset[Capability] = ALL_CAPABILITIES
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
     access: Access = field(default_factory=Access)
     repository: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.base_url} for {self.registry}>"
 
     def url(self, path: str) -> str:
         """The URL of `path`, which begins with "/" and may hold a query."""

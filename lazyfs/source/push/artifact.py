@@ -1,13 +1,13 @@
 """An artifact ready to be stored, how links to it are written, and who stores it."""
 
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from lazyfs.oci.descriptor import Descriptor
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(Struct, frozen=True):
     """A manifest that refers to another, with everything below it, ready to be stored.
 
     Attributes:

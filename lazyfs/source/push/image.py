@@ -3,11 +3,11 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import trio
+from msgspec import Struct
 
 from indexer.digest import digest_hex
 from lazyfs.errors import BadReference, NotWritable
@@ -29,8 +29,7 @@ from lazyfs.source.registry.host import Host
 DEFAULT_TAG: Final = "latest"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageToStore:
+class ImageToStore(Struct, frozen=True):
     """An image's documents, and where its layers are.
 
     Attributes:

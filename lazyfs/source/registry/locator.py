@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
+from msgspec import Struct
 
 from lazyfs.errors import Unreachable
 from lazyfs.source.counters import Counters
@@ -28,8 +28,7 @@ class Asks(Protocol):
         """The answer's head, redirects included."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """A URL that gave content.
 
     Attributes:
@@ -38,9 +37,12 @@ class Place:
         good_until: trio time after which it is looked up again.
     """
 
-    url: str = field(repr=False)
+    url: str
     redirected: bool
     good_until: float
+
+    def __repr__(self) -> str:
+        return f"<Place {'redirected' if self.redirected else 'direct'}, good until {self.good_until}>"
 
 
 class Locator:

@@ -1,8 +1,8 @@
 """Logging in: credentials are tried at their registry before anybody keeps them."""
 
-from dataclasses import dataclass, field, replace
-
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lazyfs.errors import BadReference, SourceError, Unauthorized
 from lazyfs.oci.reference import parse_reference
@@ -17,8 +17,7 @@ from lazyfs.source.registry.host import Host
 from lazyfs.source.registry.tokens import Authenticator
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(Struct, frozen=True):
     """What came of trying.
 
     Attributes:
@@ -26,7 +25,7 @@ class Login:
         checked: whether the registry asked for them; if not, they may be right or wrong.
     """
 
-    credentials: Credentials = field(repr=False)
+    credentials: Credentials
     checked: bool
 
 

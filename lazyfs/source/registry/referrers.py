@@ -4,9 +4,10 @@ Sources: distribution-spec, "Listing Referrers", "Referrers Tag Schema", "Unavai
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from lazyfs.errors import NotFound
 from lazyfs.oci.descriptor import Descriptor, readable_digest
@@ -27,8 +28,7 @@ _NEXT: Final = re.compile(r'<([^<>]{1,4096})>[^<>,]*;\s*rel="?next"?', re.ASCII)
 _NOT_IN_TAGS: Final = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """What refers to a manifest.
 
     Attributes:
@@ -40,8 +40,7 @@ class Listing:
     by_api: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TagIndex:
+class TagIndex(Struct, frozen=True):
     """The index under the tag that stands in for the API.
 
     Attributes:

@@ -9,11 +9,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import trio
+from msgspec import Struct
 
 from indexer.errors import FormatError
 from lazyfs.errors import SourceError, Unauthorized
@@ -37,8 +37,7 @@ MOST_CANDIDATES: Final = 8
 """Credentials that are tried for one request at most: helpers may make new ones each time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """What the registry accepted, or may.
 
     Attributes:
@@ -48,10 +47,13 @@ class Grant:
         credentials: by which it was got; None for nobody's.
     """
 
-    header: str = field(repr=False)
+    header: str
     renew_at: float
     challenge: BearerChallenge | None
     credentials: Credentials | None
+
+    def __repr__(self) -> str:
+        return f"<Grant, to be renewed at {self.renew_at}>"
 
 
 class Authenticator:

@@ -1,11 +1,11 @@
 """Finds the package databases of an image and reads them, and nothing else of its contents."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
 import trio
+from msgspec import Struct, field
 
 from indexer.errors import IndexerError, LimitExceeded
 from lazyfs.errors import NotFound
@@ -51,8 +51,7 @@ class Problem(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(Struct, frozen=True):
     """What an image says is installed in it.
 
     Attributes:
@@ -82,8 +81,7 @@ class _Document(NamedTuple):
     head: bool = False
 
 
-@dataclass(slots=True)
-class _Findings:
+class _Findings(Struct):
     packages: list[Package] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

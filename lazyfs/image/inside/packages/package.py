@@ -2,9 +2,9 @@
 
 import re
 import shlex
-from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
 from packageurl import PackageURL
 
 from indexer.errors import FormatError
@@ -19,8 +19,7 @@ _VENDORS: Final = {"rhel": "redhat", "opensuse-leap": "opensuse", "opensuse-tumb
 """Who makes the packages of a distribution, where package URLs call them otherwise than its ID."""
 
 
-@dataclass(frozen=True, slots=True)
-class Distribution:
+class Distribution(Struct, frozen=True):
     """What os-release(5) says; "" where it says nothing.
 
     Attributes:
@@ -34,8 +33,7 @@ class Distribution:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Struct, frozen=True):
     """An installed package.
 
     Attributes:
