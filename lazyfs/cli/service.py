@@ -76,12 +76,6 @@ def daemon(
     os.chdir("/")
     sys.stdout.flush()
     # A new program, so that the process that must not die is small.
-    words = [
-        sys.executable,
-        "-P",
-        "-m",
-        "lazyfs.service.survival.keeper",
-        str(told),
-        *(["--leave"] if leave else []),
-    ]
+    module = "lazyfs.service.survival.keeper"
+    words = [sys.executable, "-P", "-m", module, str(told), *(["--leave"] if leave else [])]
     os.execv(sys.executable, words)  # noqa: S606  # no shell is wanted: it is our own interpreter
