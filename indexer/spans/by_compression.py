@@ -42,7 +42,7 @@ def make_scanner(compression: Compression, receiver: Receiver, span_size: int) -
         from indexer.spans.gzip_scan import GzipScanner  # noqa: PLC0415  # readers never need it
 
         return GzipScanner(receiver, span_size)
-    from indexer.spans.zstd import ZstdScanner  # noqa: PLC0415  # as above
+    from indexer.spans.zstd import ZstdScanner  # noqa: PLC0415  # most mounts need one of the two
 
     return ZstdScanner(receiver, span_size)
 

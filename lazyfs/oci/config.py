@@ -67,7 +67,7 @@ class ImageConfig(Struct, frozen=True):
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # a mapping has none
         return hash(self.diff_ids)
 
     @property

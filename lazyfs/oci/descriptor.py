@@ -44,7 +44,7 @@ class Descriptor(Struct, frozen=True):
     platform: Platform | None = None
     artifact_type: str = ""
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # a mapping has none
         return hash(self.digest)
 
     @property

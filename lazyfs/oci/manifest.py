@@ -41,7 +41,7 @@ class Manifest(Struct, frozen=True):
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # a mapping has none
         return hash((self.config, self.layers))
 
 
@@ -62,7 +62,7 @@ class Index(Struct, frozen=True):
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # a mapping has none
         return hash(self.manifests)
 
 

@@ -47,7 +47,7 @@ Found = dict[str, IndexedLayer]
 
 
 class ForeignIndexes:
-    """An `image.IndexFinder` of indexes that other tools made.
+    """An `gathering.IndexFinder` of indexes that other tools made.
 
     Args:
         cache: where they are kept.

@@ -45,7 +45,7 @@ _FLOOR: Final = 1 << 20  # bytes of a head, or of windows, that any layer may ha
 
 
 class PublishedIndexes:
-    """An `image.IndexFinder` of indexes that were not made here.
+    """An `gathering.IndexFinder` of indexes that were not made here.
 
     Args:
         cache: where they are kept.
