@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from indexer.errors import FormatError
-from indexer.spans.by_compression import read_spans
+from indexer.spans.rows import make_spans
 from indexer.toc import SpanTable
 from lazyfs.cache.cache import Cache
 from lazyfs.errors import RangeRefused, Unreachable
@@ -62,14 +62,18 @@ def test_spans_come_out_whatever_the_cuts(name, size, first, count):
         return
     start, end = spans[0].compressed_start, max(span.compressed_end for span in spans)
 
-    def unpack(group, compressed):
-        at = group[0].uncompressed_start
-        return list(zip(group, read_spans(group, compressed, TAR[max(at - 32768, 0) : at]), strict=True))
+    def window_of(span):
+        at = span.uncompressed_start
+        return TAR[max(at - 32768, 0) : at]
+
+    def unpack(groups, compressed):
+        return make_spans(groups, compressed, groups[0][0].compressed_start, window_of)
 
     pour = SpanPour(spans, start, unpack)
     found = []
     for at in range(start, end, size):
-        found += pour.feed(memoryview(data)[at : min(at + size, end)])
+        for made in pour.feed(memoryview(data)[at : min(at + size, end)]):
+            found += made.parts()
     assert [span for span, _ in found] == spans
     assert all(bytes_ == TAR[span.uncompressed_start : span.uncompressed_end] for span, bytes_ in found)
 

@@ -34,12 +34,24 @@ def checked_content(span: Span, content: bytes) -> bytes:
     Raises:
         DigestMismatch: they are others.
     """
+    if not span.padding:
+        check_content(span, content)
+        return content
+    output = content + bytes(span.padding)
+    check_content(span, content if span.proof is Proof.CONTENT else output)
+    return output
+
+
+def check_content(span: Span, content: bytes | memoryview) -> None:
+    """The bytes of a span that has no padding are those it promises.
+
+    Raises:
+        DigestMismatch: they are others.
+    """
     if span.proof is Proof.CONTENT:
         _compare(span, span.root, sha256(content).digest())
-    output = content + bytes(span.padding) if span.padding else content
-    if span.proof is Proof.MERKLE:
-        _compare(span, span.blake3, content_digest(output))
-    return output
+    elif span.proof is Proof.MERKLE:
+        _compare(span, span.blake3, content_digest(content))
 
 
 def _compare(span: Span, expected: bytes, actual: bytes) -> None:

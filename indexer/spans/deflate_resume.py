@@ -10,8 +10,7 @@ import re
 from contextlib import suppress
 from typing import Final
 
-from isal import isal_zlib
-from isal.igzip_lib import IsalError
+from isal.igzip_lib import DECOMP_DEFLATE, DECOMP_GZIP, IgzipDecompressor, IsalError
 
 from indexer.errors import FormatError
 
@@ -58,13 +57,16 @@ def _prefixes() -> tuple[tuple[int, int], ...]:
 _PREFIXES: Final = _prefixes()
 
 
-def aligned(data: bytes | memoryview, bits: int) -> bytes:
-    """`data`, of whose first byte only the top `bits` bits count, as a stream that starts at a byte."""
-    if bits == 0:
-        return bytes(data)
+def lead_in(first: int, bits: int) -> bytes:
+    """What a stream begins with, as it begins with a byte, in place of the top bits of this one.
+
+    Args:
+        first: the checkpoint's first byte.
+        bits: how many of its top bits belong to the stream, 1 to 7.
+    """
     value, length = _PREFIXES[bits]
-    value |= (data[0] >> (8 - bits)) << length
-    return value.to_bytes((length + bits) // 8, "little") + data[1:]
+    value |= (first >> (8 - bits)) << length
+    return value.to_bytes((length + bits) // 8, "little")
 
 
 def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int) -> bytes:
@@ -73,14 +75,15 @@ def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int
     Raises:
         FormatError: damaged, or too short.
     """
-    inflater = (
-        isal_zlib.decompressobj(wbits=-15, zdict=window) if window else isal_zlib.decompressobj(wbits=-15)
-    )
-    stream = aligned(data, bits)
-    head, end = _inflate(inflater, stream, size)
+    inflater = IgzipDecompressor(DECOMP_DEFLATE, zdict=window)
+    rest = memoryview(data)
+    if bits:
+        inflater.decompress(lead_in(data[0], bits), 1)  # too short for a byte of output
+        rest = rest[1:]
+    head, end = _inflate(inflater, rest, size)
     if len(head) == size:
         return head
-    return head + read_members(memoryview(stream)[end + _TRAILER_SIZE :], size - len(head))
+    return head + read_members(rest[end + _TRAILER_SIZE :], size - len(head))
 
 
 def read_members(data: bytes | memoryview, size: int) -> bytes:
@@ -113,23 +116,23 @@ def _inflate_member(data: memoryview, size: int, step: int) -> tuple[bytes, int]
     """
     while step < len(data):
         with suppress(FormatError):  # what is cut off looks like damage
-            return _inflate(isal_zlib.decompressobj(wbits=31), data[:step], size)
+            return _inflate(IgzipDecompressor(DECOMP_GZIP), data[:step], size)
         step *= 4
-    return _inflate(isal_zlib.decompressobj(wbits=31), data, size)
+    return _inflate(IgzipDecompressor(DECOMP_GZIP), data, size)
 
 
-def _inflate(inflater: "isal_zlib.Decompress", data: bytes | memoryview, size: int) -> tuple[bytes, int]:
-    """Up to `size` bytes, fewer only where the stream ends, and how many bytes of `data` they took."""
+def _inflate(inflater: IgzipDecompressor, data: memoryview, size: int) -> tuple[bytes, int]:
+    """Up to `size` bytes, fewer only where the stream ends, and how many bytes of `data` they took then."""
     pieces = []
     left, rest = size, data
     try:
         while left and not inflater.eof:
-            piece = inflater.decompress(rest, left)
-            pieces.append(piece)
-            left -= len(piece)
-            rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            if not (piece or rest or inflater.eof):
+            pieces.append(inflater.decompress(rest, left))
+            left -= len(pieces[-1])
+            rest = data[:0]  # it keeps what it has not used
+            if left and inflater.needs_input:
                 raise FormatError(f"deflate ends {left} bytes before the span does")
     except IsalError as error:
         raise FormatError(f"deflate: {error}") from error
-    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), len(data) - len(rest)
+    used = len(data) - len(inflater.unused_data) if inflater.eof else len(data)
+    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), used

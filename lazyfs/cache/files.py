@@ -152,16 +152,17 @@ def write_sparse(descriptor: int, data: bytes, offset: int) -> None:
 
 def _zero_runs(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
     """The longest runs [start, end) of `data` that are whole zero pages of a file with it at `offset`."""
-    position = -offset % PAGE
+    first = -offset % PAGE
     last = len(data) - PAGE
-    while position <= last:
-        if not data.startswith(_ZERO_PAGE, position):
-            position += PAGE
-            continue
+    heads = data[first::PAGE]  # of each page one byte: few need a second look
+    at = heads.find(0)
+    while at >= 0 and (position := first + at * PAGE) <= last:
         start = position
         while position <= last and data.startswith(_ZERO_PAGE, position):
             position += PAGE
-        yield start, position
+        if position > start:
+            yield start, position
+        at = heads.find(0, max((position - first) // PAGE, at + 1))
 
 
 def _make_zero(descriptor: int, start: int, end: int) -> None:

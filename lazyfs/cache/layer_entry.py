@@ -4,8 +4,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Final, Self
@@ -20,7 +20,7 @@ from lazyfs.cache.evicting import evict, extents_of
 from lazyfs.cache.files import cache_errors, sync_path, write_sparse
 from lazyfs.cache.last_use import REGION_BITS, note_use, region_count
 from lazyfs.cache.layer_store import LayerStore
-from lazyfs.cache.locks import try_lock_byte, unlock_byte, wait_acquired
+from lazyfs.cache.locks import try_lock_bytes, unlock_bytes, wait_acquired
 from lazyfs.cache.room import Admission
 from lazyfs.errors import CacheError
 
@@ -51,7 +51,7 @@ class LayerEntry:
     """The bytes of one layer under one table of contents, as far as they are here.
 
     Content may be evicted at any time, by any process: what `has`, `missing` and `present` say holds when
-    they say it, and `read_if_here` is how to read. Every method but `span_lock` may be called from any
+    they say it, and `read_if_here` is how to read. Every method but `span_locks` may be called from any
     thread; `has`, `missing`, `read` and `read_if_here` do not block. After `close` they raise CacheError;
     calls that are under way in other threads end in peace.
     """
@@ -175,13 +175,18 @@ class LayerEntry:
 
     # Filling
 
-    def put(self, start: int, first_leaf: int, data: bytes) -> bool:
-        """Writes whole leaves of one span, which the caller has checked, and then marks them.
+    def put_spans(self, spans: Sequence[Span], data: bytes) -> bool:
+        """Writes spans back to back, which the caller has checked, and then marks them; as `put` says."""
+        return self.put(spans[0].uncompressed_start, spans[0].first_leaf, data, spans[-1].end_leaf)
+
+    def put(self, start: int, first_leaf: int, data: bytes, end_leaf: int | None = None) -> bool:
+        """Writes whole leaves, which the caller has checked, and then marks them.
 
         Args:
             start: uncompressed offset of the first byte; where that leaf starts.
             first_leaf: number of the first leaf.
-            data: leaf i is data[4096 * i : 4096 * (i + 1)]; the last is shorter where its span ends.
+            data: leaf i is data[4096 * i : 4096 * (i + 1)]; the last of a span is shorter where that ends.
+            end_leaf: number after the last leaf; need not be said of leaves of one span.
 
         Returns:
             False if there was no room, or the disk failed: nothing new is marked then.
@@ -189,8 +194,9 @@ class LayerEntry:
         Raises:
             CacheError: the leaves are not of this layer.
         """
+        if end_leaf is None:
+            end_leaf = first_leaf + leaf_count(len(data))
         files = self._open()
-        end_leaf = first_leaf + leaf_count(len(data))
         if not (
             0 <= start <= start + len(data) <= self._size and 0 <= first_leaf <= end_leaf <= self._leaves
         ):
@@ -223,9 +229,15 @@ class LayerEntry:
         """Whether the last word was that nothing can be put here."""
         return self._space.low or not self._open().writable
 
+    def span_lock(self, number: int) -> AbstractAsyncContextManager[None]:
+        """As `span_locks`, one span."""
+        return self.span_locks(range(number, number + 1))
+
     @asynccontextmanager
-    async def span_lock(self, number: int) -> AsyncIterator[None]:
-        """Holds span `number` of this entry alone among all processes. Only from the trio thread.
+    async def span_locks(self, numbers: range) -> AsyncIterator[None]:
+        """Holds neighbouring spans of this entry alone among all processes. Only from the trio thread.
+
+        Who wants others besides takes them in order.
 
         Raises:
             CacheError: the file system has no such locks.
@@ -233,21 +245,21 @@ class LayerEntry:
         files = self._open()
 
         def acquire_nowait() -> bool:
-            if number in self._locked_spans:
+            if not self._locked_spans.isdisjoint(numbers):
                 return False
             with cache_errors("lock a span"):
-                locked = not files.writable or try_lock_byte(files.data, number)
+                locked = not files.writable or try_lock_bytes(files.data, numbers.start, len(numbers))
             if locked:
-                self._locked_spans.add(number)
+                self._locked_spans.update(numbers)
             return locked
 
         await wait_acquired(acquire_nowait)
         try:
             yield
         finally:
-            self._locked_spans.discard(number)
+            self._locked_spans.difference_update(numbers)
             if files.writable:
-                unlock_byte(files.data, number)
+                unlock_bytes(files.data, numbers.start, len(numbers))
 
     # Durability
 

@@ -25,14 +25,14 @@ _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.020
 
 
-def try_lock_byte(descriptor: int, offset: int) -> bool:
-    """Takes the exclusive lock on one byte, without waiting; the file need not have that byte.
+def try_lock_bytes(descriptor: int, offset: int, count: int = 1) -> bool:
+    """Takes the exclusive lock on bytes, all or none, without waiting; the file need not have them.
 
     Raises:
         OSError: the file system has no such locks.
     """
     try:
-        _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset)
+        _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset, count)
     except OSError as error:
         if error.errno in {errno.EAGAIN, errno.EACCES}:
             return False
@@ -40,9 +40,9 @@ def try_lock_byte(descriptor: int, offset: int) -> bool:
     return True
 
 
-def unlock_byte(descriptor: int, offset: int) -> None:
-    """Gives the lock on one byte back."""
-    _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, offset)
+def unlock_bytes(descriptor: int, offset: int, count: int = 1) -> None:
+    """Gives the lock on bytes back."""
+    _set_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, offset, count)
 
 
 @contextmanager
@@ -62,21 +62,21 @@ def byte_locked(descriptor: int, offset: int, patience_s: float) -> Iterator[Non
     try:
         yield
     finally:
-        unlock_byte(descriptor, offset)
+        unlock_bytes(descriptor, offset)
 
 
 def _wait_for_byte(descriptor: int, offset: int, deadline: float) -> None:
     pause = _FIRST_PAUSE_S
-    while not try_lock_byte(descriptor, offset):
+    while not try_lock_bytes(descriptor, offset):
         if time.monotonic() >= deadline:
             raise TimeoutError("another process holds the lock for too long")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _set_lock(descriptor: int, command: int, kind: int, offset: int) -> None:
+def _set_lock(descriptor: int, command: int, kind: int, offset: int, count: int) -> None:
     # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid; the last must be 0 for OFD locks.
-    fcntl.fcntl(descriptor, command, struct.pack("hhqqi0q", kind, os.SEEK_SET, offset, 1, 0))
+    fcntl.fcntl(descriptor, command, struct.pack("hhqqi0q", kind, os.SEEK_SET, offset, count, 0))
 
 
 async def wait_acquired(acquire_nowait: Callable[[], bool]) -> None:

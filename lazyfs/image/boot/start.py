@@ -195,6 +195,12 @@ class LayerBoot:
         """As Boot.is_over."""
         return self._boot.is_over
 
+    @property
+    def is_vain(self) -> bool:
+        """Whether nothing comes any more, and nothing has that was right."""
+        stream = self._boot.stream
+        return self._boot.is_over and (stream is None or not stream.was_right)
+
     async def settle(self) -> None:
         """As Boot.settle."""
         await self._boot.settle()

@@ -7,7 +7,7 @@ entry's span locks do the same.
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from indexer.errors import IndexerError
-from indexer.spans.by_compression import read_spans
+from indexer.spans.rows import Group, Made, make_spans
 from indexer.toc import Entry, Span, SpanTable
 from indexer.toc_codec import decompress_window
 from lazyfs.cache.layer_entry import LayerEntry
@@ -303,8 +303,8 @@ class SpanFetcher:
             paid = max(span.compressed_end for span in fetch.spans) - fetch.spans[0].compressed_start
             await traffic.pay(ticket, paid)
             with trio.fail_after(self._settings.timeout_s):
-                for span in fetch.spans:  # ascending, as everybody locks them
-                    await locks.enter_async_context(self._entry.span_lock(span.number))
+                for numbers in _neighbours(fetch.spans):  # ascending, as everybody locks them
+                    await locks.enter_async_context(self._entry.span_locks(numbers))
                 missing = [s for s in fetch.spans if not self._entry.has(s.first_leaf, s.end_leaf)]
                 if not missing:
                     traffic.give_back(paid)
@@ -323,39 +323,31 @@ class SpanFetcher:
                     raise
                 finally:
                     self._throughput.ended(trio.current_time())
-        for span, data in landed:
-            self._landings.land(span.number, data)
+        self._land(landed)
 
-    async def _fetch_range(
-        self, spans: Sequence[Span], start: int, end: int, ticket: Ticket
-    ) -> list[tuple[Span, bytes]]:
+    async def _fetch_range(self, spans: Sequence[Span], start: int, end: int, ticket: Ticket) -> list[Made]:
         """What has not landed yet, when all of it has come."""
         if self._windows is not None:
-            unpack = partial(self._unpack, spans, start, ticket)
+            unpack = partial(self._unpack, spans, ticket)
             landed = await self._windows.beside(self._blob, spans, start, end, unpack)
         elif len(spans) > 1 and (end - start > _STREAMED_FROM or ticket.ahead):
             return await self._stream(spans, start, end, ticket)
         else:
-            unpack_here = partial(self._unpack, spans, start, ticket, self._read_window)
+            unpack_here = partial(self._unpack, spans, ticket, self._read_window)
             landed = await self._blob.fetch(start, end, unpack_here)
         self._throughput.arrived(end - start, trio.current_time())
         return landed
 
-    async def _stream(
-        self, spans: Sequence[Span], start: int, end: int, ticket: Ticket
-    ) -> list[tuple[Span, bytes]]:
+    async def _stream(self, spans: Sequence[Span], start: int, end: int, ticket: Ticket) -> list[Made]:
         """Land spans as they pass. If what comes is damaged, the rest is asked for once more, elsewhere."""
         token = trio.lowlevel.current_trio_token()
 
-        def unpack(group: Sequence[Span], compressed: memoryview) -> list[tuple[Span, bytes]]:
-            return self._made(group, self._read_window, compressed)
-
-        pour = SpanPour(spans, start, unpack)
+        pour = SpanPour(spans, start, partial(self._made, self._read_window))
 
         def consume(piece: memoryview) -> None:
             made = pour.feed(piece)
-            for span, data in made:
-                self._entry.put(span.uncompressed_start, span.first_leaf, data)
+            for row in made:
+                self._entry.put_spans(row.spans, row.data)
             token.run_sync_soon(self._passed, len(piece), made)
 
         try:
@@ -367,42 +359,43 @@ class SpanFetcher:
             first, last = left[0].compressed_start, max(span.compressed_end for span in left)
             await self._settings.traffic.pay(ticket, last - first)
             self._count(last - first, ticket.purpose)
-            unpack_left = partial(self._unpack, left, first, ticket, self._read_window)
+            unpack_left = partial(self._unpack, left, ticket, self._read_window)
             return await self._blob.fetch(first, last, unpack_left)
         return []
 
-    def _passed(self, size: int, made: Sequence[tuple[Span, bytes]]) -> None:
+    def _passed(self, size: int, made: Sequence[Made]) -> None:
         self._throughput.arrived(size, trio.current_time())
-        for span, data in made:
-            self._landings.land(span.number, data)
+        self._land(made)
+
+    def _land(self, made: Iterable[Made]) -> None:
+        for row in made:
+            for span, data in row.parts():
+                self._landings.land(span.number, data)
 
     def _unpack(
         self,
         spans: Sequence[Span],
-        start: int,
         ticket: Ticket,
         read_window: ReadWindow,
         data: memoryview,
-    ) -> list[tuple[Span, bytes]]:
-        """On the thread that received `data`: decompress, verify, write, mark."""
+    ) -> list[Made]:
+        """On the thread that received `data`, from the first span on: decompress, verify, write, mark."""
         began = time.perf_counter()
-        unpacked: list[tuple[Span, bytes]] = []
-        for at, sharing in groupby(spans, key=_COMPRESSED_START):
-            group = list(sharing)
-            end = max(span.compressed_end for span in group)
-            for span, output in self._made(group, read_window, data[at - start : end - start]):
-                self._entry.put(span.uncompressed_start, span.first_leaf, output)
-                unpacked.append((span, output))
+        made = self._made(read_window, [list(group) for _, group in groupby(spans, _COMPRESSED_START)], data)
+        for row in made:
+            self._entry.put_spans(row.spans, row.data)
         ticket.unpack_s = time.perf_counter() - began
-        return unpacked
+        return made
 
     @staticmethod
-    def _made(
-        group: Sequence[Span], read_window: ReadWindow, compressed: memoryview
-    ) -> list[tuple[Span, bytes]]:
-        """Spans that share an entry, verified."""
-        window = decompress_window(read_window(group[0]))
-        return list(zip(group, read_spans(group, compressed, window), strict=True))
+    def _made(read_window: ReadWindow, groups: Sequence[Group], compressed: memoryview) -> list[Made]:
+        """Spans by entry, verified; of their compressed bytes from the first one on."""
+        return make_spans(
+            groups,
+            compressed,
+            groups[0][0].compressed_start,
+            lambda span: decompress_window(read_window(span)),
+        )
 
     def _count(self, size: int, purpose: Purpose = Purpose.DEMAND, ahead: int = 0) -> None:
         """A request for `size` bytes is sent; nobody waits yet for at most `ahead` of them."""
@@ -412,3 +405,12 @@ class SpanFetcher:
             tally.count(Purpose.AHEAD, ahead, requests=0)
         self._fetches += 1
         self._bytes += size
+
+
+def _neighbours(spans: Sequence[Span]) -> Iterator[range]:
+    """The numbers of spans in order, by runs without a gap."""
+    first = 0
+    for after in range(1, len(spans) + 1):
+        if after == len(spans) or spans[after].number != spans[after - 1].number + 1:
+            yield range(spans[first].number, spans[after - 1].number + 1)
+            first = after

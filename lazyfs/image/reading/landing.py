@@ -22,15 +22,15 @@ class Landing:
         self.ticket = ticket
         self._landed = trio.Event()
         self._error: Failure | None = None
-        self._data: bytes | None = None
+        self._data: bytes | memoryview | None = None
 
-    def land(self, data: bytes | None, error: Failure | None) -> None:
+    def land(self, data: bytes | memoryview | None, error: Failure | None) -> None:
         """The span has come, or will not."""
         self._data = data
         self._error = error
         self._landed.set()
 
-    async def wait(self) -> bytes | None:
+    async def wait(self) -> bytes | memoryview | None:
         """The span's bytes; None where another process has put them into the cache.
 
         Raises:
@@ -65,7 +65,7 @@ class Landings:
         """These are under way from now on; whoever claims them lands them, whatever happens."""
         self._under_way.update((number, Landing(ticket)) for number in numbers)
 
-    def land(self, number: int, data: bytes | None, error: Failure | None = None) -> None:
+    def land(self, number: int, data: bytes | memoryview | None, error: Failure | None = None) -> None:
         """A span has come, or will not; once it has, saying so again means nothing."""
         landing = self._under_way.pop(number, None)
         if landing is not None:

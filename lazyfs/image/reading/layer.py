@@ -62,6 +62,10 @@ class Coming(Protocol):
     def is_over(self) -> bool:
         """Whether nothing comes any more."""
 
+    @property
+    def is_vain(self) -> bool:
+        """Whether nothing comes any more, and nothing has."""
+
     async def settle(self) -> None:
         """Wait until it is known what comes, but not for long."""
 
@@ -236,6 +240,8 @@ class LazyLayer:
         """
         if self._complete or self._entry.refuses:
             return ()
+        if self._coming and all(coming.is_vain for coming in self._coming):
+            self._coming = []
         packed = bool(self._coming) and self._is_packed(start, size, missed=missed)
         ahead = self._ahead.note(start, start + size, 0 if packed else self._fetcher.worth_ahead)
         if ahead is None:
@@ -312,7 +318,7 @@ class LazyLayer:
         for coming in self._coming:
             await self._wait_for(coming, start, end)
         wait.ends_for_pack()
-        parts: dict[int, bytes | None] = {}
+        parts: dict[int, bytes | memoryview | None] = {}
         for number in self._spans.covering(start, end):
             first, size = self._part(number, start, end)
             offset = first - self._spans[number].uncompressed_start
@@ -332,7 +338,7 @@ class LazyLayer:
                 raise _Evicted
             parts[number] = part
             if data is not None and self._entry.refuses:
-                self._spare.keep(number, data)
+                self._spare.keep(number, bytes(data))
         if not self.much_read.is_set() and self._fetcher.has_fetched_much:
             self.much_read.set()
         return b"".join(part for part in parts.values() if part is not None)

@@ -27,7 +27,7 @@ class ReadAheadSettings(Struct, frozen=True):
 
     after_bytes: int = 256 << 10
     far_bytes: int = 1 << 20
-    most_reach: int = 64 << 20
+    most_reach: int = 128 << 20
     most_step: int = 16 << 20
     slack: int = 256 << 10
     runs: int = 8

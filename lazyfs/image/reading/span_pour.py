@@ -5,13 +5,14 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
+from indexer.spans.rows import Group, Made
 from indexer.spans.zstd import FrameReader
 from indexer.toc import Entry, Proof, Span
 
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 
-Unpack = Callable[[Sequence[Span], memoryview], list[tuple[Span, bytes]]]
-"""Makes spans that share an entry of their compressed bytes, from their start to the last one's end."""
+Unpack = Callable[[Sequence[Group], memoryview], list[Made]]
+"""Makes the spans of some entries of their compressed bytes, from the first entry to the last one's end."""
 
 
 class SpanPour:
@@ -36,29 +37,45 @@ class SpanPour:
     def __repr__(self) -> str:
         return f"<SpanPour at byte {self._at}, holding {len(self._held)}>"
 
-    def feed(self, piece: memoryview) -> list[tuple[Span, bytes]]:
+    def feed(self, piece: memoryview) -> list[Made]:
         """Take the next bytes, cut anywhere; the spans that are whole now, verified.
 
         Raises:
             IndexerError: they are damaged.
         """
         self._held += piece
-        finished: list[tuple[Span, bytes]] = []
+        finished: list[Made] = []
         while self._group and self._drop(self._group[0].compressed_start):
             if self._frame is not None:
-                size = min(self._end - self._at, len(self._held))
-                finished += self._frame.feed(bytes(memoryview(self._held)[:size]))
-                self._drop(self._at + size)
+                made = self._feed_frame(self._frame)
+                finished += (Made((span,), data) for span, data in made)
                 if self._at < self._end:
                     break
                 self._frame.close()
-            elif self._at + len(self._held) < self._end:
+                self._next()
+                continue
+            whole, end = self._take_whole()
+            if not whole:
                 break
-            else:
-                with memoryview(self._held) as held:
-                    finished += self._unpack(self._group, held[: self._end - self._at])
-            self._next()
+            with memoryview(self._held) as held:
+                finished += self._unpack(whole, held[: end - self._at])
         return finished
+
+    def _feed_frame(self, frame: FrameReader) -> list[tuple[Span, bytes]]:
+        size = min(self._end - self._at, len(self._held))
+        made = frame.feed(bytes(memoryview(self._held)[:size]))
+        self._drop(self._at + size)
+        return made
+
+    def _take_whole(self) -> tuple[list[Group], int]:
+        """The groups all of which has come, from this one on, and where they end."""
+        whole: list[Group] = []
+        came, end = self._at + len(self._held), self._at
+        while self._group and self._frame is None and self._end <= came:
+            whole.append(self._group)
+            end = max(end, self._end)
+            self._next()
+        return whole, end
 
     def _next(self) -> None:
         self._group = next(self._groups, [])

@@ -5,11 +5,12 @@ brought by another pass. Each span's window is the output of the one before: non
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Final
 
 import trio
 
-from indexer.spans.by_compression import read_spans
+from indexer.spans.rows import Group, Made, make_spans
 from indexer.toc import Entry, Span, SpanTable
 from lazyfs.cache.layer_entry import LayerEntry
 from lazyfs.image.reading.landing import Landings
@@ -76,12 +77,16 @@ class WholeStream:
         token = trio.lowlevel.current_trio_token()
         output = b""
 
-        def unpack(group: Sequence[Span], compressed: memoryview) -> list[tuple[Span, bytes]]:
+        def window_of(span: Span) -> bytes:
+            return output if span.entry is Entry.DEFLATE else b""
+
+        def unpack(groups: Sequence[Group], compressed: memoryview) -> list[Made]:
             nonlocal output
-            window = output if group[0].entry is Entry.DEFLATE else b""
-            made = list(zip(group, read_spans(group, compressed, window), strict=True))
-            for span, data in made:
-                output = (output + data[: span.content_size][-_WINDOW_SIZE:])[-_WINDOW_SIZE:]
+            made: list[Made] = []
+            for group in groups:  # each is the next one's window
+                made += make_spans([group], compressed, groups[0][0].compressed_start, window_of)
+                for span, data in chain.from_iterable(each.parts() for each in made[-len(group) :]):
+                    output = (output + data[: span.content_size][-_WINDOW_SIZE:])[-_WINDOW_SIZE:]
             return made
 
         pour = SpanPour(self._spans, 0, unpack)
@@ -90,9 +95,10 @@ class WholeStream:
         def consume(piece: memoryview) -> None:
             if purse is not None:
                 trio.from_thread.run(purse.pay, len(piece), trio_token=token)
-            for span, data in pour.feed(piece):
-                self._entry.put(span.uncompressed_start, span.first_leaf, data)
-                token.run_sync_soon(self._landings.land, span.number, data)
+            for made in pour.feed(piece):
+                self._entry.put_spans(made.spans, made.data)
+                for span, data in made.parts():
+                    token.run_sync_soon(self._landings.land, span.number, data)
 
         self._count(self._blob.size)
         async with background_tasks() as nursery:
