@@ -19,8 +19,8 @@ RULES = Rules(
         ("lazyfs.container",),
         ("lazyfs.snapshotter",),
         (
-            *("lazyfs.__main__", "lazyfs.acceptor", "lazyfs.api", "lazyfs.assembly", "lazyfs.cli"),
-            "lazyfs.config",
+            *("lazyfs.__main__", "lazyfs.acceptor", "lazyfs.allocator", "lazyfs.api", "lazyfs.assembly"),
+            *("lazyfs.cli", "lazyfs.config"),
             *("lazyfs.control", "lazyfs.daemon", "lazyfs.exit_codes", "lazyfs.fsspec", "lazyfs.metrics"),
             *("lazyfs.mount_states", "lazyfs.policy"),
             *("lazyfs.doctor", "lazyfs.log", "lazyfs.portal", "lazyfs.printable", "lazyfs.service"),
@@ -67,8 +67,11 @@ RULES = Rules(
         "google.protobuf": ("lazyfs.snapshotter",),
         "prometheus_client": ("lazyfs.metrics", "lazyfs.snapshotter"),
         "sqlite3": ("lazyfs.snapshotter", "lazyfs.image.inside.packages"),
-        # libz in the indexer, fallocate in the cache, mount calls and syncfs in the faces.
-        "ctypes": ("indexer", "lazyfs.cache", "lazyfs.container", "lazyfs.mount", "lazyfs.snapshotter"),
+        # libz in the indexer, mallopt, fallocate in the cache, mount calls and syncfs in the faces.
+        "ctypes": (
+            *("indexer", "lazyfs.allocator", "lazyfs.cache", "lazyfs.container", "lazyfs.mount"),
+            "lazyfs.snapshotter",
+        ),
         "msgspec": ("lazyfs", "indexer"),
         "trio": ("lazyfs",),
         "socket": ("lazyfs", "demo"),

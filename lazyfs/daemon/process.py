@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from lazyfs.allocator import keep_freed_memory
 from lazyfs.config import load_config
 from lazyfs.daemon.ending import run_until_signal
 from lazyfs.daemon.mounting import Report, run_mount
@@ -64,6 +65,7 @@ class _Pipe:
 
 def main() -> int:
     """Carry out the order on stdin; the exit code is that of the error, if any."""
+    keep_freed_memory()
     told = json.load(sys.stdin)
     order = MountOrder(**told["order"])
     config = load_config({"HOME": "/"}, told["config"], Path(os.devnull))

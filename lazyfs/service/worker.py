@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from lazyfs.allocator import keep_freed_memory
 from lazyfs.config import Config
 from lazyfs.exit_codes import BUG, exit_code, message_of
 from lazyfs.image.tasks import open_tasks
@@ -109,6 +110,7 @@ def main() -> int:
     options, config = decode_options(os.pread(told, _LONGEST, 0))
     for descriptor in (keeper, told):
         os.set_inheritable(descriptor, False)
+    keep_freed_memory()
     start_log(config.log_level)
     supervisor = Supervisor(socket.socket(fileno=keeper), descriptors.inherited(os.environ, os.getpid()))
     try:
