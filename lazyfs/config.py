@@ -72,6 +72,8 @@ class Config(Struct, frozen=True):
         require_signature: refuse images, and indexes, that none of the trusted keys signed.
         trusted_keys: files with public keys in PEM, as cosign writes them.
         policy_file: what is demanded of the images below which prefix, in TOML or JSON (docs/trust.md).
+        fuse_session: who answers the kernel for `lazyfs mount --driver erofs`: lazyfs itself (own), or
+            libfuse (pyfuse3), which takes longer.
         boot_pack: stream what starts of an image read, where that was recorded and published.
         background: what is fetched although nobody reads it: nothing (off), the rest of each layer while
             nobody waits for anything (idle), or at any time (full).
@@ -110,6 +112,7 @@ class Config(Struct, frozen=True):
     require_signature: bool = False
     trusted_keys: tuple[Path, ...] = ()
     policy_file: Path | None = None
+    fuse_session: str = "own"
     boot_pack: bool = True
     background: str = "off"
     background_rate_kib: int = 8192
@@ -124,6 +127,8 @@ class Config(Struct, frozen=True):
                 raise ConfigError(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
         if self.index not in {"auto", "local", "registry", "none"}:
             raise ConfigError(f"index must be auto, local, registry or none, not {self.index!r}")
+        if self.fuse_session not in {"own", "pyfuse3"}:
+            raise ConfigError(f"fuse_session must be own or pyfuse3, not {self.fuse_session!r}")
         if self.background not in {"off", "idle", "full"}:
             raise ConfigError(f"background must be off, idle or full, not {self.background!r}")
         if self.log_level not in {"debug", "info", "warning", "error"}:

@@ -45,6 +45,7 @@ SAMPLES: dict[str, tuple[Any, str]] = {
     "trusted_keys": (["/a"], "/b:/c"),
     "policy_file": ("/a", "/b"),
     "boot_pack": (False, "yes"),
+    "fuse_session": ("pyfuse3", "pyfuse3"),
     "background": ("idle", "full"),
     "background_rate_kib": (0, "4096"),
     "limit_rate_kib": (64, "4096"),

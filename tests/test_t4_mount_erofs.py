@@ -51,6 +51,12 @@ def image(tmp_path_factory):
     return write_image(tmp_path_factory.mktemp("erofs") / "image", TREE)
 
 
+@pytest.fixture(params=[False, True], ids=["own", "pyfuse3"])
+def erofs(request):
+    """The driver, with either session."""
+    return {"driver": "erofs", "by_pyfuse3": request.param}
+
+
 @pytest.fixture
 def two_layers(tmp_path):
     away = [file(b"away", b"a" * 500_000), file(b"away too", b"b" * 9000)]
@@ -83,10 +89,10 @@ def without_device(seen: dict[bytes, tuple]) -> dict[bytes, tuple]:
     }
 
 
-def test_both_drivers_show_the_same(image, tmp_path):
+def test_both_drivers_show_the_same(image, tmp_path, erofs):
     with mounted(image, tmp_path / "fuse") as server:
         through_fuse = without_device(everything(server.mount_point))
-    with mounted(image, tmp_path / "erofs", "local", "remote", driver="erofs") as server:
+    with mounted(image, tmp_path / "erofs", "local", "remote", **erofs) as server:
         assert server.mount.fstype == b"erofs"
         assert server.mount.source == os.fsencode(image / "metadata")
         assert without_device(everything(server.mount_point)) == through_fuse
@@ -106,31 +112,31 @@ def test_loop_devices_serve_older_kernels(image, tmp_path):
     wait_until(lambda: use.read_text() != ours)  # a test beside this one may have it at once
 
 
-def test_metadata_on_tmpfs_is_served_through_fuse(tmp_path):
+def test_metadata_on_tmpfs_is_served_through_fuse(tmp_path, erofs):
     memory = tmp_path / "memory"
     memory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "memory", memory], check=True)
     try:
         image = write_image(memory / "image", [[file(b"d/a", b"content")]])
-        with mounted(image, tmp_path / "mnt", driver="erofs") as server:
+        with mounted(image, tmp_path / "mnt", **erofs) as server:
             assert server.mount.source.startswith(b"/proc/self/fd/")
             assert (server.mount_point / "d/a").read_bytes() == b"content"
     finally:
         subprocess.run(["umount", memory], check=True)
 
 
-def test_a_metadata_file_far_away_is_mounted(tmp_path):
+def test_a_metadata_file_far_away_is_mounted(tmp_path, erofs):
     far = tmp_path.joinpath(*["d" * 200] * 3)
     far.mkdir(parents=True)
     image = write_image(far / "image", [[file(b"a", b"content")]])
-    with mounted(image, tmp_path / "mnt", driver="erofs") as server:
+    with mounted(image, tmp_path / "mnt", **erofs) as server:
         assert (server.mount_point / "a").read_bytes() == b"content"
 
 
-def test_an_image_of_300_layers_is_mounted(tmp_path):
+def test_an_image_of_300_layers_is_mounted(tmp_path, erofs):
     layers = [[file(b"%d" % number, b"content %d" % number)] for number in range(300)]
     image = write_image(tmp_path / "image", layers)
-    with mounted(image, tmp_path / "mnt", driver="erofs") as server:
+    with mounted(image, tmp_path / "mnt", **erofs) as server:
         for number in (0, 1, 150, 299):
             assert (server.mount_point / str(number)).read_bytes() == b"content %d" % number
 
@@ -144,18 +150,18 @@ def read_ahead_of(bdis: set[Path]) -> set[str]:
     return found
 
 
-def test_options_reach_the_kernel(image, tmp_path):
+def test_options_reach_the_kernel(image, tmp_path, erofs):
     before = set(Path("/sys/class/bdi").glob("erofs-*"))
-    with mounted(image, tmp_path / "mnt", driver="erofs", read_ahead_kb=16) as server:
+    with mounted(image, tmp_path / "mnt", **erofs, read_ahead_kb=16) as server:
         assert {b"ro", b"nosuid", b"nodev"} <= server.mount.options
         assert "16\n" in read_ahead_of(set(Path("/sys/class/bdi").glob("erofs-*")) - before)
-    with mounted(image, tmp_path / "mnt", driver="erofs", setuid=True, devices=True) as server:
+    with mounted(image, tmp_path / "mnt", **erofs, setuid=True, devices=True) as server:
         assert not {b"nosuid", b"nodev"} & server.mount.options
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_layers, tmp_path, number):
-    how = {"driver": "erofs", "read_timeout_s": 1000}
+def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_layers, tmp_path, number, erofs):
+    how = {**erofs, "read_timeout_s": 1000}
     with mounted(two_layers, tmp_path / "mnt", "local", "stalled", **how) as server:
         readers = [subprocess.Popen(["cat", server.mount_point / "away"]) for _ in range(10)]
         assert (server.mount_point / "here").read_bytes() == b"h" * 500_000
@@ -165,8 +171,8 @@ def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_lay
             assert reader.wait(PATIENCE_S) == -number
 
 
-def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path):
-    how = {"driver": "erofs", "read_timeout_s": 1000}
+def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path, erofs):
+    how = {**erofs, "read_timeout_s": 1000}
     with mounted(two_layers, tmp_path / "mnt", "local", "worsening", **how) as server:
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
         reader = subprocess.Popen(["cat", server.mount_point / "away too"])
@@ -176,29 +182,29 @@ def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", ["unreachable", "corrupt", "buggy"])
-def test_a_failing_layer_fails_its_readers_alone(two_layers, tmp_path, behaviour):
-    with mounted(two_layers, tmp_path / "mnt", "local", behaviour, driver="erofs") as server:
+def test_a_failing_layer_fails_its_readers_alone(two_layers, tmp_path, behaviour, erofs):
+    with mounted(two_layers, tmp_path / "mnt", "local", behaviour, **erofs) as server:
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
         assert (server.mount_point / "here").read_bytes() == b"h" * 500_000
         assert "answer" in server.logged
 
 
-def test_after_the_deadline_a_reader_gets_an_error(two_layers, tmp_path):
-    how = {"driver": "erofs", "read_timeout_s": 0.1}
+def test_after_the_deadline_a_reader_gets_an_error(two_layers, tmp_path, erofs):
+    how = {**erofs, "read_timeout_s": 0.1}
     with mounted(two_layers, tmp_path / "mnt", "local", "stalled", **how) as server:
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
         assert server.logged.count("no answer within 0.1 s") == 1
 
 
-def test_the_daemon_ends_when_anybody_unmounts(two_layers, tmp_path):
-    with mounted(two_layers, tmp_path / "mnt", driver="erofs") as server:
+def test_the_daemon_ends_when_anybody_unmounts(two_layers, tmp_path, erofs):
+    with mounted(two_layers, tmp_path / "mnt", **erofs) as server:
         subprocess.run(["umount", server.mount_point], check=True)
         assert server.process.wait(PATIENCE_S) == 0
         assert server.logged == ""
 
 
-def test_the_mount_ends_when_the_daemon_is_told_to(two_layers, tmp_path):
-    how = {"driver": "erofs", "read_timeout_s": 1000}
+def test_the_mount_ends_when_the_daemon_is_told_to(two_layers, tmp_path, erofs):
+    how = {**erofs, "read_timeout_s": 1000}
     with mounted(two_layers, tmp_path / "mnt", "local", "stalled", **how) as server:
         reader = subprocess.Popen(["cat", server.mount_point / "away"])
         reader.kill()
@@ -208,9 +214,9 @@ def test_the_mount_ends_when_the_daemon_is_told_to(two_layers, tmp_path):
         assert server.logged == ""
 
 
-def test_a_mount_in_use_fails_its_users_when_the_daemon_is_told_to_end(two_layers, tmp_path):
+def test_a_mount_in_use_fails_its_users_when_the_daemon_is_told_to_end(two_layers, tmp_path, erofs):
     with (
-        mounted(two_layers, tmp_path / "mnt", driver="erofs") as server,
+        mounted(two_layers, tmp_path / "mnt", **erofs) as server,
         (server.mount_point / "here").open("rb", buffering=0) as held,
     ):
         assert server.terminate() == 0
@@ -219,8 +225,8 @@ def test_a_mount_in_use_fails_its_users_when_the_daemon_is_told_to_end(two_layer
         assert "still in use" in server.logged
 
 
-def test_what_a_dead_daemon_leaves_is_read_as_far_as_it_is_there(two_layers, tmp_path):
-    with mounted(two_layers, tmp_path / "mnt", driver="erofs") as server:
+def test_what_a_dead_daemon_leaves_is_read_as_far_as_it_is_there(two_layers, tmp_path, erofs):
+    with mounted(two_layers, tmp_path / "mnt", **erofs) as server:
         assert (server.mount_point / "here").read_bytes() == b"h" * 500_000
         server.process.kill()
         server.process.wait()
@@ -229,8 +235,8 @@ def test_what_a_dead_daemon_leaves_is_read_as_far_as_it_is_there(two_layers, tmp
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
 
 
-def test_the_daemon_serves_until_the_last_mount_namespace_lets_go(two_layers, tmp_path):
-    with mounted(two_layers, tmp_path / "mnt", driver="erofs") as server:
+def test_the_daemon_serves_until_the_last_mount_namespace_lets_go(two_layers, tmp_path, erofs):
+    with mounted(two_layers, tmp_path / "mnt", **erofs) as server:
         command = [*IN_NAMESPACE, 'echo; read line; cat "$0"', server.mount_point / "away"]
         other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert other.stdout.readline() == b"\n"

@@ -60,7 +60,7 @@ async def run_mount(
         image = await stack.enter_async_context(opened(workshop, mounted=True, record=order.record))
         if order.starts is not None:
             _tell_if_foreign(image)
-        options = await mount_options(order, image)
+        options = await mount_options(order, image, by_pyfuse3=config.fuse_session == "pyfuse3")
         precise = options.read_ahead_kb < DEFAULT_READ_AHEAD_KB
         manifest = image.resolved.descriptor.digest
         program = next(iter(order.starts["command"]), "") if order.starts is not None else ""

@@ -49,8 +49,8 @@ def driver_of(order: MountOrder) -> Literal["auto", "erofs", "fuse"]:
     raise ConfigError(f"no driver {order.driver!r}; there are auto, erofs and fuse")
 
 
-async def mount_options(order: MountOrder, image: Image) -> MountOptions:
-    """How to mount what was ordered."""
+async def mount_options(order: MountOrder, image: Image, *, by_pyfuse3: bool) -> MountOptions:
+    """How to mount what was ordered; `by_pyfuse3` as there."""
     packed = await starts_by_pack(image.boot, image.by_names.values())
     read_ahead_kb = START_READ_AHEAD_KB if order.record or packed else DEFAULT_READ_AHEAD_KB
     return MountOptions(
@@ -60,4 +60,5 @@ async def mount_options(order: MountOrder, image: Image) -> MountOptions:
         programs=order.programs,
         read_ahead_kb=read_ahead_kb,
         knob=ReadAheadKnob(),
+        by_pyfuse3=by_pyfuse3,
     )

@@ -20,12 +20,12 @@ from indexer.erofs.read import MetadataImage
 from lazyfs.errors import MountError
 from lazyfs.mount.contents import LayerReader
 from lazyfs.mount.forest import Forest, VirtualFile
+from lazyfs.mount.forest_answers import ForestAnswers
 from lazyfs.mount.fuse_mount import MountOptions, check_mount_point, connect_detached
-from lazyfs.mount.layer_files import LayerFileOperations
 from lazyfs.mount.loop_devices import loop_devices
 from lazyfs.mount.mounts import Mount
-from lazyfs.mount.pyfuse_session import PyfuseSession
-from lazyfs.mount.session import find_mounted, run_session
+from lazyfs.mount.raw_session import RawSession
+from lazyfs.mount.session import Session, find_mounted, run_session
 from lazyfs.mount.syscalls import LONGEST_VALUE, FsContext, MountRefused, attach_mount
 from lazyfs.mount.tuning import erofs_read_ahead, raise_max_background, set_read_ahead
 
@@ -116,8 +116,17 @@ async def serve_erofs(
             mount_tree(Sources(short_name(tree.metadata_file, metadata), last, devices), mount_point, options)
             return find_mounted(mount_point)
 
-        session = PyfuseSession(connection.device_fd, LayerFileOperations(forest, read_timeout_s))
+        session = _session(connection.device_fd, forest, read_timeout_s, by_pyfuse3=options.by_pyfuse3)
         await run_session(session, connection, mount, task_status=task_status)
+
+
+def _session(device_fd: int, forest: Forest, read_timeout_s: float, *, by_pyfuse3: bool) -> Session:
+    if not by_pyfuse3:
+        return RawSession(device_fd, ForestAnswers(forest, read_timeout_s))
+    from lazyfs.mount.layer_files import LayerFileOperations  # noqa: PLC0415  # loads libfuse
+    from lazyfs.mount.pyfuse_session import PyfuseSession  # noqa: PLC0415  # the same
+
+    return PyfuseSession(device_fd, LayerFileOperations(forest, read_timeout_s))
 
 
 def mount_tree(sources: Sources, mount_point: bytes, options: MountOptions) -> None:

@@ -55,6 +55,7 @@ class MountOptions(Struct, frozen=True):
         read_ahead_kb: how many KiB the kernel reads ahead of a sequential reader.
         knob: told where that can be turned later.
         read_only: whether the kernel refuses changes by itself, without asking.
+        by_pyfuse3: whether libfuse answers for the layer files of the `erofs` driver, and not we ourselves.
     """
 
     image: str
@@ -64,6 +65,7 @@ class MountOptions(Struct, frozen=True):
     read_ahead_kb: int = DEFAULT_READ_AHEAD_KB
     knob: ReadAheadKnob | None = None
     read_only: bool = True
+    by_pyfuse3: bool = False
 
     @property
     def source(self) -> bytes:
