@@ -9,13 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import which
-from typing import Final
+from typing import Final, NamedTuple
 
 from bench import workloads
 from bench.link import Link, slow_link
 from bench.measure import Case, MethodFailed, Row
 from bench.methods import DRIVERS, Mounted, lazyfs_mount
 from bench.range_clients import CLIENTS
+from bench.tree import layers_of
 from bench.world import World, drop_caches, drop_content
 from tests.support.registry_tls import make_authority
 
@@ -49,15 +50,33 @@ def _fetch(client: str, url: str, size: int, ca_file: Path | None) -> float:
     return float(done.stdout)
 
 
+class _Remote(NamedTuple):
+    """An image whose last layer is the file "big", in the registry.
+
+    Attributes:
+        repository: where.
+        digest: of that layer.
+        size: of its compressed bytes.
+    """
+
+    repository: str
+    digest: str
+    size: int
+
+    def blob(self, registry: str) -> str:
+        """The layer's URL."""
+        return f"http://{registry}/v2/{self.repository}/blobs/{self.digest}"
+
+
 def stream_rows(world: World) -> Iterator[Row]:
     """Reading a file of which nothing is local, against streaming its layer."""
-    digest, size = world.tree.layers()[-1]
-    url = f"http://{world.registry}/v2/bench/tree/blobs/{digest}"
+    remote = _Remote("bench/tree", *world.tree.layers()[-1])
+    url = remote.blob(world.registry)
     cases = [
         *(Case(f"curl | {name} -dc", partial(_pipeline, name, url)) for name in _INFLATERS if which(name)),
-        *(_cold_read(world, driver) for driver in DRIVERS),
+        *(_cold_read(world, driver, remote) for driver in DRIVERS),
     ]
-    note = f"a layer of {size / 1e6:.0f} MB with one file, over loopback; lazyfs has its index"
+    note = f"a layer of {remote.size / 1e6:.0f} MB with one file, over loopback; lazyfs has its index"
     yield Row("read a remote file", "s", cases, note=note)
 
 
@@ -68,28 +87,27 @@ def _pipeline(inflater: str, url: str, link: Link | None = None) -> None:
 
 
 def link_rows(world: World) -> Iterator[Row]:
-    """Reading a file of which nothing is local over a fast link that is long, as a share of its rate."""
-    digest, size = world.tree.layers()[-1]
+    """Reading files of which nothing is local over a fast link that is long, as a share of its rate."""
+    short, long = world.tree.layers()[-1], layers_of(world.long)[-1]
     with (
         slow_link(_LINK_MBIT, _LINK_DELAY_S) as link,
         world.registry_behind(link) as server,
         link.port(server) as address,
     ):
-        url = f"http://{address}/v2/bench/tree/blobs/{digest}"
-        curl = link.command(["curl", "-sSf", "-o", "/dev/null", url])
-        inflated = (
-            Case(f"curl | {name} -dc", partial(_pipeline, name, url, link))
-            for name in _INFLATERS[:1]
-            if which(name)
-        )
-        cases = [
-            _as_share(Case("curl", partial(_run, curl)), size, link),
-            *(_as_share(case, size, link) for case in inflated),
-            *(_as_share(_cold_read(world, driver, (address, link)), size, link) for driver in DRIVERS),
-        ]
-        link_note = f"{_LINK_MBIT} Mbit/s, {_LINK_DELAY_S * 1e3:.0f} ms each way"
-        note = f"a layer of {size / 1e6:.0f} MB with one file; {link_note}"
-        yield Row("read a remote file, long link", "% of the link", cases, note=note)
+        for remote in (_Remote("bench/tree", *short), _Remote("bench/long", *long)):
+            url = remote.blob(address)
+            curl = link.command(["curl", "-sSf", "-o", "/dev/null", url])
+            inflated = (
+                Case(f"curl | {name} -dc", partial(_pipeline, name, url, link))
+                for name in _INFLATERS[:1]
+                if which(name)
+            )
+            ours = (_cold_read(world, driver, remote, (address, link)) for driver in DRIVERS)
+            cases = [Case("curl", partial(_run, curl)), *inflated, *ours]
+            shares = [_as_share(case, remote.size, link) for case in cases]
+            link_note = f"{_LINK_MBIT} Mbit/s, {_LINK_DELAY_S * 1e3:.0f} ms each way"
+            note = f"a layer of {remote.size / 1e6:.0f} MB with one file; {link_note}"
+            yield Row("read a remote file, long link", "% of the link", shares, note=note)
 
 
 def _as_share(case: Case, size: int, link: Link) -> Case:
@@ -107,27 +125,28 @@ def _run(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-def _cold_read(world: World, driver: str, far: tuple[str, Link] | None = None) -> Case:
+def _cold_read(world: World, driver: str, remote: _Remote, far: tuple[str, Link] | None = None) -> Case:
     """Each sample has a mount of its own, with no content in its cache.
 
     Args:
         world: where.
         driver: of the mount.
+        remote: what is read.
         far: the registry's address behind a link, and the link; else it is near.
     """
     address, link = far or (world.registry, None)
     at_hand = ExitStack()
     world.stack.push(at_hand)
     mounted: list[Mounted] = []
-    cache = world.scratch / f"cold-{driver}"
+    cache = world.scratch / f"cold-{driver}-{remote.repository.rpartition('/')[2]}"
 
     def prepare() -> None:
         at_hand.close()
         if not cache.exists():
             cache.mkdir(mode=0o700)
-            world.lazyfs("index", f"{world.registry}/bench/tree:latest", cache=cache)
+            world.lazyfs("index", f"{world.registry}/{remote.repository}:latest", cache=cache)
         drop_content(cache)
-        reference = f"{address}/bench/tree:latest"
+        reference = f"{address}/{remote.repository}:latest"
         mounted[:] = [at_hand.enter_context(lazyfs_mount(world, driver, reference, cache, link))]
         drop_caches()
 

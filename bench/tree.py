@@ -1,7 +1,8 @@
 """The tree that is measured: a real Debian image with Python, its small files six times more, one big file.
 
 About 60,000 entries, as a large image has them, in two gzip layers: the tree, and the file "big", which is
-the tree of the image as a tar. It is made from the laboratory's python image, once.
+the tree of the image as a tar. It is made from the laboratory's python image, once. Beside it there can be an
+image of nothing but a longer file, that tar several times.
 """
 
 import gzip
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _COPIES: Final = 6
+_LONG: Final = 5
 _SMALL: Final = 16 << 10
 _PIECE: Final = 1 << 20
 _TAG: Final = "latest"
@@ -54,12 +56,18 @@ class Tree:
 
     def layers(self) -> list[tuple[str, int]]:
         """Digest and size of the compressed layers, the big file last."""
-        index = json.loads((self.layout / "index.json").read_text())
-        manifest = json.loads(self._blob(index["manifests"][0]["digest"]).read_bytes())
-        return [(layer["digest"], layer["size"]) for layer in manifest["layers"]]
+        return layers_of(self.layout)
 
-    def _blob(self, digest: str) -> Path:
-        return self.layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
+
+def layers_of(layout: Path) -> list[tuple[str, int]]:
+    """Digest and size of the compressed layers of a layout's image, from the lowest up."""
+
+    def document(digest: str) -> Any:
+        return json.loads((layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes())
+
+    index = json.loads((layout / "index.json").read_text())
+    manifest = document(index["manifests"][0]["digest"])
+    return [(layer["digest"], layer["size"]) for layer in manifest["layers"]]
 
 
 def make_tree(home: Path, rootfs: Path) -> Tree:
@@ -90,6 +98,27 @@ def make_tree(home: Path, rootfs: Path) -> Tree:
         scratch.unlink()
     partial.home.rename(home)
     return tree
+
+
+def make_long(tree: Tree) -> Path:
+    """A layout of one gzip layer with one file, "big": the tree's several times over. Made if need be."""
+    layout = tree.home / "long"
+    if layout.exists():
+        return layout
+    partial, scratch = tree.home / "long.partial", tree.home / "long.scratch"
+    for leftover in (partial, scratch):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch.mkdir()
+    with (scratch / "big").open("wb") as file:
+        for _ in range(_LONG):
+            with (tree.unpacked / "big").open("rb") as once:
+                shutil.copyfileobj(once, file, _PIECE)
+    with tarfile.open(scratch / "big.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.add(scratch / "big", "big")
+    _write_layout(partial, [scratch / "big.tar"])
+    shutil.rmtree(scratch)
+    partial.rename(layout)
+    return layout
 
 
 def _members(rootfs: Path) -> Iterator[tuple[Path, str]]:

@@ -14,13 +14,14 @@ from typing import Any, Final, Self
 
 from bench.link import Link
 from bench.measure import MethodFailed
-from bench.tree import Tree, make_tree
+from bench.tree import Tree, make_long, make_tree
 from tests.support.lab import Lab, default_lab, push_layout
 from tests.support.lab_build import LabError
 from tests.support.lab_registry import docker_registry
 
 REPOSITORY: Final = Path(__file__).parents[1]
 HOME: Final = REPOSITORY / ".cache" / "bench"
+_REGISTRY: Final = HOME / "registry"
 _TREE_VERSION: Final = 1
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 
@@ -89,28 +90,37 @@ class World:
     @cached_property
     def registry(self) -> str:
         """The address of a registry that has the tree as "bench/tree"."""
-        storage = HOME / "registry"
-        storage.mkdir(exist_ok=True)
-        marker = storage / f"pushed-{self.tree.home.name}"
+        self._push(self.tree.layout, "tree")
+        return self._stack.enter_context(docker_registry(_REGISTRY, read_only=True))
+
+    @cached_property
+    def long(self) -> Path:
+        """A layout of one long file, which the registry has as "bench/long"."""
+        assert self.registry
+        self._progress("making a long file (once)")
+        layout = make_long(self.tree)
+        self._push(layout, "long")
+        return layout
+
+    def _push(self, layout: Path, name: str) -> None:
+        _REGISTRY.mkdir(exist_ok=True)
+        marker = _REGISTRY / f"pushed-{self.tree.home.name}-{name}"
         if not marker.exists():
-            with docker_registry(storage) as address:
-                push_layout(self.tree.layout, f"{address}/bench/tree:latest")
+            with docker_registry(_REGISTRY) as address:
+                push_layout(layout, f"{address}/bench/{name}:latest")
             marker.touch()
-        return self._stack.enter_context(docker_registry(storage, read_only=True))
 
     def registry_over_tls(self, certificate: Path, key: Path) -> str:
         """The address of another one over the same storage that speaks TLS."""
         assert self.registry
         settings: Mapping[str, Any] = {"http": {"tls": {"certificate": str(certificate), "key": str(key)}}}
-        return self._stack.enter_context(
-            docker_registry(HOME / "registry", read_only=True, settings=settings)
-        )
+        return self._stack.enter_context(docker_registry(_REGISTRY, read_only=True, settings=settings))
 
     def registry_behind(self, link: Link) -> AbstractContextManager[str]:
         """A registry with the tree at the servers' end of a link: its address there."""
         assert self.registry
         settings: Mapping[str, Any] = {"http": {"addr": f"{link.server_ip}:0"}}
-        return docker_registry(HOME / "registry", read_only=True, settings=settings)
+        return docker_registry(_REGISTRY, read_only=True, settings=settings)
 
     def lazyfs(self, *arguments: str, cache: Path, link: Link | None = None) -> str:
         """What a lazyfs command says.
