@@ -3,11 +3,13 @@
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.lab import image_names
+from tests.support.mount_server import wait_until
 from tests.support.mounts import mounts_below
 from tests.support.oracle import compare_trees
 
@@ -139,3 +141,48 @@ def test_several_are_unmounted_in_one_call_whatever_becomes_of_one(lazyfs, lab_i
     assert mounts_below(tmp_path) == []
     lazyfs("umount", exit_code=64)
     lazyfs("umount", "--all", points[0], exit_code=64)
+
+
+def _connections(pid: int, port: int) -> int:
+    """How many connections to a port of this machine a process has."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(str(descriptor.readlink()))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = [line for line in lines if line[3] == "01" and int(line[2].rpartition(":")[2], 16) == port]
+    return sum(f"socket:[{line[9]}]" in sockets for line in established)
+
+
+def _mounted_by(lazyfs, *arguments: object, **options: object) -> int:
+    """The process that answers for a new mount."""
+    return json.loads(lazyfs("mount", "--json", *arguments, **options).stdout)["pid"]
+
+
+def test_a_connection_is_open_before_the_first_read(lazyfs, registry, mount_point):
+    """The index is here, the content is not. Where all is here the tag is looked up, and nothing more."""
+    reference = registry.reference("nginx")
+    port = int(registry.address.rpartition(":")[2])
+    lazyfs("index", reference)
+    pid = _mounted_by(lazyfs, reference, mount_point)
+    assert _connections(pid, port) == 1
+    lazyfs("umount", mount_point)
+    subprocess.run(["rm", "-rf", lazyfs.cache_dir / "layers"], check=True)
+    pid = _mounted_by(lazyfs, reference, mount_point)
+    wait_until(lambda: _connections(pid, port) == 2)
+    lazyfs("umount", mount_point)
+    pid = _mounted_by(lazyfs, "--offline", reference, mount_point)
+    assert _connections(pid, port) == 0
+    lazyfs("umount", mount_point)
+
+
+def test_libfuse_answers_only_where_it_is_asked_for(lazyfs, registry, unpacked, mount_point):
+    reference = registry.reference("nginx")
+    for session in ("own", "pyfuse3"):
+        environment = {"LAZYFS_FUSE_SESSION": session}
+        pid = _mounted_by(lazyfs, "--driver", "erofs", reference, mount_point, env=environment)
+        try:
+            assert ("libfuse3" in Path(f"/proc/{pid}/maps").read_text()) == (session == "pyfuse3")
+            assert compare_trees(unpacked("nginx"), mount_point) == []
+        finally:
+            lazyfs("umount", mount_point)

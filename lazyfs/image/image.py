@@ -20,6 +20,7 @@ from lazyfs.image.reading.layer import LazyLayer
 from lazyfs.image.reading.opening import open_layer
 from lazyfs.image.reading.traffic import Traffic
 from lazyfs.image.resolve import ResolvedImage
+from lazyfs.image.tasks import background_tasks
 from lazyfs.source.base import Source
 
 _PIECE: Final = 1 << 20
@@ -132,6 +133,9 @@ async def open_image(
         }
         if boot is not None:
             stack.push_async_callback(boot.end)
+            if not all(layer.entry.complete for layer in layers.values()):
+                nursery = await stack.enter_async_context(background_tasks())
+                nursery.start_soon(source.prepare, 1)
         image = Image(
             resolved,
             metadata,

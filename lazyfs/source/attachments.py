@@ -55,7 +55,7 @@ class Attachments(Protocol):
         """As Source.blob says."""
 
     async def prepare(self, connections: int) -> None:
-        """Open connections for blobs that will be asked for soon, all at once."""
+        """As Source.prepare says."""
 
     def statistics(self) -> SourceStatistics:
         """As Source.statistics says."""
@@ -73,6 +73,7 @@ class RegistryAttachments:
         self._listings: dict[tuple[Host, str], Once[Listing]] = {}
         self.document = source.document
         self.blob = source.blob
+        self.prepare = source.prepare
         self.statistics = source.statistics
 
     async def referrers(self, digest: str, *artifact_types: str) -> Sequence[Descriptor]:
@@ -86,12 +87,6 @@ class RegistryAttachments:
             if found:
                 return found
         return await self._listed(registry, digest, artifact_types)
-
-    async def prepare(self, connections: int) -> None:
-        """As Attachments.prepare says."""
-        host = next((host for host in self._source.hosts if host.can(Capability.PULL)), None)
-        if host is not None:
-            await host.prepare(connections)
 
     async def _listed(self, host: Host, digest: str, artifact_types: Sequence[str]) -> Sequence[Descriptor]:
         """What a host lists of some types. All types come by one request: more than one is wanted."""
@@ -127,6 +122,7 @@ class LocalAttachments:
         source = LocalSource(Descriptor("", "", 0), directory)  # of no image: it is never resolved
         self.document = source.document
         self.blob = source.blob
+        self.prepare = source.prepare
         self.statistics = source.statistics
 
     async def referrers(self, digest: str, *artifact_types: str) -> Sequence[Descriptor]:
@@ -140,9 +136,6 @@ class LocalAttachments:
             if isinstance(manifest, Manifest) and manifest.subject and manifest.subject.digest == digest:
                 found.append(entry)
         return found
-
-    async def prepare(self, connections: int) -> None:
-        """There are none."""
 
     async def tagged(self, tag: str) -> bytes | None:
         """As Attachments.tagged says."""

@@ -112,6 +112,9 @@ class Source(Protocol):
             NotFound, Unauthorized, Unreachable: it cannot be had.
         """
 
+    async def prepare(self, connections: int) -> None:
+        """Open connections for blobs that will be asked for soon, all at once; who asks sees what fails."""
+
     def blob(self, descriptor: Descriptor) -> Blob:
         """The blob that `descriptor` links to; nothing is asked yet.
 

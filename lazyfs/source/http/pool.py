@@ -122,6 +122,7 @@ class HttpPool:
 
         async def open_one() -> None:
             with contextlib.suppress(Transient, LazyfsError):
+                self._check(url)
                 await trio.to_thread.run_sync(self._connections.prepare, origin, abandon_on_cancel=True)
 
         async with trio.open_nursery() as nursery:

@@ -56,6 +56,10 @@ class StoredFirst:
         """As Source.resolve says."""
         return await self._source.resolve(probe=probe, patient=patient)
 
+    async def prepare(self, connections: int) -> None:
+        """As Source.prepare says."""
+        await self._source.prepare(connections)
+
     async def document(self, descriptor: Descriptor, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         """As Source.document says."""
         return await self._source.document(descriptor, max_bytes)

@@ -139,6 +139,9 @@ class LocalSource:
         self._root = root
         self._content = content
 
+    async def prepare(self, connections: int) -> None:
+        """There are none."""
+
     async def resolve(
         self,
         *,

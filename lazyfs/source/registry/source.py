@@ -76,6 +76,12 @@ class RegistrySource:
         """What this source has cost so far."""
         return self._counters.snapshot()
 
+    async def prepare(self, connections: int) -> None:
+        """As Source.prepare says."""
+        host = next((host for host in self._hosts if host.can(Capability.PULL)), None)
+        if host is not None:
+            await host.prepare(connections)
+
     async def resolve(self, *, probe: bool = False, patient: bool = True) -> Descriptor:
         """As Source.resolve says."""
         if self._reference.digest:
