@@ -27,6 +27,9 @@ class Opened:
         return decompress_window(self.windows[span.window_start : span.window_end])
 
     def make(self, spans, blob=None):
+        return list(self.making(spans, blob))
+
+    def making(self, spans, blob=None):
         groups = [list(group) for _, group in groupby(spans, lambda span: span.compressed_start)]
         start, end = spans[0].compressed_start, max(span.compressed_end for span in spans)
         return make_spans(groups, (blob or self.blob)[start:end], start, self.window_of)
@@ -75,6 +78,7 @@ def test_what_does_not_go_on_in_the_stream_is_entered_by_itself():
     spans = Opened(blob).spans
     first, second, third = spans[2:5]
     size = third.compressed_size
+    assert second.bits
     moved = blob[: second.compressed_start] + blob[third.compressed_start : third.compressed_end] + blob[-99:]
     third = third._replace(
         number=3,
@@ -84,19 +88,21 @@ def test_what_does_not_go_on_in_the_stream_is_entered_by_itself():
         uncompressed_end=second.uncompressed_start + third.size,
         first_leaf=second.first_leaf,
     )
-    made = Opened(blob).make([first, third], moved) if second.bits else None
-    for each, original in zip(made or (), (first, spans[4]), strict=True):
+    made = Opened(blob).make([first, third], moved)
+    for each, original in zip(made, (first, spans[4]), strict=True):
         assert each.data == TAR[original.uncompressed_start : original.uncompressed_end]
 
 
 @pytest.mark.parametrize("at", [0, 3, -1])
-def test_what_is_damaged_is_named(at):
+def test_what_is_damaged_is_named_and_what_stands_before_comes(at):
     layer = Opened(gzip_layer(TAR))
     spans = layer.spans[4:10]
     wrong = spans[at]
     spans[at] = wrong._replace(blake3=bytes(32))
+    came = []
     with pytest.raises(DigestMismatch, match=f"span {wrong.number}\\b"):
-        layer.make(spans)
+        came.extend(made.spans[0] for made in layer.making(spans))
+    assert came == spans[: spans.index(wrong._replace(blake3=bytes(32)))]
     middle = (wrong.compressed_start + wrong.compressed_end) // 2
     damaged = bytearray(layer.blob)
     damaged[middle : middle + 64] = bytes(64)

@@ -58,7 +58,7 @@ _PREFIXES: Final = _prefixes()
 
 
 def lead_in(first: int, bits: int) -> bytes:
-    """What a stream begins with, as it begins with a byte, in place of the top bits of this one.
+    """The beginning of a stream that starts within a byte: empty blocks, then what of the byte belongs to it.
 
     Args:
         first: the checkpoint's first byte.

@@ -46,8 +46,8 @@ class Made(NamedTuple):
 
 def make_spans(
     groups: Sequence[Group], data: bytes | memoryview, start: int, window_of: WindowOf
-) -> list[Made]:
-    """Decompress and verify all spans of some entries.
+) -> Iterator[Made]:
+    """Decompress and verify all spans of some entries, one or several at a time.
 
     Args:
         groups: the spans by entry, in order.
@@ -60,18 +60,17 @@ def make_spans(
         LimitExceeded: too many of them would have to be decompressed at once.
         DigestMismatch: they are not those a span promises.
     """
-    made: list[Made] = []
     for row in _rows(groups):
-        if len(row) > 1:
-            with suppress(FormatError, DigestMismatch):  # which span is wrong, each tells by itself
-                made.append(_make_row([group[0] for group in row], data, start, window_of))
-                continue
+        made = _make_row([group[0] for group in row], data, start, window_of) if len(row) > 1 else None
+        if made is not None:
+            yield made
+            continue
         for group in row:
             end = max(span.compressed_end for span in group)
             compressed = data[group[0].compressed_start - start : end - start]
             contents = read_spans(group, compressed, window_of(group[0]))
-            made += (Made((span,), content) for span, content in zip(group, contents, strict=True))
-    return made
+            for span, content in zip(group, contents, strict=True):
+                yield Made((span,), content)
 
 
 def _rows(groups: Sequence[Group]) -> Iterator[list[Group]]:
@@ -103,13 +102,16 @@ def _follows(before: Group, group: Group) -> bool:
     )
 
 
-def _make_row(row: Sequence[Span], data: bytes | memoryview, start: int, window_of: WindowOf) -> Made:
+def _make_row(row: Sequence[Span], data: bytes | memoryview, start: int, window_of: WindowOf) -> Made | None:
+    """Spans that follow each other, in one go; None where one is wrong: which, each tells by itself."""
     from indexer.spans.gzip_read import inflate  # noqa: PLC0415  # most mounts need one compression
 
     first, last = row[0], row[-1]
     size = last.uncompressed_end - first.uncompressed_start
     compressed = data[first.compressed_start - start : last.compressed_end - start]
-    made = Made(row, inflate(first, compressed, window_of(first), size))
-    for span, content in made.parts():
-        check_content(span, content)
-    return made
+    with suppress(FormatError, DigestMismatch):
+        made = Made(row, inflate(first, compressed, window_of(first), size))
+        for span, content in made.parts():
+            check_content(span, content)
+        return made
+    return None

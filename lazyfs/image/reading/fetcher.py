@@ -381,14 +381,16 @@ class SpanFetcher:
     ) -> list[Made]:
         """On the thread that received `data`, from the first span on: decompress, verify, write, mark."""
         began = time.perf_counter()
-        made = self._made(read_window, [list(group) for _, group in groupby(spans, _COMPRESSED_START)], data)
-        for row in made:
+        groups = [list(group) for _, group in groupby(spans, _COMPRESSED_START)]
+        made: list[Made] = []
+        for row in self._made(read_window, groups, data):
             self._entry.put_spans(row.spans, row.data)
+            made.append(row)
         ticket.unpack_s = time.perf_counter() - began
         return made
 
     @staticmethod
-    def _made(read_window: ReadWindow, groups: Sequence[Group], compressed: memoryview) -> list[Made]:
+    def _made(read_window: ReadWindow, groups: Sequence[Group], compressed: memoryview) -> Iterator[Made]:
         """Spans by entry, verified; of their compressed bytes from the first one on."""
         return make_spans(
             groups,

@@ -64,7 +64,7 @@ class Coming(Protocol):
 
     @property
     def is_vain(self) -> bool:
-        """Whether nothing comes any more, and nothing has."""
+        """Whether nothing comes any more, and nothing that was right has."""
 
     async def settle(self) -> None:
         """Wait until it is known what comes, but not for long."""

@@ -11,7 +11,7 @@ from indexer.toc import Entry, Proof, Span
 
 _COMPRESSED_START: Final = attrgetter("compressed_start")
 
-Unpack = Callable[[Sequence[Group], memoryview], list[Made]]
+Unpack = Callable[[Sequence[Group], memoryview], Iterable[Made]]
 """Makes the spans of some entries of their compressed bytes, from the first entry to the last one's end."""
 
 
