@@ -173,7 +173,7 @@ def test_a_reader_of_a_stalled_layer_can_be_killed_and_nobody_else_waits(two_lay
 
 def test_after_an_error_a_reader_can_still_be_killed(two_layers, tmp_path, erofs):
     how = {**erofs, "read_timeout_s": 1000}
-    with mounted(two_layers, tmp_path / "mnt", "local", "worsening", **how) as server:
+    with mounted(two_layers, tmp_path / "mnt", "local", "divided", **how) as server:
         assert error_of((server.mount_point / "away").read_bytes) == "EIO"
         reader = subprocess.Popen(["cat", server.mount_point / "away too"])
         assert (server.mount_point / "here").read_bytes() == b"h" * 500_000

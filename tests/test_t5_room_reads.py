@@ -46,9 +46,9 @@ async def test_content_that_goes_between_two_parts_of_a_read_comes_again(tmp_pat
     async with lazy(blob, cache, max_bytes=1) as layer:
         real = layer.entry.put
 
-        def put(start: int, first_leaf: int, data: bytes) -> bool:
+        def put(start: int, first_leaf: int, data: bytes, end_leaf: int) -> bool:
             layer.entry.evict([span for span in layer.spans if span.first_leaf != first_leaf])
-            return real(start, first_leaf, data)
+            return real(start, first_leaf, data, end_leaf)
 
         monkeypatch.setattr(layer.entry, "put", put)
         for _ in range(3):

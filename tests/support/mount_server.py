@@ -52,9 +52,13 @@ Behaviour = Literal[
     "buggy",
     "short",
     "worsening",
+    "divided",
 ]
 PART_SIZE = 4 * 4096
 """Bytes at the front of a layer of which there is only a part that are here."""
+FAILING_SIZE = 256 << 10
+"""Bytes at the front of a divided layer: they fail, what lies behind is stalled. The kernel asks for the
+first of a file by two requests at once, so that which of them comes first says nothing."""
 
 Entry = tuple[Member, bytes]
 
@@ -92,6 +96,10 @@ class FakeLayer:
                 raise ZeroDivisionError("a bug on purpose")
             case "worsening":
                 self._behaviour = "stalled"
+                raise Unreachable("no route to the registry")
+            case "divided":
+                if start >= FAILING_SIZE:
+                    await trio.sleep_forever()
                 raise Unreachable("no route to the registry")
             case "short":
                 return self._data[start : start + size - 1]
