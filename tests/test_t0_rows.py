@@ -1,11 +1,13 @@
 """Spans that follow each other, made in one go: the same bytes as one by one, and as safe."""
 
 import random
+from contextlib import suppress
 from itertools import groupby
 
 import pytest
 
 from indexer.errors import DigestMismatch, FormatError
+from indexer.spans.deflate_resume import resume_members
 from indexer.spans.rows import make_spans
 from indexer.toc import SpanTable
 from indexer.toc_codec import decompress_window
@@ -119,3 +121,11 @@ def test_padding_and_proofs_of_compressed_bytes_are_seen_to():
     spans[1] = spans[1]._replace(padding=1)
     with pytest.raises(DigestMismatch, match=f"span {spans[1].number}\\b"):
         layer.make(spans)
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_any_first_byte_is_a_stream_or_damage(bits):
+    """What stands there is a stranger's: a block of no kind is told like other damage."""
+    for first in range(256):
+        with suppress(FormatError):
+            resume_members(bytes([first]) + bytes(50), bits, b"", 10_000)

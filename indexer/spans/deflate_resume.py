@@ -78,7 +78,10 @@ def resume_members(data: bytes | memoryview, bits: int, window: bytes, size: int
     inflater = IgzipDecompressor(DECOMP_DEFLATE, zdict=window)
     rest = memoryview(data)
     if bits:
-        inflater.decompress(lead_in(data[0], bits), 1)  # too short for a byte of output
+        try:
+            inflater.decompress(lead_in(data[0], bits), 1)  # too short for a byte of output
+        except IsalError as error:  # of a kind of block that there is not
+            raise FormatError(f"deflate: {error}") from error
         rest = rest[1:]
     head, end = _inflate(inflater, rest, size)
     if len(head) == size:

@@ -124,7 +124,7 @@ def _session(device_fd: int, forest: Forest, read_timeout_s: float, *, by_pyfuse
     if not by_pyfuse3:
         return RawSession(device_fd, ForestAnswers(forest, read_timeout_s))
     from lazyfs.mount.layer_files import LayerFileOperations  # noqa: PLC0415  # loads libfuse
-    from lazyfs.mount.pyfuse_session import PyfuseSession  # noqa: PLC0415  # the same
+    from lazyfs.mount.pyfuse_session import PyfuseSession  # noqa: PLC0415  # loads libfuse, too
 
     return PyfuseSession(device_fd, LayerFileOperations(forest, read_timeout_s))
 
