@@ -30,6 +30,11 @@ OPAQUE: Final = b".wh..wh..opq"
 AUFS: Final = b".wh..wh."
 """What names of aufs's own metadata begin with."""
 
+# In Python 3.11 an enum's attribute is found by a call, for each member.
+_DIRECTORY: Final = Kind.DIRECTORY
+_SYMLINK: Final = Kind.SYMLINK
+_HARDLINK: Final = Kind.HARDLINK
+
 _OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 
 
@@ -73,11 +78,11 @@ class Merger:
         self._linked.clear()
         self._forward.clear()
         for member in members:
-            if is_reserved(member.path):
+            if WHITEOUT in member.path and is_reserved(member.path):
                 self._hide(member.path)
         self._forget_directories()
         for member in members:
-            if not is_reserved(member.path):
+            if not (WHITEOUT in member.path and is_reserved(member.path)):
                 self._add(member)
         self._bind_forward_links()
 
@@ -151,9 +156,9 @@ class Merger:
         kind = member.kind
         if old is None:
             _check_name(name, path)
-        if kind == Kind.HARDLINK:
+        if kind == _HARDLINK:
             siblings[name] = self._link(member)
-        elif kind == Kind.DIRECTORY and old is not None and old.children is not None:
+        elif old is not None and old.children is not None and kind == _DIRECTORY:
             # "its attributes MUST be replaced" (Changeset over existing files); its children stay. Choice:
             # all xattrs are replaced, also between two entries of one layer; extraction keeps old ones.
             self.describe(old, member)
@@ -172,21 +177,21 @@ class Merger:
         self.describe(self.root, member)
 
     def _new_node(self, member: Member) -> Node:
-        xattrs = member.xattrs
+        _, kind, mode, uid, gid, mtime_ns, size, data_start, link, device, xattrs = member
         # Choice: a character device 0:0 stays one; over overlayfs it becomes a whiteout by accident.
         return Node(
-            member.kind,
-            0o777 if member.kind == Kind.SYMLINK else member.mode & 0o7777,
-            member.uid,
-            member.gid,
-            member.mtime_ns,
-            member.size,
+            kind,
+            0o777 if kind == _SYMLINK else mode & 0o7777,
+            uid,
+            gid,
+            mtime_ns,
+            size,
             self._layer,
-            member.data_start,
-            member.link,
-            member.device,
+            data_start,
+            link,
+            device,
             _visible(xattrs) if xattrs else xattrs,
-            {} if member.kind == Kind.DIRECTORY else None,
+            {} if kind == _DIRECTORY else None,
         )
 
     def _make_directories(self, path: bytes) -> dict[bytes, Node]:

@@ -202,7 +202,7 @@ def test_of_a_layer_that_is_nearly_here_nothing_is_looked_at_span_by_span(tmp_pa
     class Fetcher:
         bytes_under_way = KIB
 
-        def carried_meanwhile(self, _: float) -> int:
+        def carried(self, _within_s: float, _round_trip_s: float) -> int:
             return 2 * KIB
 
         def is_under_way(self, number: int) -> bool:

@@ -258,11 +258,16 @@ async def test_nothing_is_streamed_before_much_was_read(cache):
         nursery.cancel_scope.cancel()
 
 
-async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cache):
+@pytest.mark.parametrize(
+    ("round_trip_s", "transfer_s"),
+    [(0.05, 0.1), (0.001, 0.021)],  # then the line carries 70,000 bytes meanwhile
+    ids=["far", "near"],
+)
+async def test_what_lies_beside_comes_with_a_miss(cache, round_trip_s, transfer_s):
     blob = MemoryBlob(gzip_layer(TAR))
     line = Line()
     for _ in range(3):
-        line.answered(0.05)
+        line.answered(round_trip_s)
     async with lazy(blob, cache, max_gap=0) as layer:
         fetcher = layer._fetcher
         beside = Beside(layer.spans, fetcher, line, FileRanges)
@@ -270,7 +275,7 @@ async def test_what_lies_beside_comes_with_a_miss_where_a_round_trip_is_long(cac
         await far.read(0, 10)
         assert len(blob.ranges) == 1  # nothing was known of the line
         fetcher._transfers.clear()
-        fetcher._transfers.append((70_000, 0.1))  # half of it a round trip
+        fetcher._transfers.append((70_000, transfer_s))
         await far.read(600_000, 10)
         while fetcher.bytes_under_way:
             await far.landed.wait()

@@ -128,9 +128,14 @@ def checksum(block: bytes) -> int:
 
     CRC-32C with an initial value of all ones and no final inversion.
     """
+    remainders = [_eight_bits(byte) for byte in range(256)]
     crc = 0xFFFF_FFFF
     for byte in block:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        crc = crc >> 8 ^ remainders[(crc ^ byte) & 0xFF]
+    return crc
+
+
+def _eight_bits(crc: int) -> int:
+    for _ in range(8):
+        crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc

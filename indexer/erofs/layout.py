@@ -11,6 +11,7 @@ from indexer.toc import Kind
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node
 
 _MAX_NID: Final = 0xFFFF_FFFF
+_REGULAR: Final = Kind.REGULAR  # in Python 3.11 an enum's attribute is found by a call, for each node
 
 
 class Directory(Struct, eq=False):
@@ -55,7 +56,7 @@ class Plan(Struct, eq=False):
 
 
 class Shape:
-    """The parts of an inode's record, and where its data goes."""
+    """The parts of an inode's record, and where its data goes. `shape_of` makes it."""
 
     __slots__ = ("full_blocks", "inline", "size", "tail", "xattrs")
 
@@ -69,7 +70,7 @@ class Shape:
             self.tail, self.full_blocks = directory.tail, directory.full_blocks
         elif node.kind == Kind.SYMLINK:
             self.full_blocks, self.tail = divmod(len(node.link), BLOCK)
-        elif node.kind == Kind.REGULAR and node.size:
+        elif node.kind == _REGULAR and node.size:
             self.size += -self.size % erofs.CHUNK.size + erofs.CHUNK.size
 
     def settle(self, position: int) -> None:
@@ -80,6 +81,17 @@ class Shape:
     def data_blocks(self) -> int:
         """Blocks that its data takes outside the inode area."""
         return self.full_blocks + (self.tail > 0 and not self.inline)
+
+
+_FILE: Final = Shape(Node(_REGULAR, size=1), None)
+_EMPTY_FILE: Final = Shape(Node(_REGULAR), None)
+
+
+def shape_of(node: Node, directory: Directory | None) -> Shape:
+    """The shape of a node. Regular files without xattrs share theirs, which nothing changes."""
+    if node.kind == _REGULAR and not node.xattrs and directory is None:
+        return _FILE if node.size else _EMPTY_FILE
+    return Shape(node, directory)
 
 
 def plan_image(root: Node) -> Plan:
@@ -109,13 +121,17 @@ def plan_image(root: Node) -> Plan:
                 continue
             linked.add(id(node))
         _check_kind(node)
-        shape = Shape(node, directory)
-        has_xattrs = has_xattrs or len(shape.xattrs) > 0
-        position = _place(position, shape, movable=bool(inodes))
+        shape = shape_of(node, directory)
+        if shape.xattrs:
+            has_xattrs = True
+        if shape.tail:
+            position = _place(position, shape, movable=bool(inodes))
         node.nid = position // SLOT
         inodes.append(node)
-        data_blocks += shape.data_blocks
-        position += shape.size + (shape.tail if shape.inline else 0)
+        position += shape.size
+        if shape.tail or shape.full_blocks:
+            data_blocks += shape.data_blocks
+            position += shape.tail if shape.inline else 0
         position += -position % SLOT
         if directory is not None:
             children, nid = node.children or {}, node.nid
@@ -137,9 +153,12 @@ def _place(position: int, shape: Shape, *, movable: bool) -> int:
 
 
 def _check_kind(node: Node) -> None:
-    if node.kind not in erofs.FILE_TYPES or (node.kind == Kind.DIRECTORY) != (node.children is not None):
-        raise FormatError(f"a node of kind {node.kind!r} cannot stand in a tree so")
-    if node.kind == Kind.SYMLINK:
+    kind = node.kind
+    if kind == _REGULAR and node.children is None:
+        return
+    if kind not in erofs.FILE_TYPES or (kind == Kind.DIRECTORY) != (node.children is not None):
+        raise FormatError(f"a node of kind {kind!r} cannot stand in a tree so")
+    if kind == Kind.SYMLINK:
         if not node.link or b"\0" in node.link:
             raise FormatError(f"not a symlink's target: {node.link[:200]!r}")
         if len(node.link) > erofs.MAX_SYMLINK:

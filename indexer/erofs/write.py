@@ -12,13 +12,15 @@ from typing import BinaryIO, Final
 
 from indexer.erofs import format as erofs
 from indexer.erofs.format import BLOCK, SLOT, Device
-from indexer.erofs.layout import Directory, Plan, Shape, plan_image
+from indexer.erofs.layout import Directory, Plan, Shape, plan_image, shape_of
 from indexer.errors import FormatError, LimitExceeded
 from indexer.toc import Kind
 from indexer.tree import Node
 
 _BUFFER_SIZE: Final = 1 << 20
+_DEVICES: Final = (Kind.CHARACTER, Kind.BLOCK)
 _NANO: Final = 1_000_000_000
+_REGULAR: Final = Kind.REGULAR  # as in `layout`
 _MAX_ID: Final = 0xFFFF_FFFE  # the number above it stands for "no owner"
 
 
@@ -119,9 +121,12 @@ class _Writer:
         for node in self._plan.inodes:
             directory = next(directories) if node.children is not None else None
             position = node.nid * SLOT
-            shape = Shape(node, directory)
-            shape.settle(position)
-            buffer += bytes(position - start - len(buffer))
+            shape = shape_of(node, directory)
+            if shape.tail:
+                shape.settle(position)
+            gap = position - start - len(buffer)
+            if gap:
+                buffer += bytes(gap)
             buffer += self._inode(node, shape, directory)
             if len(buffer) > _BUFFER_SIZE:
                 self._out.write(buffer)
@@ -132,11 +137,12 @@ class _Writer:
     def _inode(self, node: Node, shape: Shape, directory: Directory | None) -> bytes:
         """The record of one inode: itself, its xattrs, and its chunk or tail."""
         layout, size, address, body = erofs.FLAT_PLAIN, 0, 0, b""
-        kind = node.kind
-        if kind == Kind.REGULAR and node.size:
+        kind, xattrs = node.kind, shape.xattrs
+        if kind == _REGULAR and node.size:
             layout, size = erofs.CHUNK_BASED, node.size
-            address, chunk = self._chunk(node)
-            body = bytes(-len(shape.xattrs) % erofs.CHUNK.size) + chunk
+            address, body = self._chunk(node)
+            if xattrs:
+                body = bytes(-len(xattrs) % erofs.CHUNK.size) + body
         elif shape.tail or shape.full_blocks:
             size = shape.full_blocks * BLOCK + shape.tail
             if shape.inline:
@@ -145,14 +151,14 @@ class _Writer:
                 address = self._next_block
                 self._outside.append((node, shape, directory))
                 self._next_block += shape.data_blocks
-        elif kind in (Kind.CHARACTER, Kind.BLOCK):
+        elif kind in _DEVICES:
             address = _encode_device(node.device)
         if not (0 <= node.uid <= _MAX_ID and 0 <= node.gid <= _MAX_ID):
             raise FormatError(f"an owner that no file can have: {node.uid}:{node.gid}")
         seconds, nanoseconds = divmod(node.mtime_ns, _NANO)
         header = erofs.INODE.pack(
             layout,
-            (len(shape.xattrs) - erofs.XATTR_HEADER.size) // 4 + 1 if shape.xattrs else 0,
+            (len(xattrs) - erofs.XATTR_HEADER.size) // 4 + 1 if xattrs else 0,
             erofs.FILE_TYPES[kind][1] | node.mode & 0o7777,
             size,
             address,
@@ -163,7 +169,7 @@ class _Writer:
             nanoseconds,
             node.nlink,
         )
-        return header + shape.xattrs + body
+        return header + xattrs + body
 
     def _chunk(self, node: Node) -> tuple[int, bytes]:
         """(chunk format, chunk index) of a file: one chunk of as many blocks as hold it."""
@@ -210,14 +216,15 @@ def _directory_block(directory: Directory, number: int) -> bytes:
     """One block of a directory: its dirents, then their names, without padding."""
     names = directory.names[directory.cuts[number] : directory.cuts[number + 1]]
     children = directory.node.children or {}
+    pack, types = erofs.DIRENT.pack, erofs.FILE_TYPES
     offset = len(names) * erofs.DIRENT.size
     parts = []
     for name in names:
         child = children.get(name)
         if child is not None:
-            parts.append(erofs.DIRENT.pack(child.nid, offset, erofs.FILE_TYPES[child.kind][0]))
+            parts.append(pack(child.nid, offset, types[child.kind][0]))
         else:
             nid = directory.node.nid if name == b"." else directory.parent
-            parts.append(erofs.DIRENT.pack(nid, offset, erofs.FILE_TYPES[Kind.DIRECTORY][0]))
+            parts.append(pack(nid, offset, types[Kind.DIRECTORY][0]))
         offset += len(name)
     return b"".join(parts + names)

@@ -13,7 +13,7 @@ from lazyfs.image.reading.plan import beside
 from lazyfs.source.line import Line
 
 _MOST: Final = 1 << 20
-_LEAST_ROUND_TRIP_S: Final = 0.01  # of shorter ones, readers wait less than for the bytes themselves
+_LEAST_MISS_S: Final = 0.02  # what a miss costs however near the registry is: each also takes processors
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ class Beside:
             entry: tells what is here.
             comes: says of a span that it comes by itself.
         """
-        if self._line.round_trip_s < _LEAST_ROUND_TRIP_S:
+        round_trip_s = self._line.round_trip_s
+        if not round_trip_s:
             return []
-        room = min(self._fetcher.carried_meanwhile(self._line.round_trip_s), _MOST)
+        room = min(self._fetcher.carried(max(round_trip_s, _LEAST_MISS_S), round_trip_s), _MOST)
         waited_for = sum(self._spans[number].compressed_size for number in missing)
         room -= self._fetcher.bytes_under_way - waited_for
         if room <= 0:

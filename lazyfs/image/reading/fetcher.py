@@ -151,8 +151,8 @@ class SpanFetcher:
         """Whether a span is being brought."""
         return number in self._landings
 
-    def carried_meanwhile(self, round_trip_s: float) -> int:
-        """Bytes that the line carries while a round trip lasts, by the requests of late; 0 before any.
+    def carried(self, within_s: float, round_trip_s: float) -> int:
+        """Bytes that the line, so long, carries within a time; by the requests of late, 0 before any.
 
         Where bytes are counted out, none are to spare.
         """
@@ -160,7 +160,7 @@ class SpanFetcher:
             return 0
         size = sum(size for size, _ in self._transfers)
         seconds = sum(max(seconds - round_trip_s, _LEAST_TRANSFER_S) for _, seconds in self._transfers)
-        return int(size / seconds * round_trip_s) if size else 0
+        return int(size / seconds * within_s) if size else 0
 
     @property
     def bytes_under_way(self) -> int:
