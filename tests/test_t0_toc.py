@@ -298,10 +298,36 @@ def test_a_span_of_compressed_bytes_that_hold_nothing_is_refused():
         decode_head(encode_toc(toc)).spans()
 
 
+_FEW = bytes(b"./a\0"[number % 4] for number in range(256))  # what paths are refused for, and a letter
+
+
 @pytest.mark.parametrize("path", [b"/a", b"a/", b"a//b", b".", b"..", b"a/../b", b"./a", b"a/.", b"a\0b"])
-def test_paths_no_tar_could_give_are_refused(path):
+@pytest.mark.parametrize("before", [0, 1, 1023, 1024, 3000])
+def test_paths_no_tar_could_give_are_refused(path, before):
+    """By itself, and in a table: there they are looked at many at once."""
     with pytest.raises(FormatError):
         check_path(path)
+    members = [Member(b"%d" % number, Kind.FIFO) for number in range(before)]
+    members += [Member(b"", Kind.DIRECTORY), Member(b"z", Kind.FIFO)]
+    assert decode_members(encode_members(members), len(members)) == members
+    with pytest.raises(FormatError, match="not a clean path"):
+        decode_members(encode_members([*members, Member(path, Kind.FIFO)]), len(members) + 1)
+
+
+@given(st.lists(st.binary(max_size=4).map(lambda text: text.translate(_FEW)), max_size=8))
+def test_many_paths_are_refused_where_one_would_be(paths):
+    refused = False
+    for path in paths:
+        try:
+            check_path(path)
+        except FormatError:
+            refused = True
+    try:
+        member_table._check_paths(paths)
+    except FormatError:
+        assert refused
+    else:
+        assert not refused
 
 
 @given(st.binary(max_size=32768))

@@ -13,7 +13,7 @@ from lazyfs.image.reading.plan import beside
 from lazyfs.source.line import Line
 
 _MOST: Final = 1 << 20
-_LEAST_MISS_S: Final = 0.02  # what a miss costs however near the registry is: each also takes processors
+_LEAST_MISS_S: Final = 0.02  # what a miss is worth however near the registry is, as it costs processors, too
 
 _log = logging.getLogger(__name__)
 
