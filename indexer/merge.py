@@ -42,7 +42,7 @@ def merge(layers: Iterable[Collection[Member]], *, max_entries: int = MAX_ENTRIE
     """The tree that a container of these layers sees.
 
     Args:
-        layers: the members of each layer, bottom first; each is gone through twice, in order.
+        layers: the members of each layer, bottom first.
         max_entries: how many members, and directories that only paths tell of, are accepted together.
 
     Raises:
@@ -77,13 +77,15 @@ class Merger:
         self._spend(len(members))
         self._linked.clear()
         self._forward.clear()
+        added = []
         for member in members:
-            if WHITEOUT in member.path and is_reserved(member.path):
+            if is_reserved(member.path):
                 self._hide(member.path)
+            else:
+                added.append(member)
         self._forget_directories()
-        for member in members:
-            if not (WHITEOUT in member.path and is_reserved(member.path)):
-                self._add(member)
+        for member in added:
+            self._add(member)
         self._bind_forward_links()
 
     def describe(self, node: Node, member: Member) -> None:
