@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct, field
 
+from lazyfs import __version__
 from lazyfs.errors import ConfigError, NotFound
 from lazyfs.oci.reference import DOCKER_HUB
 from lazyfs.source.auth.credentials import CredentialsProvider, NoCredentials
@@ -209,4 +209,4 @@ def endpoint_of(registry: str, settings: SourceSettings) -> Endpoint:
 
 def user_agent() -> str:
     """What we call ourselves to servers."""
-    return f"lazyfs/{version('lazyfs')}"
+    return f"lazyfs/{__version__}"
