@@ -15,7 +15,7 @@ from typing import Final
 
 from indexer.errors import FormatError, LimitExceeded
 from indexer.tar.pax import check_xattrs
-from indexer.toc import Kind, Member
+from indexer.toc import DIRECTORY, HARDLINK, SYMLINK, Kind, Member
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node, count_links, new_directory
 
 MAX_ENTRIES: Final = 8_000_000
@@ -29,11 +29,6 @@ OPAQUE: Final = b".wh..wh..opq"
 
 AUFS: Final = b".wh..wh."
 """What names of aufs's own metadata begin with."""
-
-# In Python 3.11 an enum's attribute is found by a call, for each member.
-_DIRECTORY: Final = Kind.DIRECTORY
-_SYMLINK: Final = Kind.SYMLINK
-_HARDLINK: Final = Kind.HARDLINK
 
 _OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 
@@ -158,9 +153,9 @@ class Merger:
         kind = member.kind
         if old is None:
             _check_name(name, path)
-        if kind == _HARDLINK:
+        if kind == HARDLINK:
             siblings[name] = self._link(member)
-        elif old is not None and old.children is not None and kind == _DIRECTORY:
+        elif old is not None and old.children is not None and kind == DIRECTORY:
             # "its attributes MUST be replaced" (Changeset over existing files); its children stay. Choice:
             # all xattrs are replaced, also between two entries of one layer; extraction keeps old ones.
             self.describe(old, member)
@@ -183,7 +178,7 @@ class Merger:
         # Choice: a character device 0:0 stays one; over overlayfs it becomes a whiteout by accident.
         return Node(
             kind,
-            0o777 if kind == _SYMLINK else mode & 0o7777,
+            0o777 if kind == SYMLINK else mode & 0o7777,
             uid,
             gid,
             mtime_ns,
@@ -193,7 +188,7 @@ class Merger:
             link,
             device,
             _visible(xattrs) if xattrs else xattrs,
-            {} if kind == _DIRECTORY else None,
+            {} if kind == DIRECTORY else None,
         )
 
     def _make_directories(self, path: bytes) -> dict[bytes, Node]:

@@ -36,6 +36,13 @@ class Kind(IntEnum):
     FIFO = 6
 
 
+# In Python 3.11 an enum's attribute is found by a call; these are for what is done for each member.
+REGULAR: Final = Kind.REGULAR
+DIRECTORY: Final = Kind.DIRECTORY
+SYMLINK: Final = Kind.SYMLINK
+HARDLINK: Final = Kind.HARDLINK
+
+
 class AddressSpace(IntEnum):
     """What uncompressed offsets count."""
 

@@ -151,10 +151,15 @@ def read_ahead_of(bdis: set[Path]) -> set[str]:
 
 
 def test_options_reach_the_kernel(image, tmp_path, erofs):
-    before = set(Path("/sys/class/bdi").glob("erofs-*"))
-    with mounted(image, tmp_path / "mnt", **erofs, read_ahead_kb=16) as server:
-        assert {b"ro", b"nosuid", b"nodev"} <= server.mount.options
-        assert "16\n" in read_ahead_of(set(Path("/sys/class/bdi").glob("erofs-*")) - before)
+    found: set[str] = set()
+    for _ in range(5):  # tests beside this one may mount at the same instant, and turn each other's knobs
+        before = set(Path("/sys/class/bdi").glob("erofs-*"))
+        with mounted(image, tmp_path / "mnt", **erofs, read_ahead_kb=16) as server:
+            assert {b"ro", b"nosuid", b"nodev"} <= server.mount.options
+            found |= read_ahead_of(set(Path("/sys/class/bdi").glob("erofs-*")) - before)
+        if "16\n" in found:
+            break
+    assert "16\n" in found
     with mounted(image, tmp_path / "mnt", **erofs, setuid=True, devices=True) as server:
         assert not {b"nosuid", b"nodev"} & server.mount.options
 

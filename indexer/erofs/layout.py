@@ -7,11 +7,10 @@ from msgspec import Struct
 from indexer.erofs import format as erofs
 from indexer.erofs.format import BLOCK, SLOT
 from indexer.errors import FormatError, LimitExceeded
-from indexer.toc import Kind
+from indexer.toc import DIRECTORY, REGULAR, SYMLINK
 from indexer.tree import MAX_DEPTH, MAX_NAME, Node
 
 _MAX_NID: Final = 0xFFFF_FFFF
-_REGULAR: Final = Kind.REGULAR  # in Python 3.11 an enum's attribute is found by a call, for each node
 
 
 class Directory(Struct, eq=False):
@@ -68,9 +67,9 @@ class Shape:
         self.inline = False
         if directory is not None:
             self.tail, self.full_blocks = directory.tail, directory.full_blocks
-        elif node.kind == Kind.SYMLINK:
+        elif node.kind == SYMLINK:
             self.full_blocks, self.tail = divmod(len(node.link), BLOCK)
-        elif node.kind == _REGULAR and node.size:
+        elif node.kind == REGULAR and node.size:
             self.size += -self.size % erofs.CHUNK.size + erofs.CHUNK.size
 
     def settle(self, position: int) -> None:
@@ -83,13 +82,13 @@ class Shape:
         return self.full_blocks + (self.tail > 0 and not self.inline)
 
 
-_FILE: Final = Shape(Node(_REGULAR, size=1), None)
-_EMPTY_FILE: Final = Shape(Node(_REGULAR), None)
+_FILE: Final = Shape(Node(REGULAR, size=1), None)
+_EMPTY_FILE: Final = Shape(Node(REGULAR), None)
 
 
 def shape_of(node: Node, directory: Directory | None) -> Shape:
     """The shape of a node. Regular files without xattrs share theirs, which nothing changes."""
-    if node.kind == _REGULAR and not node.xattrs and directory is None:
+    if node.kind == REGULAR and not node.xattrs and directory is None:
         return _FILE if node.size else _EMPTY_FILE
     return Shape(node, directory)
 
@@ -153,12 +152,9 @@ def _place(position: int, shape: Shape, *, movable: bool) -> int:
 
 
 def _check_kind(node: Node) -> None:
-    kind = node.kind
-    if kind == _REGULAR and node.children is None:
-        return
-    if kind not in erofs.FILE_TYPES or (kind == Kind.DIRECTORY) != (node.children is not None):
-        raise FormatError(f"a node of kind {kind!r} cannot stand in a tree so")
-    if kind == Kind.SYMLINK:
+    if node.kind not in erofs.FILE_TYPES or (node.kind == DIRECTORY) != (node.children is not None):
+        raise FormatError(f"a node of kind {node.kind!r} cannot stand in a tree so")
+    if node.kind == SYMLINK:
         if not node.link or b"\0" in node.link:
             raise FormatError(f"not a symlink's target: {node.link[:200]!r}")
         if len(node.link) > erofs.MAX_SYMLINK:

@@ -14,13 +14,11 @@ from indexer.erofs import format as erofs
 from indexer.erofs.format import BLOCK, SLOT, Device
 from indexer.erofs.layout import Directory, Plan, Shape, plan_image, shape_of
 from indexer.errors import FormatError, LimitExceeded
-from indexer.toc import Kind
+from indexer.toc import REGULAR, Kind
 from indexer.tree import Node
 
 _BUFFER_SIZE: Final = 1 << 20
-_DEVICES: Final = (Kind.CHARACTER, Kind.BLOCK)
 _NANO: Final = 1_000_000_000
-_REGULAR: Final = Kind.REGULAR  # as in `layout`
 _MAX_ID: Final = 0xFFFF_FFFE  # the number above it stands for "no owner"
 
 
@@ -124,9 +122,7 @@ class _Writer:
             shape = shape_of(node, directory)
             if shape.tail:
                 shape.settle(position)
-            gap = position - start - len(buffer)
-            if gap:
-                buffer += bytes(gap)
+            buffer += bytes(position - start - len(buffer))
             buffer += self._inode(node, shape, directory)
             if len(buffer) > _BUFFER_SIZE:
                 self._out.write(buffer)
@@ -138,7 +134,7 @@ class _Writer:
         """The record of one inode: itself, its xattrs, and its chunk or tail."""
         layout, size, address, body = erofs.FLAT_PLAIN, 0, 0, b""
         kind, xattrs = node.kind, shape.xattrs
-        if kind == _REGULAR and node.size:
+        if kind == REGULAR and node.size:
             layout, size = erofs.CHUNK_BASED, node.size
             address, body = self._chunk(node)
             if xattrs:
@@ -151,7 +147,7 @@ class _Writer:
                 address = self._next_block
                 self._outside.append((node, shape, directory))
                 self._next_block += shape.data_blocks
-        elif kind in _DEVICES:
+        elif kind in (Kind.CHARACTER, Kind.BLOCK):
             address = _encode_device(node.device)
         if not (0 <= node.uid <= _MAX_ID and 0 <= node.gid <= _MAX_ID):
             raise FormatError(f"an owner that no file can have: {node.uid}:{node.gid}")
@@ -216,15 +212,14 @@ def _directory_block(directory: Directory, number: int) -> bytes:
     """One block of a directory: its dirents, then their names, without padding."""
     names = directory.names[directory.cuts[number] : directory.cuts[number + 1]]
     children = directory.node.children or {}
-    pack, types = erofs.DIRENT.pack, erofs.FILE_TYPES
     offset = len(names) * erofs.DIRENT.size
     parts = []
     for name in names:
         child = children.get(name)
         if child is not None:
-            parts.append(pack(child.nid, offset, types[child.kind][0]))
+            parts.append(erofs.DIRENT.pack(child.nid, offset, erofs.FILE_TYPES[child.kind][0]))
         else:
             nid = directory.node.nid if name == b"." else directory.parent
-            parts.append(pack(nid, offset, types[Kind.DIRECTORY][0]))
+            parts.append(erofs.DIRENT.pack(nid, offset, erofs.FILE_TYPES[Kind.DIRECTORY][0]))
         offset += len(name)
     return b"".join(parts + names)

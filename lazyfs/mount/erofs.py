@@ -123,8 +123,8 @@ async def serve_erofs(
 def _session(device_fd: int, forest: Forest, read_timeout_s: float, *, by_pyfuse3: bool) -> Session:
     if not by_pyfuse3:
         return RawSession(device_fd, ForestAnswers(forest, read_timeout_s))
-    from lazyfs.mount.layer_files import LayerFileOperations  # noqa: PLC0415  # loads libfuse
-    from lazyfs.mount.pyfuse_session import PyfuseSession  # noqa: PLC0415  # loads libfuse, too
+    from lazyfs.mount.layer_files import LayerFileOperations  # noqa: PLC0415  # libfuse: only for who chose it
+    from lazyfs.mount.pyfuse_session import PyfuseSession  # noqa: PLC0415  # the other half of that choice
 
     return PyfuseSession(device_fd, LayerFileOperations(forest, read_timeout_s))
 

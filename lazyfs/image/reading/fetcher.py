@@ -152,9 +152,13 @@ class SpanFetcher:
         return number in self._landings
 
     def carried(self, within_s: float, round_trip_s: float) -> int:
-        """Bytes that the line, so long, carries within a time; by the requests of late, 0 before any.
+        """Bytes that the line carries within a time, by the requests of late; 0 before any.
 
         Where bytes are counted out, none are to spare.
+
+        Args:
+            within_s: that time.
+            round_trip_s: how long requests took before anything came.
         """
         if self._settings.traffic.rate:
             return 0
