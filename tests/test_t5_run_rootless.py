@@ -80,7 +80,9 @@ def user(lab_image) -> Iterator[User]:
         os.chown(place / "home", NOBODY, NOBODY)
         shutil.copytree(lab_image("postgres"), place / "image")
         subprocess.run(["chmod", "-R", "a+rX", str(place / "image")], check=True)
-        yield User(place)
+        made = User(place)
+        made.give_ids("")
+        yield made
 
 
 def test_without_ranges_root_alone_is_there(user):
